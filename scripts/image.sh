@@ -1,0 +1,159 @@
+# shellcheck shell=bash
+# From sources to what QEMU boots: kernel Image and initrd. Sourced by qemu-run.sh.
+
+# out_dir: cargo's output folder for the target.
+out_dir() {
+	local base=${CARGO_TARGET_DIR:-$ROOT/target}
+	# The v8.0 build has other compiler flags; in one folder the two would rebuild each other.
+	if cpu_is_v80; then base+=/v80; fi
+	echo "$base"
+}
+release_dir() { echo "$(out_dir)/$TARGET/release"; }
+# What this script derives from cargo's output.
+image_dir() { echo "$(out_dir)/image"; }
+
+target_rustflags() {
+	printf %s -Cforce-frame-pointers=yes
+	cpu_is_v80 || printf %s ' -Ctarget-feature=+lse'
+}
+
+# cargo_target SUBCOMMAND ARG...: cargo for the target.
+cargo_target() {
+	env "${TARGET_ENV[@]}" \
+		CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_RUSTFLAGS="$(target_rustflags)" \
+		CARGO_TARGET_DIR="$(out_dir)" \
+		"$@" --target "$TARGET" --release --manifest-path "$ROOT/Cargo.toml" 1>&2
+}
+
+# build_all: kernel, programs and the Image that this command line asks for.
+build_all() {
+	need_command cpio cpio
+	need_rust
+	need_objcopy
+	[[ -d $(release_dir) ]] || note "first build: about a minute"
+	if [[ -n $KERNEL_ELF ]]; then
+		cargo_target "${CARGO[@]}" build --quiet --package user || die "the build failed"
+	elif [[ -n $SELFTEST ]]; then
+		build_selftest
+		cargo_target "${CARGO[@]}" build --quiet --package user || die "the build failed"
+	else
+		cargo_target "${CARGO[@]}" build --quiet --workspace || die "the build failed"
+		keep_elf kernel
+	fi
+	make_image
+}
+
+# build_selftest: the kernel with its self-tests. Cargo gives both kernels one
+# name, so each is copied away after its build.
+build_selftest() {
+	cargo_target "${CARGO[@]}" build --quiet --features selftest --bin ebbtide-kernel || die "the build failed"
+	keep_elf selftest
+}
+
+# build_for_tests: all that the in-QEMU suite runs.
+build_for_tests() {
+	SELFTEST=any build_all
+	SELFTEST='' build_all
+	build_test_programs
+}
+
+# The C programs of tests/programs, each one file.
+test_program_dir() { echo "$(image_dir)/programs"; }
+build_test_programs() {
+	local dir source program
+	need_cc
+	dir=$(test_program_dir)
+	mkdir -p "$dir"
+	for source in "$ROOT"/tests/programs/*.c; do
+		program=$dir/$(basename "$source" .c)
+		if [[ ! $program -nt $source || ! $program -nt $ROOT/tests/programs/ebb.h ]]; then
+			"$CC_AARCH64" -O2 -Wall -Wextra -Werror -ffreestanding -fno-stack-protector -static -nostdlib \
+				-o "$program" "$source" || die "$source does not compile"
+		fi
+	done
+}
+
+keep_elf() {
+	mkdir -p "$(image_dir)"
+	cmp -s "$(release_dir)/ebbtide-kernel" "$(image_dir)/$1.elf" ||
+		cp "$(release_dir)/ebbtide-kernel" "$(image_dir)/$1.elf"
+}
+
+# kernel_elf: the file with the symbols of the kernel to boot.
+kernel_elf() {
+	if [[ -n $KERNEL_ELF ]]; then
+		echo "$KERNEL_ELF"
+	elif [[ -n $SELFTEST ]]; then
+		echo "$(image_dir)/selftest.elf"
+	else
+		echo "$(image_dir)/kernel.elf"
+	fi
+}
+
+# make_image: the raw Image beside the kept ELF, if that is newer.
+make_image() {
+	local elf image
+	elf=$(kernel_elf)
+	if [[ -n $KERNEL_ELF ]]; then
+		work_dir
+		image=$WORK/kernel.img
+	else
+		image=${elf%.elf}.img
+	fi
+	[[ $image -nt $elf ]] || {
+		"${OBJCOPY[@]}" -O binary "$elf" "$image.$$" || die "$elf: not a kernel"
+		mv "$image.$$" "$image"
+	}
+}
+
+# The built-in programs are the bins of the package `user`.
+built_ins() {
+	local file
+	for file in "$ROOT"/user/src/bin/*; do
+		[[ ! -e $file ]] || basename "$file" .rs
+	done
+}
+
+# Is $1 a 64-bit little-endian AArch64 executable?
+is_aarch64_elf() {
+	[[ $(od -An -tx1 -N6 "$1" 2>/dev/null | tr -d ' \n') == 7f454c460201 ]] &&
+		[[ $(od -An -tx1 -j16 -N4 "$1" | tr -d ' \n') == 0200b700 ]]
+}
+
+# pick_program NAME: sets PROGRAM_FILE and KERNEL_IMAGE. A file goes before a built-in of that name.
+pick_program() {
+	if [[ -f $1 ]]; then
+		PROGRAM_FILE=$1
+	elif [[ -f $(release_dir)/$1 && $'\n'$(built_ins)$'\n' == *$'\n'"$1"$'\n'* ]]; then
+		PROGRAM_FILE=$(release_dir)/$1
+	else
+		die "$1: no such file, and no built-in program of that name"
+	fi
+	KERNEL_IMAGE=$(kernel_elf)
+	if [[ -n $KERNEL_ELF ]]; then
+		[[ -f ${WORK:-}/kernel.img ]] || { need_objcopy && make_image; }
+		KERNEL_IMAGE=$WORK/kernel.img
+	else
+		KERNEL_IMAGE=${KERNEL_IMAGE%.elf}.img
+	fi
+	[[ -f $KERNEL_IMAGE ]] || die "the kernel is not built"
+}
+
+# pack_initrd FILE PROGRAM [ARG...]
+pack_initrd() {
+	local file=$1 tree=$WORK/initrd name
+	shift
+	mkdir -p "$tree/bin"
+	for name in $(built_ins); do
+		[[ ! -f $(release_dir)/$name ]] || cp "$(release_dir)/$name" "$tree/bin/$name"
+	done
+	cp -- "$PROGRAM_FILE" "$tree/init"
+	printf '%s\0' "$@" >"$tree/argv"
+	printf '%s\0' PATH=/bin HOME=/ >"$tree/envp"
+	if [[ -n $STATS ]]; then
+		printf %s "$STATS" >"$tree/stats-path"
+		rm -f -- "$STATS"
+	fi
+	(cd "$tree" && find . -mindepth 1 -printf '%P\n' | LC_ALL=C sort |
+		cpio --quiet -o -H newc -R 0:0 >"$file") || die "could not pack the initrd"
+}

@@ -1,0 +1,170 @@
+# shellcheck shell=bash
+# The command line. Sourced by qemu-run.sh; sets one variable per option.
+# shellcheck disable=SC2034 # they are used there
+
+usage() {
+	cat <<-'TEXT'
+		./qemu-run.sh                           build, boot, run the demo: a tagged workload twice the size of RAM
+		./qemu-run.sh -- PROGRAM [ARG...]       boot and run at EL0: a static AArch64 ELF file, or a built-in by name
+		./qemu-run.sh test [FILTER]             every test: host, then in QEMU
+		./qemu-run.sh bench [NAME]              instruction counts, table and JSON
+		./qemu-run.sh debug [-- PROGRAM ...]    the same as run, waiting for gdb on :1234
+
+		Options, before or after the subcommand:
+		  --memory MIB         RAM of the machine, with all kernel overhead (128)
+		  --swap MIB           swap space, page data only (twice the memory)
+		  --cpu MODEL          QEMU's CPU model (max)
+		  --el2                enter the kernel at EL2
+		  --no-mte             a machine without memory tags
+		  --no-hafdbs          access and dirty flags in software
+		  --icount             exact counts: one instruction is one nanosecond
+		  --timeout SECONDS    give up after that long: exit 124 (never)
+		  --stats FILE.json    counters at exit; for bench, its rows
+		  --quiet              of the kernel's log only warnings and deaths
+		  --cpus 1, --granule 4k, --folio-orders 0|none: what there is so far
+
+		The program's output is stdout, the kernel's log is stderr, the exit status is the
+		program's: 128+signal if killed (139 bad access, 137 out of memory), 101 kernel panic,
+		124 timeout, 125 bad command line or failed set-up.
+		QEMU= in the environment names another QEMU (8.0 or newer; older only with --no-mte).
+	TEXT
+}
+
+unsupported() {
+	echo "qemu-run: $* is not supported yet" >&2
+	exit 125
+}
+
+# number OPTION VALUE MIN MAX
+number() {
+	[[ $2 =~ ^[0-9]{1,9}$ ]] || die "$1 wants a number, not '$2'"
+	local n=$((10#$2))
+	((n >= $3 && n <= $4)) || die "$1 $n is out of range ($3 to $4)"
+	echo "$n"
+}
+
+# host_file FILE: its absolute path; it must be writable.
+host_file() {
+	local dir
+	dir=$(cd "$(dirname -- "$1")" 2>/dev/null && pwd) || die "--stats $1: no such folder"
+	[[ ! -d $1 && -w $dir ]] || die "--stats $1: cannot be written"
+	echo "${dir%/}/$(basename -- "$1")"
+}
+
+folio_orders() {
+	case $1 in
+	0 | none) ;;
+	*[!0-9,]* | '' | ,* | *,) die "--folio-orders wants 'none' or numbers with commas, not '$1'" ;;
+	*) unsupported "--folio-orders $1" ;;
+	esac
+}
+
+parse_command_line() {
+	MEMORY=128 SWAP='' CPU=max EL2='' NO_MTE='' NO_HAFDBS='' ICOUNT='' TIMEOUT='' STATS='' QUIET=''
+	KERNEL_ELF='' SELFTEST='' NO_BUILD='' DRY_RUN='' DEBUG=''
+	COMMAND='' OPERAND='' PROGRAM=() MACHINE_OPTIONS=()
+	local memory_given='' words=()
+	while (($#)); do
+		local option=$1 value='' takes_value=1
+		case $option in
+		--) break ;;
+		--el2 | --no-mte | --no-hafdbs | --icount | --quiet | --no-build | --build-only | --dry-run | --help | -h) takes_value='' ;;
+		--memory | --swap | --cpu | --timeout | --stats | --kernel-elf | --selftest | --cpus | --granule | --folio-orders | --trace) ;;
+		--*=*) # the other way to write a value
+			value=${option#*=}
+			shift
+			set -- "${option%%=*}" "$value" "$@"
+			continue
+			;;
+		-*) die "unknown option $option (see --help)" ;;
+		*)
+			words+=("$option")
+			shift
+			continue
+			;;
+		esac
+		shift
+		if [[ -n $takes_value ]]; then
+			[[ $# -gt 0 && $1 != -- ]] || die "$option wants a value"
+			value=$1
+			shift
+		fi
+		case $option in
+		--memory)
+			MEMORY=$(number "$option" "$value" 16 1048576)
+			memory_given=1
+			;;
+		--swap) SWAP=$(number "$option" "$value" 0 1048576) ;;
+		--cpu)
+			[[ $value =~ ^[A-Za-z0-9_.,=-]+$ ]] || die "--cpu wants a CPU model, not '$value'"
+			CPU=$value
+			;;
+		--el2) EL2=1 ;;
+		--no-mte) NO_MTE=1 ;;
+		--no-hafdbs) NO_HAFDBS=1 ;;
+		--icount) ICOUNT=1 ;;
+		--timeout) TIMEOUT=$(number "$option" "$value" 1 999999) ;;
+		--stats) STATS=$(host_file "$value") ;;
+		--quiet) QUIET=1 ;;
+		--cpus)
+			value=$(number "$option" "$value" 1 512)
+			((value == 1)) || unsupported "--cpus $value"
+			;;
+		--granule)
+			case $value in
+			4k) ;;
+			16k | 64k) unsupported "--granule $value" ;;
+			*) die "--granule wants 4k, 16k or 64k, not '$value'" ;;
+			esac
+			;;
+		--folio-orders) folio_orders "$value" ;;
+		--trace) unsupported "--trace" ;;
+		# From here on for the project's own use: cargo's runner, the in-QEMU tests.
+		--kernel-elf)
+			[[ -f $value ]] || die "--kernel-elf $value: no such file"
+			KERNEL_ELF=$(realpath -- "$value")
+			;;
+		--selftest) SELFTEST=$value ;;
+		--no-build) NO_BUILD=1 ;;
+		--build-only) COMMAND=build ;;
+		--dry-run) DRY_RUN=1 ;;
+		--help | -h) COMMAND=help ;;
+		esac
+		# What describes the machine is handed on to the in-QEMU tests.
+		case $option in
+		--memory | --swap | --cpu) MACHINE_OPTIONS+=("$option" "$value") ;;
+		--el2 | --no-mte | --no-hafdbs | --icount) MACHINE_OPTIONS+=("$option") ;;
+		esac
+	done
+	[[ $COMMAND != help ]] || return 0
+	if [[ $COMMAND == build ]]; then
+		SWAP=${SWAP:-$((2 * MEMORY))}
+		return 0
+	fi
+	if (($#)); then
+		shift # the --
+		(($#)) || die "-- wants a program"
+		PROGRAM=("$@")
+	fi
+	parse_words "${words[@]}"
+	if [[ $COMMAND == bench ]]; then
+		ICOUNT=1
+		[[ -n $memory_given ]] || MEMORY=512
+		[[ -n $SWAP || -n $memory_given ]] || SWAP=1024
+	fi
+	SWAP=${SWAP:-$((2 * MEMORY))}
+}
+
+# parse_words WORD...: the subcommand and its operand.
+parse_words() {
+	COMMAND=${1:-run} OPERAND=${2:-}
+	case $COMMAND in
+	run | debug) (($# <= 1)) || die "'$OPERAND': a program goes after --" ;;
+	test | bench)
+		(($# <= 2)) || die "$COMMAND takes one operand"
+		((${#PROGRAM[@]} == 0)) || die "$COMMAND takes no program"
+		;;
+	*) die "unknown subcommand '$COMMAND' (see --help)" ;;
+	esac
+	((${#PROGRAM[@]})) || PROGRAM=(demo)
+}

@@ -1,0 +1,74 @@
+# shellcheck shell=bash
+# `test`: everything that is checked, in one summary line. Sourced by qemu-run.sh.
+#
+# Three parts: format and lints, the host tests, the in-QEMU suite (tests/qemu). Each prints
+# PASS or FAIL and a name; FILTER is a substring of the names.
+
+PASSED=0 FAILED=0
+
+pass() { PASSED=$((PASSED + 1)) && echo "PASS $1"; }
+fail() { FAILED=$((FAILED + 1)) && echo "FAIL $1"; }
+
+cmd_test() {
+	local filter=$1
+	[[ -z $STATS && -z $KERNEL_ELF && -z $SELFTEST ]] || die "test takes no --stats, --kernel-elf, --selftest"
+	work_dir
+	need_checkers
+	cd "$ROOT" || exit 125
+	test_step "$filter" "cargo fmt" "${FMT[@]}" --all --check
+	test_step "$filter" "cargo clippy, host" "${CLIPPY[@]}" --quiet --workspace --all-targets -- -D warnings
+	test_step "$filter" "cargo clippy, target" clippy_target
+	host_tests "$filter"
+	qemu_tests "$filter"
+	echo "$PASSED passed, $FAILED failed"
+	((FAILED == 0))
+}
+
+# test_step FILTER NAME COMMAND...: one check that is one command.
+test_step() {
+	local filter=$1 name=$2
+	shift 2
+	[[ $name == *"$filter"* ]] || return 0
+	if "$@" >"$WORK/step.log" 2>&1; then
+		pass "$name"
+	else
+		cat "$WORK/step.log"
+		fail "$name"
+	fi
+}
+
+clippy_target() {
+	env "${TARGET_ENV[@]}" "${CLIPPY[@]}" --quiet --workspace --features selftest --release --target "$TARGET" -- -D warnings
+}
+
+host_tests() {
+	cargo_tests "$1" --package ebbtide
+	if [[ -f tests/race.rs ]] && grep -q '^shuttle' Cargo.toml; then
+		cargo_tests "$1" --package ebbtide --features shuttle --test race
+	fi
+}
+
+# cargo_tests FILTER ARG...: cargo's own lines become ours; its counts are taken from its results.
+cargo_tests() {
+	local filter=$1 status=0 passed failed
+	shift
+	"${CARGO[@]}" test --quiet --no-fail-fast "$@" -- --format pretty ${filter:+"$filter"} >"$WORK/host.log" 2>&1 || status=$?
+	awk '
+		/^test result:/ { passed += $4; failed += $6; next }
+		/^test .* \.\.\. ok$/ { sub(/^test /, ""); sub(/ \.\.\. ok$/, ""); print "PASS host " $0; next }
+		/^test .* \.\.\. FAILED$/ { sub(/^test /, ""); sub(/ \.\.\. FAILED$/, ""); print "FAIL host " $0; next }
+		END { printf "%d %d\n", passed, failed > counts }' counts="$WORK/host.counts" "$WORK/host.log"
+	read -r passed failed <"$WORK/host.counts"
+	PASSED=$((PASSED + passed)) FAILED=$((FAILED + failed))
+	((status == 0)) && return 0
+	grep -vE '^test .* \.\.\. (ok|ignored)$' "$WORK/host.log"
+	# It can fail without a failed test: it does not build, or a test ended the process.
+	((failed > 0)) || fail "host tests: cargo test"
+}
+
+qemu_tests() {
+	local passed failed
+	"$ROOT/tests/qemu/run.sh" "${MACHINE_OPTIONS[@]}" -- "$1" </dev/null | tee "$WORK/qemu.log" | grep -v '^@counts ' || true
+	read -r _ passed failed < <(grep '^@counts ' "$WORK/qemu.log" || echo "@counts 0 1")
+	PASSED=$((PASSED + passed)) FAILED=$((FAILED + failed))
+}

@@ -1,0 +1,237 @@
+#!/usr/bin/env bash
+# The in-QEMU suite: run.sh [MACHINE OPTION...] [-- FILTER]
+#
+# Runs the cases of the file `cases` beside this one (its head explains the
+# format), two machines side by side, and prints PASS or FAIL for each. Without
+# machine options each case runs on the machines that it names; with some (say
+# `--cpu neoverse-n2`) each runs once, with those. The last line, `@counts PASSED
+# FAILED`, is for the caller.
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+readonly ROOT JOBS=2
+
+given=() filter=
+while (($#)); do
+	if [[ $1 == -- ]]; then
+		filter=${2:-}
+		break
+	fi
+	given+=("$1")
+	shift
+done
+
+WORK=$(mktemp -d "${TMPDIR:-/tmp}/ebbtide-suite.XXXXXX")
+trap 'rm -rf "$WORK"' EXIT
+cd "$ROOT"
+
+# options_of MACHINE: the script's options for a name of an `on` line.
+options_of() {
+	case $1 in
+	max) ;;
+	n2) echo --cpu neoverse-n2 ;;
+	n1) echo --cpu neoverse-n1 ;;
+	a72) echo --cpu cortex-a72 ;;
+	no-mte) echo --no-mte ;;
+	no-hafdbs) echo --no-hafdbs ;;
+	el2) echo --el2 ;;
+	given) printf '%q ' "${given[@]}" ;;
+	*) echo "cases: no machine is called '$1'" >&2 && exit 125 ;;
+	esac
+}
+
+# Does a machine with these options have MTE?
+has_mte() { [[ " $* " != *" --no-mte "* ]] && { [[ " $* " != *" --cpu "* ]] || [[ " $* " =~ " --cpu "(max|neoverse-n2|cortex-a710) ]]; }; }
+
+# verdict PASS|FAIL NAME [DETAIL...]: printed, and counted at the end.
+verdict() {
+	{
+		echo "$1 $2"
+		shift 2
+		((!$#)) || printf '  %s\n' "$@"
+	} | tee -a "$WORK/verdicts"
+}
+
+# check_case: compares what a run left in $dir with the case; prints what is wrong.
+check_case() {
+	local status=$1 line kind pattern
+	((status == want)) || echo "exit status $status, expected $want"
+	while IFS= read -r line; do
+		kind=${line%%$'\t'*} pattern=${line#*$'\t'}
+		case $kind in
+		out) grep -aEq -- "$pattern" "$dir/out" || echo "stdout lacks: $pattern" ;;
+		err) grep -aEq -- "$pattern" "$dir/err" || echo "stderr lacks: $pattern" ;;
+		no-out) ! grep -aEq -- "$pattern" "$dir/out" || echo "stdout has: $pattern" ;;
+		no-err) ! grep -aEq -- "$pattern" "$dir/err" || echo "stderr has: $pattern" ;;
+		once) (($(grep -aEc -- "$pattern" "$dir/err") == 1)) || echo "stderr must have once: $pattern" ;;
+		last) tail -n 1 "$dir/err" | grep -aEq -- "$pattern" || echo "stderr's last line is not: $pattern" ;;
+		at-least) (($(statistic "${pattern%% *}") >= ${pattern##* })) || echo "counter $pattern: $(statistic "${pattern%% *}")" ;;
+		same) keep_same "$pattern" ;;
+		esac
+	done <<<"$checks"
+	((status == 0)) || [[ -s $dir/err ]] || echo "no cause on stderr"
+	check_leaks "$status"
+}
+
+statistic() { sed -n "s/.*\"$1\"[ ]*:[ ]*\([0-9]*\).*/\1/p" "$dir/stats.json" 2>/dev/null | grep . || echo -1; }
+
+# Whatever a program does, all frames and slots are back at its end.
+check_leaks() {
+	local counter
+	case $1 in
+	101 | 124 | 125) return ;;
+	esac
+	[[ ${options[*]} != *--selftest* ]] || return 0
+	for counter in frames_leaked slots_leaked tag_rooms_leaked; do
+		(($(statistic $counter) == 0)) || echo "$counter is $(statistic $counter)"
+	done
+}
+
+# keep_same PATTERN: the matching text is the same on all machines (see same_everywhere).
+keep_same() {
+	mkdir -p "$WORK/same/$name"
+	grep -aEoh -- "$1" "$dir/out" "$dir/err" >"$WORK/same/$name/$machine" || {
+		rm "$WORK/same/$name/$machine"
+		echo "nowhere: $1"
+	}
+}
+
+# run_case: one case on one machine, in the background; the verdict goes to stdout at once.
+run_case() {
+	local dir=$WORK/$name.$machine status=0 wrong
+	mkdir -p "$dir"
+	# A case may set another limit among its own options, which come later.
+	local line=(./qemu-run.sh --no-build --timeout "$limit" --stats "$dir/stats.json" "${options[@]}")
+	((${#program[@]} == 0)) || line+=(-- "${program[@]}")
+	"${line[@]}" >"$dir/out" 2>"$dir/err" </dev/null || status=$?
+	wrong=$(check_case "$status")
+	if [[ -z $wrong ]]; then
+		verdict PASS "qemu $name [$machine]"
+	else
+		verdict FAIL "qemu $name [$machine]" "command: ${line[*]}" "${wrong//$'\n'/$'\n'  }" \
+			"stdout, last lines:" "$(tail -n 8 "$dir/out" | sed 's/^/    /')" \
+			"stderr, last lines:" "$(tail -n 12 "$dir/err" | sed 's/^/    /')"
+	fi
+	rm -rf "$dir"
+}
+
+# build_v80: the machine a72 has a build of its own; made when the first case asks for it.
+v80_built=''
+build_v80() {
+	[[ -z $v80_built ]] || return 0
+	v80_built=1
+	./qemu-run.sh --build-only --cpu cortex-a72 >/dev/null || verdict FAIL "qemu build for cortex-a72"
+}
+
+# start_case: runs the case that has been read, on each of its machines.
+start_case() {
+	local machine options program machines=$on
+	[[ -n $name ]] || return 0
+	((${#given[@]} == 0)) || machines=given
+	for machine in $machines; do
+		[[ "qemu $name [$machine]" == *"$filter"* ]] || continue
+		selected=1
+		[[ -z $only_select ]] || return 0
+		eval "options=($case_options $(options_of "$machine"))"
+		[[ -z $needs_mte ]] || has_mte "${options[@]}" || continue
+		[[ $machine != a72 ]] || build_v80 || continue
+		eval "program=($run)"
+		if ((${#program[@]})) && [[ -x $programs/${program[0]} ]]; then
+			program[0]=$programs/${program[0]}
+		fi
+		while (($(jobs -rp | wc -l) >= JOBS)); do wait -n || true; done
+		run_case &
+	done
+}
+
+# any_selected: does the filter leave anything to do? If not, nothing need be built.
+selected='' only_select=''
+any_selected() {
+	[[ "qemu debug" != *"$filter"* ]] || return 0
+	only_select=1
+	run_cases
+	only_select=''
+	[[ -n $selected ]]
+}
+
+new_case() {
+	name=$1 case_options='' run='' want=0 on=max checks='' needs_mte='' limit=120
+}
+
+run_cases() {
+	local key rest
+	new_case ''
+	while read -r key rest; do
+		case $key in
+		'' | '#'*) ;;
+		case) start_case && new_case "$rest" ;;
+		options) case_options=$rest ;;
+		run) run=$rest ;;
+		exit) want=$rest ;;
+		on) on=$rest ;;
+		needs) needs_mte=$rest ;;
+		limit) limit=$rest ;;
+		out | err | no-out | no-err | once | last | at-least | same) checks+="$key"$'\t'"$rest"$'\n' ;;
+		*) echo "cases: unknown key '$key'" >&2 && exit 125 ;;
+		esac
+	done <tests/qemu/cases
+	start_case
+	wait
+}
+
+# same_everywhere: a case with a `same` line gave the same text on all its machines.
+same_everywhere() {
+	local case file first title
+	for case in "$WORK"/same/*/; do
+		first='' title="qemu $(basename "$case")"
+		for file in "$case"*; do
+			echo "     $title [$(basename "$file")]: $(head -1 "$file")"
+			if [[ -z $first ]]; then
+				first=$file
+			elif cmp -s "$first" "$file"; then
+				verdict PASS "$title: ${first##*/} and ${file##*/} agree"
+			else
+				verdict FAIL "$title: ${first##*/} and ${file##*/} differ"
+			fi
+		done
+	done
+}
+
+# debug_case: the printed gdb line in batch mode stops at the kernel's entry, with symbols.
+debug_case() {
+	local title="qemu debug" line pid i
+	[[ $title == *"$filter"* ]] || return 0
+	if ! command -v gdb-multiarch >/dev/null; then
+		echo "SKIP $title: gdb-multiarch is not installed"
+		return 0
+	fi
+	./qemu-run.sh debug --no-build --timeout 60 "${given[@]}" >"$WORK/debug.out" 2>"$WORK/debug.err" </dev/null &
+	pid=$!
+	for ((i = 0; i < 100; i++)); do
+		line=$(grep -a '^gdb-multiarch ' "$WORK/debug.err" || true)
+		[[ -z $line ]] || break
+		sleep 0.1
+	done
+	sleep 1
+	eval "$line" >"$WORK/gdb.log" 2>&1 </dev/null || true
+	wait "$pid" || true
+	if grep -Eq '#0 .*kmain' "$WORK/gdb.log"; then
+		verdict PASS "$title"
+	else
+		verdict FAIL "$title" "$(sed 's/^/  /' "$WORK/gdb.log")"
+	fi
+}
+
+: >"$WORK/verdicts"
+mkdir "$WORK/same"
+shopt -s nullglob
+if ! any_selected; then
+	: # nothing of this suite was asked for
+elif programs=$(./qemu-run.sh --build-only "${given[@]}"); then
+	run_cases
+	same_everywhere
+	debug_case
+else
+	verdict FAIL "qemu build"
+fi
+echo "@counts $(grep -c ^PASS "$WORK/verdicts" || true) $(grep -c ^FAIL "$WORK/verdicts" || true)"
