@@ -1,0 +1,239 @@
+/*
+ * What a test program needs and no more: start code, system calls, printing, checks.
+ * No libc: aarch64-linux-gnu-gcc -O2 -static -nostdlib FILE.c
+ *
+ * The programs use only Linux's interface, so each also runs under Linux, and has to
+ * pass there: a check that Linux fails tests something that nobody promises.
+ */
+#ifndef EBB_H
+#define EBB_H
+
+typedef unsigned char u8;
+typedef unsigned int u32;
+typedef unsigned long u64;
+
+#define PAGE 4096UL
+#define MIB (1UL << 20)
+
+/* ---- start: the kernel passes argc, argv, envp and auxv on the stack ---- */
+
+int main(int argc, char **argv, char **envp, u64 *auxv);
+
+static __attribute__((noreturn)) void leave(int status);
+
+__attribute__((used, noreturn)) static void start_c(u64 *sp)
+{
+	int argc = (int)sp[0];
+	char **argv = (char **)(sp + 1), **envp = argv + argc + 1, **end = envp;
+
+	while (*end)
+		end++;
+	leave(main(argc, argv, envp, (u64 *)(end + 1)));
+}
+
+__asm__(".globl _start\n_start:\n\tmov x29, xzr\n\tmov x30, xzr\n\tmov x0, sp\n\tb start_c\n");
+
+/* ---- system calls, by Linux's numbers ---- */
+
+enum {
+	SYS_write = 64, SYS_writev = 66, SYS_exit = 93, SYS_exit_group = 94,
+	SYS_set_tid_address = 96, SYS_clock_gettime = 113, SYS_sched_yield = 124,
+	SYS_uname = 160, SYS_prctl = 167, SYS_getpid = 172, SYS_gettid = 178,
+	SYS_sysinfo = 179, SYS_brk = 214, SYS_munmap = 215, SYS_mremap = 216,
+	SYS_mmap = 222, SYS_mprotect = 226, SYS_madvise = 233, SYS_getrandom = 278,
+};
+
+enum { EPERM = 1, EAGAIN = 11, ENOMEM = 12, EFAULT = 14, EEXIST = 17, EINVAL = 22, ENOSYS = 38 };
+
+enum { PROT_NONE = 0, PROT_READ = 1, PROT_WRITE = 2, PROT_EXEC = 4, PROT_MTE = 0x20, RW = 3, RX = 5 };
+enum {
+	MAP_SHARED = 1, MAP_PRIVATE = 2, MAP_FIXED = 0x10, MAP_ANONYMOUS = 0x20,
+	MAP_GROWSDOWN = 0x100, MAP_NORESERVE = 0x4000, MAP_FIXED_NOREPLACE = 0x100000,
+	ANON = MAP_PRIVATE | MAP_ANONYMOUS,
+};
+enum {
+	MADV_NORMAL = 0, MADV_WILLNEED = 3, MADV_DONTNEED = 4, MADV_HUGEPAGE = 14,
+	MADV_NOHUGEPAGE = 15, MADV_PAGEOUT = 21,
+};
+enum {
+	PR_SET_TAGGED_ADDR_CTRL = 55, PR_GET_TAGGED_ADDR_CTRL = 56,
+	PR_TAGGED_ADDR_ENABLE = 1, PR_MTE_TCF_NONE = 0, PR_MTE_TCF_SYNC = 2,
+	PR_MTE_TAG_SHIFT = 3,
+};
+
+static long call6(long n, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
+{
+	register u64 x0 __asm__("x0") = a, x1 __asm__("x1") = b, x2 __asm__("x2") = c;
+	register u64 x3 __asm__("x3") = d, x4 __asm__("x4") = e, x5 __asm__("x5") = f;
+	register long x8 __asm__("x8") = n;
+
+	__asm__ volatile("svc #0"
+			 : "+r"(x0)
+			 : "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5), "r"(x8)
+			 : "memory", "cc");
+	return (long)x0;
+}
+
+#define CALL_N(_0, a, b, c, d, e, f, ...) call6(_0, (u64)(a), (u64)(b), (u64)(c), (u64)(d), (u64)(e), (u64)(f))
+/* call(number, up to six arguments of any scalar type); missing ones are 0 */
+#define call(...) CALL_N(__VA_ARGS__, 0, 0, 0, 0, 0, 0, 0)
+
+static __attribute__((noreturn)) void leave(int status)
+{
+	for (;;)
+		call(SYS_exit_group, status);
+}
+
+__attribute__((unused)) static void *map_at(void *hint, u64 len, int prot, int flags)
+{
+	return (void *)call(SYS_mmap, hint, len, prot, flags, -1, 0);
+}
+
+/* ---- memory and strings; the compiler calls the first three on its own ---- */
+
+#define PLAIN_LOOP __attribute__((used, optimize("no-tree-loop-distribute-patterns")))
+
+PLAIN_LOOP void *memset(void *p, int c, u64 n)
+{
+	for (u64 i = 0; i < n; i++)
+		((volatile u8 *)p)[i] = (u8)c;
+	return p;
+}
+
+PLAIN_LOOP void *memcpy(void *p, const void *q, u64 n)
+{
+	for (u64 i = 0; i < n; i++)
+		((volatile u8 *)p)[i] = ((const u8 *)q)[i];
+	return p;
+}
+
+PLAIN_LOOP int memcmp(const void *p, const void *q, u64 n)
+{
+	for (u64 i = 0; i < n; i++)
+		if (((const u8 *)p)[i] != ((const u8 *)q)[i])
+			return ((const u8 *)p)[i] - ((const u8 *)q)[i];
+	return 0;
+}
+
+static u64 length(const char *s)
+{
+	u64 n = 0;
+
+	while (s[n])
+		n++;
+	return n;
+}
+
+__attribute__((unused)) static int equal(const char *a, const char *b)
+{
+	return length(a) == length(b) && !memcmp(a, b, length(a));
+}
+
+/* ---- printing: one write for each piece ---- */
+
+static void put(const char *s) { call(SYS_write, 1, s, length(s)); }
+
+static void put_base(u64 n, unsigned base)
+{
+	char text[24], *p = text + sizeof(text) - 1;
+
+	*p = 0;
+	do
+		*--p = "0123456789abcdef"[n % base];
+	while (n /= base);
+	put(p);
+}
+
+__attribute__((unused)) static void put_hex(u64 n) { put("0x"), put_base(n, 16); }
+
+static void put_num(long n)
+{
+	if (n < 0)
+		put("-");
+	put_base(n < 0 ? -(u64)n : (u64)n, 10);
+}
+
+/* ---- checks ---- */
+
+static int checks, failures;
+
+__attribute__((unused)) static void check_at(int line, const char *what, long got, long want)
+{
+	checks++;
+	if (got == want)
+		return;
+	failures++;
+	put("line "), put_num(line), put(": "), put(what), put(" is ");
+	put_num(got), put(", expected "), put_num(want), put("\n");
+}
+
+/* expect(value, wanted): the test goes on after a failure */
+#define expect(got, want) check_at(__LINE__, #got, (long)(got), (long)(want))
+#define check(condition) check_at(__LINE__, #condition, !!(condition), 1)
+
+/* The last line and the status of a program of checks. */
+__attribute__((unused)) static int finish(void)
+{
+	put_num(checks), put(" checks, "), put_num(failures), put(" failed\n");
+	return failures != 0;
+}
+
+__attribute__((unused)) static void *map(u64 len, int prot)
+{
+	void *p = map_at(0, len, prot, ANON);
+
+	if ((u64)p >= -4095UL) {
+		put("mmap failed\n");
+		leave(99);
+	}
+	return p;
+}
+
+/* Is all of [p, p + len) mapped? WILLNEED asks and changes nothing. */
+__attribute__((unused)) static int mapped(const void *p, u64 len)
+{
+	return call(SYS_madvise, p, len, MADV_WILLNEED) == 0;
+}
+
+/* Would a store by the kernel to this byte work? It is overwritten. */
+__attribute__((unused)) static int writable(void *p) { return call(SYS_getrandom, p, 1, 0) == 1; }
+
+__attribute__((unused)) static u64 auxv_value(const u64 *auxv, u64 key)
+{
+	for (; auxv[0]; auxv += 2)
+		if (auxv[0] == key)
+			return auxv[1];
+	return 0;
+}
+
+/* ---- tags ---- */
+
+#define MEMTAG ".arch armv8.5-a+memtag\n\t"
+
+__attribute__((unused)) static void *with_tag(void *p, unsigned tag)
+{
+	return (void *)(((u64)p & ~(15UL << 56)) | ((u64)tag << 56));
+}
+
+/* The memory tag of the granule at p. */
+__attribute__((unused)) static unsigned tag_of(void *p)
+{
+	u64 x = (u64)p;
+
+	__asm__ volatile(MEMTAG "ldg %0, [%0]" : "+r"(x) : : "memory");
+	return x >> 56 & 15;
+}
+
+__attribute__((unused)) static void set_tag(void *p, unsigned tag)
+{
+	void *tagged = with_tag(p, tag);
+
+	__asm__ volatile(MEMTAG "stg %0, [%0]" : : "r"(tagged) : "memory");
+}
+
+__attribute__((unused)) static long tag_mode(u64 mode)
+{
+	return call(SYS_prctl, PR_SET_TAGGED_ADDR_CTRL, mode);
+}
+
+#endif

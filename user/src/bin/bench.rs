@@ -1,0 +1,297 @@
+//! `bench [NAME]`: what the kernel spends on a page of anonymous memory, in guest instructions.
+//!
+//! The machine must count instructions (`-icount shift=0`, a counter of 1 GHz): a tick of CNTVCT_EL0 is then
+//! an instruction, at EL0 or EL1, and every figure repeats exactly. A measurement maps a fresh region of 64
+//! MiB, prepares it, reads the counter before and after one interval of work, takes off what an empty
+//! interval reads, and verifies what the region then holds: data of every page, and the tag of every granule
+//! where it is tagged. Work, region, data (text) and tags (another one from granule to granule, set by STG)
+//! are those with which Linux was measured; where the data plays no part (permissions, unmapping what is
+//! resident) it is noise, which is made faster. Each row is the median of three repetitions.
+//!
+//! Standard output: a line `@row {JSON}` for each measurement whose name contains NAME, with and without
+//! tags. The floor in it is the work that cannot be avoided, as the kernel measured it in this boot (0 where
+//! it cannot tell). Standard error: the single repetitions.
+//!
+//! Exit status 2 if the machine does not count instructions; a panic (70) if a page comes back wrong.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use user::{
+    GRANULES, PAGE, Tags, WORDS, Words,
+    args::{BadArgs, Env},
+    clock, eprint, eprintln,
+    own::{self, Floor},
+    pattern::{self, Pattern},
+    println,
+    region::Region,
+    sys::{Advice, Prot},
+};
+
+user::program!(run);
+
+/// Pages of the region: 64 MiB.
+const PAGES: usize = 16384;
+const REPETITIONS: usize = 3;
+/// MADV_PAGEOUT may leave a page behind (Linux does, now and then); so often is it asked again, off the
+/// clock.
+const PAGEOUT_TRIES: usize = 5;
+
+struct Measurement {
+    name: &'static str,
+    run: fn(&Bench) -> Interval,
+    /// The floor is the sum of these.
+    floor: &'static [Floor],
+    /// The same of a tagged region.
+    floor_tagged: &'static [Floor],
+}
+
+/// The ticks of one interval, and how many pages (or calls) were worked on in it.
+struct Interval {
+    ticks: u64,
+    units: usize,
+}
+
+use Floor::{Copy, Descriptor, Invalidate, RestoreTags, RoundTrip, SaveTags, Zero, ZeroTagged};
+
+/// A change of a live entry, and such a change by a call of its own.
+const CHANGE: &[Floor] = &[Descriptor, Invalidate];
+const CALL: &[Floor] = &[RoundTrip, Descriptor, Invalidate];
+
+const MEASUREMENTS: &[Measurement] = &[
+    Measurement {
+        name: "first_touch",
+        run: first_touch,
+        floor: &[Zero, RoundTrip, Descriptor],
+        floor_tagged: &[ZeroTagged, RoundTrip, Descriptor],
+    },
+    Measurement {
+        name: "swap_out",
+        run: swap_out,
+        floor: &[Copy, Descriptor, Invalidate],
+        floor_tagged: &[Copy, SaveTags, Descriptor, Invalidate],
+    },
+    Measurement {
+        name: "swap_in",
+        run: swap_in,
+        floor: &[Copy, RoundTrip, Descriptor],
+        floor_tagged: &[Copy, RestoreTags, RoundTrip, Descriptor],
+    },
+    Measurement { name: "munmap", run: munmap, floor: CHANGE, floor_tagged: CHANGE },
+    Measurement { name: "munmap_swapped", run: munmap_swapped, floor: &[Descriptor], floor_tagged: &[Descriptor] },
+    Measurement { name: "mprotect_ro", run: mprotect_ro, floor: CHANGE, floor_tagged: CHANGE },
+    Measurement { name: "mprotect_rw", run: mprotect_rw, floor: CHANGE, floor_tagged: CHANGE },
+    Measurement { name: "mprotect_1_in_16", run: mprotect_1_in_16, floor: CALL, floor_tagged: CALL },
+];
+
+fn run(env: &Env) -> i32 {
+    if clock::frequency() != clock::INSTRUCTION_HZ || own::icount() == Some(false) {
+        eprintln!("bench counts instructions: QEMU must run with -icount shift=0 and a counter of 1 GHz");
+        return 2;
+    }
+    let mut words = env.argv().skip(1);
+    let only = words.next().unwrap_or("");
+    if words.next().is_some() {
+        eprintln!("usage: bench [NAME]");
+        return BadArgs::STATUS;
+    }
+    if !env.has_mte() {
+        eprintln!("no MTE on this machine: untagged rows only");
+    }
+    for tagged in [false, true] {
+        if tagged && !env.has_mte() {
+            break;
+        }
+        let bench = Bench { tagged, kernel_page: env.page_size(), overhead: clock::overhead() };
+        for measurement in MEASUREMENTS.iter().filter(|m| m.name.contains(only)) {
+            bench.measure(measurement);
+        }
+    }
+    0
+}
+
+struct Bench {
+    tagged: bool,
+    kernel_page: usize,
+    overhead: u64,
+}
+
+impl Bench {
+    fn measure(&self, measurement: &Measurement) {
+        let name = measurement.name;
+        eprint!("{name:<20}{:<10}", if self.tagged { "tagged" } else { "untagged" });
+        let mut results = [0; REPETITIONS];
+        for result in &mut results {
+            let Interval { ticks, units } = (measurement.run)(self);
+            *result = (ticks + units as u64 / 2) / units as u64;
+            eprint!("{result:>8}");
+        }
+        eprintln!("");
+        results.sort_unstable();
+        let pieces = if self.tagged { measurement.floor_tagged } else { measurement.floor };
+        println!(
+            r#"@row {{"name":"{name}","folio_kib":4,"tagged":{},"insns_per_page":{},"floor":{}}}"#,
+            self.tagged,
+            results[REPETITIONS / 2],
+            pieces.iter().map(|&piece| own::floor(piece).unwrap_or(0)).sum::<u64>(),
+        );
+    }
+
+    fn time(&self, units: usize, work: impl FnOnce()) -> Interval {
+        let ticks = clock::time(work).saturating_sub(self.overhead);
+        Interval { ticks, units }
+    }
+
+    /// A region that nobody has touched.
+    fn fresh(&self) -> Region {
+        Region::map(PAGES, self.read_write()).expect("mmap of the region")
+    }
+
+    /// A resident region with known data and tags.
+    fn filled(&self, pattern: Pattern) -> Region {
+        let region = self.fresh();
+        for page in 0..PAGES {
+            region.write(page, &words(pattern, page));
+            if self.tagged {
+                region.set_tags(page, &tags(page));
+            }
+        }
+        region
+    }
+
+    /// A region that has been filled with text and then written out.
+    fn swapped(&self) -> Region {
+        let region = self.filled(Pattern::Text);
+        let before = own::stats();
+        for _ in 0..PAGEOUT_TRIES {
+            region.advise(0..PAGES, Advice::PageOut).expect("madvise");
+            if let (Some(before), Some(now)) = (&before, own::stats())
+                && now[own::SWAP_OUT] - before[own::SWAP_OUT] >= PAGES as u64
+            {
+                break;
+            }
+        }
+        expect_counted(before, own::SWAP_OUT);
+        region
+    }
+
+    fn verify(&self, region: &Region, pattern: Pattern) {
+        for page in 0..PAGES {
+            let (wrong, first) = region.wrong_bytes(page, &words(pattern, page));
+            assert!(wrong == 0, "page {page}: {wrong} wrong bytes, first in word {first:?}");
+            if self.tagged {
+                let (wrong, first) = region.wrong_tags(page, &tags(page));
+                assert!(wrong == 0, "page {page}: {wrong} wrong tags, first in granule {first:?}");
+            }
+        }
+    }
+
+    fn read_only(&self) -> Prot {
+        Prot::READ.tagged(self.tagged)
+    }
+
+    fn read_write(&self) -> Prot {
+        Prot::READ_WRITE.tagged(self.tagged)
+    }
+}
+
+fn words(pattern: Pattern, page: usize) -> Words {
+    let mut words = [0; WORDS];
+    pattern::page(&mut words, pattern, page as u64);
+    words
+}
+
+fn tags(page: usize) -> Tags {
+    core::array::from_fn(|granule| pattern::tag(page as u64, granule))
+}
+
+/// Says so if the kernel's counter did not grow by all the pages: the figure is then of less work than it
+/// claims.
+fn expect_counted(before: Option<[u64; own::COUNTERS.len()]>, counter: usize) {
+    if let (Some(before), Some(now)) = (before, own::stats()) {
+        let counted = now[counter] - before[counter];
+        if counted < PAGES as u64 {
+            eprintln!("\n{}: {counted} of {PAGES} pages", own::COUNTERS[counter]);
+        }
+    }
+}
+
+/// One 8-byte store to each untouched page.
+fn first_touch(bench: &Bench) -> Interval {
+    let region = bench.fresh();
+    let interval = bench.time(PAGES, || region.touch_store());
+    for page in 0..PAGES {
+        let mut words = [0; WORDS];
+        words[0] = page as u64;
+        assert!(region.wrong_bytes(page, &words).0 == 0, "page {page}: not zero when first touched");
+        assert!(
+            !bench.tagged || region.wrong_tags(page, &[0; GRANULES]).0 == 0,
+            "page {page}: tagged when first touched"
+        );
+    }
+    interval
+}
+
+/// One call of madvise(MADV_PAGEOUT) over the region.
+fn swap_out(bench: &Bench) -> Interval {
+    let region = bench.filled(Pattern::Text);
+    let before = own::stats();
+    let interval = bench.time(PAGES, || region.advise(0..PAGES, Advice::PageOut).expect("madvise"));
+    expect_counted(before, own::SWAP_OUT);
+    bench.verify(&region, Pattern::Text);
+    interval
+}
+
+/// One 8-byte load from each page that is out, in order.
+fn swap_in(bench: &Bench) -> Interval {
+    let region = bench.swapped();
+    let before = own::stats();
+    let interval = bench.time(PAGES, || region.touch_load());
+    expect_counted(before, own::SWAP_IN);
+    bench.verify(&region, Pattern::Text);
+    interval
+}
+
+/// One call of munmap over the resident region.
+fn munmap(bench: &Bench) -> Interval {
+    let region = bench.filled(Pattern::Random);
+    bench.time(PAGES, || region.unmap(0..PAGES).expect("munmap"))
+}
+
+/// One call of munmap over the region that is all out.
+fn munmap_swapped(bench: &Bench) -> Interval {
+    let region = bench.swapped();
+    bench.time(PAGES, || region.unmap(0..PAGES).expect("munmap"))
+}
+
+/// One call of mprotect(PROT_READ) over the resident region.
+fn mprotect_ro(bench: &Bench) -> Interval {
+    let region = bench.filled(Pattern::Random);
+    let interval = bench.time(PAGES, || region.protect(0..PAGES, bench.read_only()).expect("mprotect"));
+    bench.verify(&region, Pattern::Random);
+    interval
+}
+
+/// One call of mprotect(PROT_READ | PROT_WRITE) over the region after that.
+fn mprotect_rw(bench: &Bench) -> Interval {
+    let region = bench.filled(Pattern::Random);
+    region.protect(0..PAGES, bench.read_only()).expect("mprotect");
+    let interval = bench.time(PAGES, || region.protect(0..PAGES, bench.read_write()).expect("mprotect"));
+    bench.verify(&region, Pattern::Random);
+    region.touch_store();
+    interval
+}
+
+/// One call of mprotect(PROT_READ) for one page of each sixteen. The unit is a call.
+fn mprotect_1_in_16(bench: &Bench) -> Interval {
+    let region = bench.filled(Pattern::Random);
+    let page = bench.kernel_page / PAGE;
+    let calls = PAGES / page / 16;
+    let interval = bench.time(calls, || {
+        for call in 0..calls {
+            let first = (call * 16 + 5) * page;
+            region.protect(first..first + page, bench.read_only()).expect("mprotect");
+        }
+    });
+    bench.verify(&region, Pattern::Random);
+    interval
+}

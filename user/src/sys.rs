@@ -1,0 +1,247 @@
+//! Linux's system calls on AArch64: number in x8, arguments in x0 to x5, answer in x0, where the last 4095
+//! values are negated error numbers. Only the calls that the programs make.
+
+use core::{fmt, ops::BitOr};
+
+const WRITE: usize = 64;
+const EXIT_GROUP: usize = 94;
+const PRCTL: usize = 167;
+const SYSINFO: usize = 179;
+const MUNMAP: usize = 215;
+const MMAP: usize = 222;
+const MPROTECT: usize = 226;
+const MADVISE: usize = 233;
+
+const PR_SET_TAGGED_ADDR_CTRL: usize = 55;
+
+/// An error number of the kernel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// Not a call of this kernel.
+    pub const ENOSYS: Self = Self(38);
+
+    fn name(self) -> Option<&'static str> {
+        Some(match self.0 {
+            1 => "EPERM",
+            4 => "EINTR",
+            9 => "EBADF",
+            11 => "EAGAIN",
+            12 => "ENOMEM",
+            13 => "EACCES",
+            14 => "EFAULT",
+            16 => "EBUSY",
+            17 => "EEXIST",
+            22 => "EINVAL",
+            38 => "ENOSYS",
+            95 => "EOPNOTSUPP",
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => f.write_str(name),
+            None => write!(f, "error {}", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Makes a system call.
+///
+/// # Safety
+/// The caller answers for what the kernel does with the arguments: memory named by them must be valid for it,
+/// and memory that the call unmaps or changes must not be borrowed.
+#[inline]
+pub unsafe fn call(number: usize, args: [usize; 6]) -> Result<usize, Errno> {
+    #[cfg(target_arch = "aarch64")]
+    let answer = {
+        let answer: isize;
+        // SAFETY: the kernel keeps every register but x0; memory is the caller's promise.
+        unsafe {
+            core::arch::asm!(
+                "svc #0",
+                in("x8") number,
+                inlateout("x0") args[0] => answer,
+                in("x1") args[1],
+                in("x2") args[2],
+                in("x3") args[3],
+                in("x4") args[4],
+                in("x5") args[5],
+                options(nostack),
+            );
+        }
+        answer
+    };
+    #[cfg(not(target_arch = "aarch64"))]
+    let answer = {
+        let _ = (number, args);
+        -(Errno::ENOSYS.0 as isize)
+    };
+    match answer {
+        -4095..=-1 => Err(Errno(-answer as i32)),
+        _ => Ok(answer as usize),
+    }
+}
+
+/// Permissions of a mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Prot(usize);
+
+impl Prot {
+    /// No access.
+    pub const NONE: Self = Self(0);
+    /// Loads.
+    pub const READ: Self = Self(1);
+    /// Loads and stores.
+    pub const READ_WRITE: Self = Self(3);
+    /// Memory with allocation tags. Once given it stays: `mprotect` cannot take it away.
+    pub const MTE: Self = Self(0x20);
+
+    /// This permission, with tags if `tagged`.
+    pub fn tagged(self, tagged: bool) -> Self {
+        if tagged { self | Self::MTE } else { self }
+    }
+}
+
+impl BitOr for Prot {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Advice for `madvise`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(usize)]
+pub enum Advice {
+    /// Forget the contents: the next access finds zeros, in data and tags.
+    DontNeed = 4,
+    /// Write the pages out now.
+    PageOut = 21,
+}
+
+/// Where `mmap` puts the mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// The kernel chooses.
+    Anywhere,
+    /// At this address, in place of whatever is there.
+    Fixed(usize),
+    /// At this address if nothing is there.
+    FixedIfFree(usize),
+}
+
+/// What EL0's accesses to tagged memory do on a tag mismatch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TagCheck {
+    /// Nothing.
+    None,
+    /// A fault at the instruction.
+    Sync,
+}
+
+/// Writes to a file descriptor; how many bytes were taken.
+pub fn write(fd: i32, bytes: &[u8]) -> Result<usize, Errno> {
+    // SAFETY: the kernel only reads the borrowed bytes.
+    unsafe { call(WRITE, [fd as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0]) }
+}
+
+/// Ends the program.
+pub fn exit(status: i32) -> ! {
+    // SAFETY: the call does not return.
+    let _ = unsafe { call(EXIT_GROUP, [status as usize, 0, 0, 0, 0, 0]) };
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// Maps anonymous private memory, zero in data and tags, without reserving anything for it; its address.
+///
+/// # Safety
+/// Nothing borrowed may lie in the range of [`Place::Fixed`].
+pub unsafe fn mmap(place: Place, len: usize, prot: Prot) -> Result<usize, Errno> {
+    const PRIVATE_ANONYMOUS: usize = 0x2 | 0x20;
+    const NORESERVE: usize = 0x4000;
+    const FIXED: usize = 0x10;
+    const FIXED_NOREPLACE: usize = 0x10_0000;
+    let (address, how) = match place {
+        Place::Anywhere => (0, 0),
+        Place::Fixed(a) => (a, FIXED),
+        Place::FixedIfFree(a) => (a, FIXED_NOREPLACE),
+    };
+    let flags = PRIVATE_ANONYMOUS | NORESERVE | how;
+    // SAFETY: new memory, or the caller's promise; -1 is "no file".
+    unsafe { call(MMAP, [address, len, prot.0, flags, usize::MAX, 0]) }
+}
+
+/// Unmaps a range.
+///
+/// # Safety
+/// Nothing borrowed may lie in the range.
+pub unsafe fn munmap(address: usize, len: usize) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { call(MUNMAP, [address, len, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// Changes the permissions of a range.
+///
+/// # Safety
+/// Nothing borrowed may lie in the range.
+pub unsafe fn mprotect(address: usize, len: usize, prot: Prot) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { call(MPROTECT, [address, len, prot.0, 0, 0, 0]) }.map(drop)
+}
+
+/// Advises the kernel about a range.
+///
+/// # Safety
+/// Nothing borrowed may lie in the range: some advice destroys contents.
+pub unsafe fn madvise(address: usize, len: usize, advice: Advice) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { call(MADVISE, [address, len, advice as usize, 0, 0, 0]) }.map(drop)
+}
+
+/// Allows tagged pointers in system calls and sets the check mode of this thread.
+pub fn set_tag_check(mode: TagCheck) -> Result<(), Errno> {
+    const TAGGED_ADDR_ENABLE: usize = 1;
+    const TCF_SYNC: usize = 1 << 1;
+    // IRG may give any tag but 0.
+    const TAGS: usize = 0xfffe << 3;
+    let value = match mode {
+        TagCheck::None => TAGGED_ADDR_ENABLE | TAGS,
+        TagCheck::Sync => TAGGED_ADDR_ENABLE | TCF_SYNC | TAGS,
+    };
+    // SAFETY: changes how this thread's accesses are checked, not what they reach.
+    unsafe { call(PRCTL, [PR_SET_TAGGED_ADDR_CTRL, value, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// Bytes of RAM that the kernel tells.
+pub fn total_ram() -> Result<u64, Errno> {
+    /// `struct sysinfo` of 64-bit Linux: 112 bytes.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Sysinfo {
+        uptime_and_loads: [u64; 4],
+        total_ram: u64,
+        free_to_free_swap: [u64; 5],
+        procs: u64,
+        high: [u64; 2],
+        mem_unit: u32,
+        pad: u32,
+    }
+    const { assert!(size_of::<Sysinfo>() == 112) };
+    let mut info = Sysinfo::default();
+    // SAFETY: the kernel writes one `struct sysinfo` into a place of that size.
+    unsafe { call(SYSINFO, [&raw mut info as usize, 0, 0, 0, 0, 0]) }?;
+    Ok(info.total_ram.saturating_mul(u64::from(info.mem_unit.max(1))))
+}
