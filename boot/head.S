@@ -1,0 +1,215 @@
+// The arm64 Image header, and the way from the boot loader's state to Rust in the upper half.
+//
+// Entered at EL1 or EL2 with the MMU off and x0 = physical address of the device tree (Linux's
+// Documentation/arch/arm64/booting.rst). Leaves EL2 at once, maps the first gigabytes of physical memory with one
+// table that serves both halves, turns the MMU on, and calls kmain(x0) on the boot stack. kmain replaces the table.
+
+.set EARLY_DEVICE, (1 << 54) | (1 << 53) | (1 << 10) | (2 << 2) | 1       // UXN, PXN, AF, AttrIndx 2, block
+.set EARLY_NORMAL, (1 << 54) | (1 << 10) | (3 << 8) | (0 << 2) | 1        // UXN, AF, inner shareable, AttrIndx 0, block
+
+// T0SZ 25, IRGN0, ORGN0 Write-Back, SH0 inner; the same for T1SZ, with TG1 4 KiB, and TBI1.
+.set EARLY_TCR_LOW, 25 | (1 << 8) | (1 << 10) | (3 << 12)
+.set EARLY_TCR_HIGH, (25 << 16) | (1 << 24) | (1 << 26) | (3 << 28) | (2 << 30) | (1 << 38)
+
+.section .head, "ax"
+.globl _start
+_start:
+    b       entry                       // code0
+    .long   0                           // code1
+    .quad   0                           // text_offset: RAM + 2 MiB
+    .quad   __image_bytes               // image_size, with .bss and the stacks
+    .quad   0xa                         // flags: little endian, 4 KiB pages, anywhere in memory
+    .quad   0, 0, 0
+    .long   0x644d5241                  // "ARM\x64"
+    .long   0
+
+entry:
+    mov     x19, x0                     // the device tree
+    // A vector table first: an unexpected trap then ends the machine instead of hanging it without a word.
+    adrp    x1, early_vectors
+    add     x1, x1, :lo12:early_vectors
+    mrs     x0, CurrentEL
+    cmp     x0, #(2 << 2)
+    b.ne    at_el1
+
+    msr     vbar_el2, x1
+    // EL1 is AArch64; pointer authentication and allocation tags are not trapped. Without ATA (bit 56) every tag
+    // reads as 0 at EL1 (Arm ARM, D24.2.53, HCR_EL2).
+    ldr     x0, =((1 << 56) | (1 << 41) | (1 << 40) | (1 << 31))
+    msr     hcr_el2, x0
+    mov     x0, #0x33ff                 // CPTR_EL2: FP and SIMD not trapped, SVE and SME are
+    msr     cptr_el2, x0
+    msr     hstr_el2, xzr
+    mov     x0, #3                      // EL1 may use the counter and the timer
+    msr     cnthctl_el2, x0
+    msr     cntvoff_el2, xzr
+    mrs     x0, midr_el1
+    msr     vpidr_el2, x0
+    mrs     x0, mpidr_el1
+    msr     vmpidr_el2, x0
+    msr     vttbr_el2, xzr
+    // ICC_SRE_EL2 exists only with a GICv3 system register interface (ID_AA64PFR0_EL1.GIC).
+    mrs     x0, id_aa64pfr0_el1
+    ubfx    x0, x0, #24, #4
+    cbz     x0, 1f
+    mov     x0, #0xf
+    msr     S3_4_C12_C9_5, x0           // ICC_SRE_EL2: system registers, also for EL1
+    isb
+1:  // Fine-grained traps off, where there are any (ID_AA64MMFR0_EL1.FGT).
+    mrs     x0, id_aa64mmfr0_el1
+    ubfx    x0, x0, #56, #4
+    cbz     x0, 2f
+    msr     S3_4_C1_C1_4, xzr           // HFGRTR_EL2
+    msr     S3_4_C1_C1_5, xzr           // HFGWTR_EL2
+    msr     S3_4_C1_C1_6, xzr           // HFGITR_EL2
+    msr     S3_4_C3_C1_4, xzr           // HDFGRTR_EL2
+    msr     S3_4_C3_C1_5, xzr           // HDFGWTR_EL2
+2:  ldr     x0, =0x30d00800             // SCTLR_EL1: the RES1 bits of Armv8.0, MMU off
+    msr     sctlr_el1, x0
+    mov     x0, #0x3c5                  // EL1h, all interrupts masked
+    msr     spsr_el2, x0
+    adr     x0, at_el1
+    msr     elr_el2, x0
+    eret
+
+at_el1:
+    msr     vbar_el1, x1
+    msr     daifset, #0xf
+    msr     spsel, #1
+    isb
+
+    // The image is linked for one address: loaded elsewhere it could not run.
+    adr     x0, _start
+    ldr     x1, =LOAD_ADDRESS
+    cmp     x0, x1
+    b.ne    early_death
+
+    adrp    x0, __bss_start
+    add     x0, x0, :lo12:__bss_start
+    adrp    x1, __bss_end
+    add     x1, x1, :lo12:__bss_end
+1:  cmp     x0, x1
+    b.hs    2f
+    stp     xzr, xzr, [x0], #16
+    b       1b
+2:
+    // One level-1 table for both halves: with 39-bit addresses the linear map's entry i and the identity map's
+    // entry i are the same gigabyte. Entry 0 holds the devices, entry 1 the first gigabyte of RAM.
+    adrp    x20, early_table
+    add     x20, x20, :lo12:early_table
+    ldr     x0, =EARLY_DEVICE
+    str     x0, [x20]
+    ldr     x0, =(EARLY_NORMAL + (1 << 30))
+    str     x0, [x20, #8]
+    dsb     ish
+
+    // MAIR_EL1: 0 Normal Write-Back, 1 the same with allocation tags (where there are any), 2 Device-nGnRE.
+    mrs     x0, id_aa64pfr1_el1
+    ubfx    x0, x0, #8, #4
+    cmp     x0, #2
+    mov     x1, #0xff
+    mov     x2, #0xf0
+    csel    x2, x2, x1, hs
+    orr     x1, x1, x2, lsl #8
+    mov     x2, #0x04
+    orr     x1, x1, x2, lsl #16
+    msr     mair_el1, x1
+
+    // TCR_EL1: 39 bits and 4 KiB in both halves, walks in Normal Write-Back inner shareable memory, TBI1.
+    ldr     x0, =(EARLY_TCR_LOW | EARLY_TCR_HIGH)
+    mrs     x1, id_aa64mmfr0_el1
+    and     x1, x1, #0xf
+    mov     x2, #5                      // at most 48 bits: more would need another descriptor format
+    cmp     x1, x2
+    csel    x1, x1, x2, lo
+    orr     x0, x0, x1, lsl #32
+    msr     tcr_el1, x0
+    msr     ttbr0_el1, x20
+    msr     ttbr1_el1, x20
+    tlbi    vmalle1
+    ic      iallu
+    dsb     ish
+    isb
+    ldr     x0, =0x30d0181d             // RES1 bits, I, SA0, SA, C, M
+    msr     sctlr_el1, x0
+    isb
+    ldr     x0, =upper_half
+    br      x0
+
+upper_half:
+    ldr     x0, =vectors
+    msr     vbar_el1, x0
+    ldr     x0, =boot_stack_top
+    mov     sp, x0
+    isb
+    mov     x0, x19
+    mov     x29, xzr
+    mov     x30, xzr
+    bl      kmain
+
+// No stack, no log: one line by semihosting, and the end. x1 = the line, x2 = the exit's parameters.
+early_death:
+    adr     x1, early_message
+    adr     x2, early_exit
+    b       1f
+.globl refuse_cpu
+refuse_cpu:
+    adr     x1, refuse_message
+    adr     x2, refuse_exit
+1:  mov     x0, #0x04                   // SYS_WRITE0
+    hlt     #0xf000
+    mov     x0, #0x18                   // SYS_EXIT
+    mov     x1, x2
+    hlt     #0xf000
+2:  wfi
+    b       2b
+.balign 8
+early_exit:
+    .quad   0x20026, 101                // ADP_Stopped_ApplicationExit, status
+refuse_exit:
+    .quad   0x20026, 125
+early_message:
+    .asciz  "ebbtide: the boot code trapped, or the image is not at RAM + 2 MiB (101)\n"
+refuse_message:
+    .asciz  "ebbtide: this build needs the atomics of Armv8.1, which this CPU has not (125)\n"
+.balign 4
+
+// install_kernel_table(x0 = root, x1 = empty root): makes x0 the root of the upper half. Runs from the identity map, as
+// the running code's own translation must not change from one valid entry to another (Arm ARM, D8.14.1).
+.globl install_kernel_table
+install_kernel_table:
+    msr     ttbr1_el1, x1
+    isb
+    tlbi    vmalle1
+    dsb     ish
+    isb
+    msr     ttbr1_el1, x0
+    isb
+    ret
+
+.balign 2048
+early_vectors:
+    .rept   16
+    .balign 128
+    b       early_death
+    .endr
+
+.section .bss.early, "aw", %nobits
+.balign 4096
+early_table:
+    .space  4096
+.globl empty_root
+empty_root:
+    .space  4096
+
+// Stack slots: see linker.ld and vectors.S. The first is the boot thread's.
+.section .stacks, "aw", %nobits
+.balign 0x10000
+.globl stack_slots
+stack_slots:
+    .space  0x10000
+boot_stack_top:
+    .space  2 * 0x10000                 // kernel threads
+    .space  0x10000
+.globl emergency_stack_top
+emergency_stack_top:

@@ -1,0 +1,246 @@
+// Exception vectors of EL1, and the way back.
+//
+// From EL0 only what a Rust function may change is saved: x0 to x18 and x30. The rest of the program's state stays
+// where it is, in x19 to x29, SP_EL0, ELR_EL1, SPSR_EL1 and the FP registers, as no other program runs in between and
+// the kernel's own code uses no FP. An exception taken at EL1 (a fault of a user copy, or a bug) saves everything.
+//
+// A stack is the upper half of a 64 KiB slot whose lower half is not mapped: bit 15 of a good stack pointer is 1. The
+// EL1 vector looks at that bit before it stores anything, so that an overflow is reported from the emergency stack.
+
+.arch_extension fp
+.set USER_FRAME, 160
+.set FULL_FRAME, 288
+
+.macro save_user
+    stp     x0, x1, [sp, #-USER_FRAME]!
+    stp     x2, x3, [sp, #16]
+    stp     x4, x5, [sp, #32]
+    stp     x6, x7, [sp, #48]
+    stp     x8, x9, [sp, #64]
+    stp     x10, x11, [sp, #80]
+    stp     x12, x13, [sp, #96]
+    stp     x14, x15, [sp, #112]
+    stp     x16, x17, [sp, #128]
+    stp     x18, x30, [sp, #144]
+.endm
+
+// Kernel threads that became runnable go first: one load tells.
+.macro return_to_user slow
+    adrp    x0, RUNNABLE
+    ldr     w0, [x0, :lo12:RUNNABLE]
+    cbnz    w0, \slow
+    ldp     x18, x30, [sp, #144]
+    ldp     x16, x17, [sp, #128]
+    ldp     x14, x15, [sp, #112]
+    ldp     x12, x13, [sp, #96]
+    ldp     x10, x11, [sp, #80]
+    ldp     x8, x9, [sp, #64]
+    ldp     x6, x7, [sp, #48]
+    ldp     x4, x5, [sp, #32]
+    ldp     x2, x3, [sp, #16]
+    ldp     x0, x1, [sp], #USER_FRAME
+    eret
+.endm
+
+// An exception that must not happen: number and registers, then the end.
+.macro unexpected number
+    .balign 128
+    msr     tpidr_el1, x0
+    mov     x0, #\number
+    b       unexpected_exception
+.endm
+
+.section .text.vectors, "ax"
+.balign 2048
+.globl vectors
+vectors:
+    unexpected 0                        // EL1 with SP_EL0
+    unexpected 1
+    unexpected 2
+    unexpected 3
+
+    .balign 128                         // EL1, synchronous
+    sub     sp, sp, #FULL_FRAME
+    add     sp, sp, x0                  // sp' = sp + x0, x0' = sp: a swap without a free register
+    sub     x0, sp, x0
+    tbz     x0, #15, stack_overflow
+    sub     x0, sp, x0
+    sub     sp, sp, x0
+    b       el1_synchronous
+    unexpected 5
+    unexpected 6
+    unexpected 7
+
+    .balign 128                         // EL0, synchronous
+    save_user
+    mrs     x0, esr_el1
+    tbz     x0, #31, system_call        // aborts from EL0 are the classes 0x20 and 0x24, SVC is 0x15
+    mrs     x1, far_el1
+    bl      el0_abort
+    return_to_user abort_slow
+    unexpected 9
+    unexpected 10
+    unexpected 11
+
+    unexpected 12                       // EL0 in AArch32
+    unexpected 13
+    unexpected 14
+    unexpected 15
+
+system_call:
+    lsr     x1, x0, #26
+    cmp     x1, #0x15
+    b.ne    1f
+    mov     x0, sp
+    bl      el0_system_call
+    str     x0, [sp]
+2:  return_to_user 3f
+3:  bl      run_kernel_threads
+    b       2b
+1:  mrs     x1, far_el1
+    bl      el0_abort
+    b       2b
+
+abort_slow:
+    bl      run_kernel_threads
+    b       2b
+
+// sp = FULL_FRAME below the interrupted one.
+.macro save_full
+    stp     x0, x1, [sp]
+    stp     x2, x3, [sp, #16]
+    stp     x4, x5, [sp, #32]
+    stp     x6, x7, [sp, #48]
+    stp     x8, x9, [sp, #64]
+    stp     x10, x11, [sp, #80]
+    stp     x12, x13, [sp, #96]
+    stp     x14, x15, [sp, #112]
+    stp     x16, x17, [sp, #128]
+    stp     x18, x19, [sp, #144]
+    stp     x20, x21, [sp, #160]
+    stp     x22, x23, [sp, #176]
+    stp     x24, x25, [sp, #192]
+    stp     x26, x27, [sp, #208]
+    stp     x28, x29, [sp, #224]
+.endm
+
+.macro save_system
+    mrs     x20, elr_el1
+    mrs     x21, spsr_el1
+    stp     x20, x21, [sp, #256]
+    mrs     x20, esr_el1
+    mrs     x21, far_el1
+    stp     x20, x21, [sp, #272]
+.endm
+
+el1_synchronous:
+    save_full
+    add     x20, sp, #FULL_FRAME
+    stp     x30, x20, [sp, #240]
+    save_system
+    mov     x0, sp
+    bl      el1_exception
+    ldp     x0, x1, [sp, #256]
+    msr     elr_el1, x0
+    msr     spsr_el1, x1
+    ldp     x2, x3, [sp, #16]
+    ldp     x4, x5, [sp, #32]
+    ldp     x6, x7, [sp, #48]
+    ldp     x8, x9, [sp, #64]
+    ldp     x10, x11, [sp, #80]
+    ldp     x12, x13, [sp, #96]
+    ldp     x14, x15, [sp, #112]
+    ldp     x16, x17, [sp, #128]
+    ldp     x18, x19, [sp, #144]
+    ldp     x20, x21, [sp, #160]
+    ldp     x22, x23, [sp, #176]
+    ldp     x24, x25, [sp, #192]
+    ldp     x26, x27, [sp, #208]
+    ldp     x28, x29, [sp, #224]
+    ldr     x30, [sp, #240]
+    ldp     x0, x1, [sp]
+    add     sp, sp, #FULL_FRAME
+    eret
+
+// x0 = the overflowed stack pointer - FULL_FRAME, sp = that + the interrupted x0.
+stack_overflow:
+    msr     tpidr_el1, x0
+    sub     x0, sp, x0
+    msr     tpidrro_el0, x0
+    adrp    x0, emergency_stack_top
+    add     x0, x0, :lo12:emergency_stack_top
+    mov     sp, x0
+    sub     sp, sp, #FULL_FRAME
+    mrs     x0, tpidrro_el0
+    save_full
+    mrs     x20, tpidr_el1
+    add     x20, x20, #FULL_FRAME
+    stp     x30, x20, [sp, #240]
+    save_system
+    mov     x0, sp
+    b       el1_stack_overflow
+
+// x0 = vector number, TPIDR_EL1 = the interrupted x0. The stack may be anything: the emergency stack is good.
+unexpected_exception:
+    msr     tpidrro_el0, x0
+    mov     x0, sp
+    msr     tpidr_el0, x0               // the program's thread pointer is lost: nothing returns from here
+    adrp    x0, emergency_stack_top
+    add     x0, x0, :lo12:emergency_stack_top
+    mov     sp, x0
+    sub     sp, sp, #FULL_FRAME
+    mrs     x0, tpidr_el1
+    save_full
+    mrs     x20, tpidr_el0
+    stp     x30, x20, [sp, #240]
+    save_system
+    mov     x0, sp
+    mrs     x1, tpidrro_el0
+    b       el1_unexpected
+
+// context_switch(x0 = where to keep the stack pointer, x1 = the stack pointer to take): the rest of a thread's state
+// lies on its stack. EL0's state is not touched: kernel threads have none.
+.globl context_switch
+context_switch:
+    stp     x29, x30, [sp, #-96]!
+    stp     x27, x28, [sp, #16]
+    stp     x25, x26, [sp, #32]
+    stp     x23, x24, [sp, #48]
+    stp     x21, x22, [sp, #64]
+    stp     x19, x20, [sp, #80]
+    mov     x2, sp
+    str     x2, [x0]
+    mov     sp, x1
+    ldp     x19, x20, [sp, #80]
+    ldp     x21, x22, [sp, #64]
+    ldp     x23, x24, [sp, #48]
+    ldp     x25, x26, [sp, #32]
+    ldp     x27, x28, [sp, #16]
+    ldp     x29, x30, [sp], #96
+    ret
+
+// A new thread's first context_switch returns here: x19 is its function.
+.globl thread_start
+thread_start:
+    mov     x29, xzr
+    mov     x30, xzr
+    blr     x19
+    brk     #0                          // a kernel thread does not return
+
+// enter_user(x0 = entry, x1 = stack pointer, x2 = the kernel stack pointer to keep): the first way to EL0, all
+// registers zero.
+.globl enter_user
+enter_user:
+    mov     sp, x2
+    msr     elr_el1, x0
+    msr     sp_el0, x1
+    mov     x3, #0x3c0                  // EL0t; interrupts stay masked, the machine has none in use
+    msr     spsr_el1, x3
+    msr     tpidr_el0, xzr
+    msr     tpidrro_el0, xzr
+    msr     fpcr, xzr
+    msr     fpsr, xzr
+    .irp    n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30
+    mov     x\n, xzr
+    .endr
+    eret

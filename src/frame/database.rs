@@ -1,0 +1,226 @@
+//! The records as one array, and allocation by typed ownership.
+
+use core::mem;
+use core::ptr::NonNull;
+
+use super::buddy::{Buddy, Magazine, MAX_ORDER, Refill, Urgency};
+use super::{Frame, FrameRecord, Kind, REFERENCE, flag};
+use crate::addr::{Pfn, PfnRange};
+use crate::machine::MAX_CPUS;
+use crate::sync::{AtomicU64, Ordering, Spin};
+
+/// The frame database and the allocator over it.
+pub struct Frames {
+    span: PfnRange,
+    records: NonNull<FrameRecord>,
+    buddy: Spin<Buddy>,
+    magazines: [Spin<Magazine>; MAX_CPUS],
+    /// Frames that [`Urgency::Normal`] leaves free.
+    reserve: AtomicU64,
+    /// Frames ever given to the allocator.
+    managed: AtomicU64,
+    /// Called for in [`Frames::take`]: fewer free frames than this ask for reclaim.
+    low: AtomicU64,
+}
+
+// SAFETY: the records are only reached as shared references to atomics; the rest is locked or atomic.
+unsafe impl Send for Frames {}
+// SAFETY: as above.
+unsafe impl Sync for Frames {}
+
+/// Whether an allocation left memory short.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub enum Pressure {
+    /// Enough is free, as far as this allocation looked.
+    None,
+    /// Fewer frames than the low watermark are free: the background reclaimer should run.
+    Low,
+}
+
+impl Frames {
+    /// A database for `span` with every frame reserved.
+    ///
+    /// # Safety
+    /// `records` points to `span.pages()` zeroed records that stay in place, and are the database's alone, for its life.
+    pub(crate) unsafe fn new(span: PfnRange, records: NonNull<FrameRecord>) -> Self {
+        Self {
+            span,
+            records,
+            buddy: Spin::new(Buddy::new()),
+            magazines: [const { Spin::new(Magazine::new()) }; MAX_CPUS],
+            reserve: AtomicU64::new(0),
+            managed: AtomicU64::new(0),
+            low: AtomicU64::new(0),
+        }
+    }
+
+    /// Gives the frames of `run` to the allocator.
+    ///
+    /// # Safety
+    /// Nobody else uses these frames, now or later, and the run was not given before.
+    pub(crate) unsafe fn release(&self, run: PfnRange) {
+        let run = run.intersection(self.span);
+        let mut buddy = self.buddy.lock();
+        let mut next = run.start().number();
+        while next < run.end().number() {
+            // The largest block that starts here, is aligned, and fits.
+            let order = next.trailing_zeros().min((run.end().number() - next).ilog2()).min(MAX_ORDER);
+            buddy.give(self, Frame((next - self.span.start().number()) as u32), order);
+            next += 1 << order;
+        }
+        self.managed.fetch_add(run.pages(), Ordering::Relaxed);
+    }
+
+    /// Sets how many frames stay back for [`Urgency::Reserve`], and below how many free ones reclaim is called.
+    pub(crate) fn set_watermarks(&self, reserve: u64, low: u64) {
+        self.reserve.store(reserve, Ordering::Relaxed);
+        self.low.store(low, Ordering::Relaxed);
+    }
+
+    /// The frames that the allocator ever had.
+    pub fn managed_frames(&self) -> u64 {
+        self.managed.load(Ordering::Relaxed)
+    }
+
+    /// Free frames, those in magazines included. Exact when nothing else runs.
+    pub fn free_frames(&self) -> u64 {
+        let magazines: usize = self.magazines.iter().map(|magazine| magazine.lock().len()).sum();
+        self.buddy.lock().free() + magazines as u64
+    }
+
+    /// Free frames in the buddy lists: what the watermarks look at.
+    pub(crate) fn free_blocks(&self) -> u64 {
+        self.buddy.lock().free()
+    }
+
+    /// The record of a frame.
+    #[inline]
+    pub(crate) fn record(&self, frame: Frame) -> &FrameRecord {
+        debug_assert!((frame.0 as u64) < self.span.pages());
+        // SAFETY: a `Frame` is made by this file only, from an index below `span.pages()`; the array has that many.
+        unsafe { self.records.add(frame.0 as usize).as_ref() }
+    }
+
+    /// The frame number of a frame.
+    #[inline]
+    pub(crate) fn pfn(&self, frame: Frame) -> Pfn {
+        self.span.start().offset(frame.0 as u64)
+    }
+
+    /// The frame with number `pfn`, if the database has it.
+    #[inline]
+    pub(crate) fn frame(&self, pfn: Pfn) -> Option<Frame> {
+        if self.span.contains(pfn) { Some(Frame((pfn.number() - self.span.start().number()) as u32)) } else { None }
+    }
+
+    /// The frame with index `index`, if the database has it.
+    #[inline]
+    pub(crate) fn frame_at(&self, index: u32) -> Option<Frame> {
+        if (index as u64) < self.span.pages() { Some(Frame(index)) } else { None }
+    }
+
+    /// The block of the same order that merges with `block`, if all of it is in the database.
+    pub(super) fn buddy_of(&self, block: Frame, order: u32) -> Option<Frame> {
+        let number = self.pfn(block).number() ^ (1 << order);
+        let buddy = PfnRange::new(Pfn::new(number), 1 << order);
+        if self.span.covers(buddy) { self.frame(buddy.start()) } else { None }
+    }
+
+    /// Takes 2^`order` frames as a block nobody else knows of. `cpu` is the caller's.
+    ///
+    /// Contents and tags are some earlier owner's.
+    #[inline]
+    pub(crate) fn take(
+        &self,
+        cpu: usize,
+        order: u32,
+        kind: Kind,
+        urgency: Urgency,
+    ) -> Option<(OwnedFrame<'_>, Pressure)> {
+        let reserve = match urgency {
+            Urgency::Normal => self.reserve.load(Ordering::Relaxed),
+            Urgency::Reserve => 0,
+        };
+        let (frame, left) = if order == 0 {
+            match self.magazines[cpu % MAX_CPUS].lock().take(self, &self.buddy, reserve)? {
+                Refill::Hit(frame) => (frame, u64::MAX),
+                Refill::Refilled(frame, left) => (frame, left),
+            }
+        } else {
+            self.take_block(order, reserve)?
+        };
+        let record = self.record(frame);
+        record.begin(kind, order);
+        record.count.store(REFERENCE, Ordering::Relaxed);
+        let pressure = if left < self.low.load(Ordering::Relaxed) { Pressure::Low } else { Pressure::None };
+        Some((OwnedFrame { frames: self, frame, cpu }, pressure))
+    }
+
+    #[cold]
+    fn take_block(&self, order: u32, reserve: u64) -> Option<(Frame, u64)> {
+        let mut buddy = self.buddy.lock();
+        let head = buddy.take(self, order, reserve)?;
+        for tail in 1..1 << order {
+            let record = self.record(Frame(head.0 + tail));
+            record.begin(Kind::Tail, order);
+            record.next.store(head.0, Ordering::Relaxed);
+        }
+        Some((head, buddy.free()))
+    }
+
+    /// Frees the block headed by `frame`, whose last owner is the caller. `cpu` is the caller's.
+    #[inline]
+    pub(crate) fn free(&self, cpu: usize, frame: Frame) {
+        let record = self.record(frame);
+        debug_assert!(matches!(record.kind(), Kind::Folio | Kind::Table | Kind::Records), "{:?}", record.kind());
+        debug_assert!(!record.has(flag::LISTED) && !record.has(flag::CACHED), "a freed frame is still listed or cached");
+        let order = record.order();
+        record.begin(Kind::Tail, 0);
+        if order == 0 {
+            self.magazines[cpu % MAX_CPUS].lock().put(self, &self.buddy, frame);
+        } else {
+            self.buddy.lock().give(self, frame, order);
+        }
+    }
+
+    /// Moves the calling CPU's magazine to the buddy lists, where every CPU and every order can use it.
+    pub(crate) fn drain_magazine(&self, cpu: usize) {
+        self.magazines[cpu % MAX_CPUS].lock().drain(self, &self.buddy, 0);
+    }
+}
+
+/// A block that has left the allocator and that nobody else knows of. Dropped, it goes back.
+#[must_use = "dropping an owned frame frees it"]
+pub struct OwnedFrame<'a> {
+    frames: &'a Frames,
+    frame: Frame,
+    cpu: usize,
+}
+
+impl OwnedFrame<'_> {
+    /// The (first) frame's number.
+    #[inline]
+    pub fn pfn(&self) -> Pfn {
+        self.frames.pfn(self.frame)
+    }
+
+    /// The record handle, the block staying owned.
+    #[inline]
+    pub(crate) fn frame(&self) -> Frame {
+        self.frame
+    }
+
+    /// Hands the block to whatever structure names it from now on.
+    #[inline]
+    pub(crate) fn publish(self) -> Frame {
+        let frame = self.frame;
+        mem::forget(self);
+        frame
+    }
+}
+
+impl Drop for OwnedFrame<'_> {
+    fn drop(&mut self) {
+        self.frames.free(self.cpu, self.frame);
+    }
+}

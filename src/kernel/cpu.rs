@@ -1,0 +1,106 @@
+//! The CPU's control registers: what EL0 may do, and how tags are checked there.
+
+use aarch64_cpu::asm::barrier;
+use aarch64_cpu::registers::{
+    CNTKCTL_EL1, CPACR_EL1, ID_AA64ISAR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1, Readable, SCTLR_EL1, Writeable,
+};
+
+/// Bits of SCTLR_EL1 (Arm ARM, D24.2.158).
+mod sctlr {
+    pub const M: u64 = 1 << 0;
+    pub const C: u64 = 1 << 2;
+    pub const SA: u64 = 1 << 3;
+    pub const SA0: u64 = 1 << 4;
+    pub const CP15BEN: u64 = 1 << 5;
+    pub const SED: u64 = 1 << 8;
+    pub const EOS: u64 = 1 << 11;
+    pub const I: u64 = 1 << 12;
+    pub const DZE: u64 = 1 << 14;
+    pub const UCT: u64 = 1 << 15;
+    pub const NTWE: u64 = 1 << 18;
+    pub const TSCXT: u64 = 1 << 20;
+    pub const EIS: u64 = 1 << 22;
+    pub const SPAN: u64 = 1 << 23;
+    pub const UCI: u64 = 1 << 26;
+    pub const NTLSMD: u64 = 1 << 28;
+    pub const LSMAOE: u64 = 1 << 29;
+    pub const TCF0_SHIFT: u32 = 38;
+    pub const ATA0: u64 = 1 << 42;
+    pub const ATA: u64 = 1 << 43;
+    /// MMU and caches, alignment of the stack pointers, exceptions synchronise, EL0 may maintain caches by address,
+    /// read CTR_EL0, use DC ZVA and WFE. EL0's WFI traps: no interrupt would end it. SPAN is clear: an exception sets
+    /// PSTATE.PAN.
+    pub const WANTED: u64 =
+        M | C | SA | SA0 | CP15BEN | SED | EOS | I | DZE | UCT | NTWE | TSCXT | EIS | UCI | NTLSMD | LSMAOE;
+}
+
+/// How EL0's accesses are checked against the tags of memory: SCTLR_EL1.TCF0.
+#[derive(Copy, Clone, Eq, PartialEq)]
+#[repr(u64)]
+pub enum TagChecks {
+    /// Not at all.
+    None = 0,
+    /// A wrong tag is an exception of the access.
+    Sync = 1,
+}
+
+/// ID_AA64PFR1_EL1.MTE: 2 is the first with storage for tags.
+pub fn has_mte() -> bool {
+    ID_AA64PFR1_EL1.get() >> 8 & 0xf >= 2
+}
+
+/// ID_AA64ISAR0_EL1.Atomic: the single-instruction atomics of Armv8.1.
+pub fn has_lse() -> bool {
+    ID_AA64ISAR0_EL1.get() >> 20 & 0xf >= 2
+}
+
+fn has_pan() -> bool {
+    ID_AA64MMFR1_EL1.get() >> 20 & 0xf != 0
+}
+
+/// Sets what is the same for every program.
+pub fn set_controls(mte: bool) {
+    let mut wanted = sctlr::WANTED;
+    if !has_pan() {
+        // RES1 without FEAT_PAN.
+        wanted |= sctlr::SPAN;
+    }
+    if mte {
+        wanted |= sctlr::ATA | sctlr::ATA0;
+        set_random_tags();
+    }
+    SCTLR_EL1.set(wanted);
+    // FP and SIMD at EL0 and EL1 (the page copies use q registers); SVE and SME trap.
+    CPACR_EL1.set(0b11 << 20);
+    // The virtual counter at EL0: CNTVCT_EL0, CNTFRQ_EL0.
+    CNTKCTL_EL1.set(1 << 1);
+    if has_pan() {
+        // SAFETY: the kernel reaches user memory by LDTR and STTR alone, which PAN does not concern.
+        unsafe { core::arch::asm!(".arch_extension pan", "msr pan, #1", options(nostack, preserves_flags)) };
+    }
+    barrier::isb(barrier::SY);
+}
+
+/// Seeds IRG: the same tags in each run of the same program. A seed of 0 would ask QEMU's host for randomness.
+fn set_random_tags() {
+    // SAFETY: RGSR_EL1 and GCR_EL1 exist with MTE2, which the caller has seen.
+    unsafe {
+        core::arch::asm!("msr S3_0_C1_C0_5, {}", in(reg) 0x1234_u64 << 8, options(nostack, preserves_flags));
+    }
+    set_excluded_tags(0xffff);
+}
+
+/// Sets the tags that IRG may not choose: GCR_EL1.Exclude, with RRND.
+pub fn set_excluded_tags(excluded: u16) {
+    /// GCR_EL1.RRND: the order of the chosen tags is the CPU's own.
+    const RRND: u64 = 1 << 16;
+    let control = RRND | u64::from(excluded);
+    // SAFETY: as above.
+    unsafe { core::arch::asm!("msr S3_0_C1_C0_6, {}", in(reg) control, options(nostack, preserves_flags)) };
+}
+
+/// Sets EL0's tag checks.
+pub fn set_tag_checks(checks: TagChecks) {
+    SCTLR_EL1.set(SCTLR_EL1.get() & !(0b11 << sctlr::TCF0_SHIFT) | (checks as u64) << sctlr::TCF0_SHIFT);
+    barrier::isb(barrier::SY);
+}

@@ -1,0 +1,148 @@
+//! What the kernel takes from the device tree: memory, CPUs, initrd, boot arguments, UART, PSCI.
+//!
+//! The tree is read once, at the start; nothing refers to its memory afterwards.
+
+use core::fmt;
+
+use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::{Node, Property};
+use smccc::psci;
+
+use super::mmu;
+
+/// How PSCI is called: `/psci/method`.
+#[derive(Copy, Clone)]
+pub enum Psci {
+    /// By HVC: the kernel was entered at EL1.
+    Hvc,
+    /// By SMC: the kernel was entered at EL2.
+    Smc,
+    /// There is none.
+    Absent,
+}
+
+impl fmt::Display for Psci {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hvc => "HVC",
+            Self::Smc => "SMC",
+            Self::Absent => "nothing",
+        })
+    }
+}
+
+/// Longest `/chosen/bootargs` that is kept.
+const BOOT_ARGS_BYTES: usize = 256;
+
+/// What the device tree says.
+pub struct Tree {
+    /// Physical start and length of RAM: the lowest run.
+    pub ram: (u64, u64),
+    /// Physical start and end of the initrd.
+    pub initrd: Option<(u64, u64)>,
+    /// Number of CPUs.
+    pub cpus: usize,
+    /// Physical address of the PL011.
+    pub uart: u64,
+    /// The way to PSCI.
+    pub psci: Psci,
+    /// `/chosen/rng-seed`, its first 8 bytes; 0 if there is none.
+    pub seed: u64,
+    boot_args: [u8; BOOT_ARGS_BYTES],
+    boot_args_used: usize,
+}
+
+impl Tree {
+    /// Reads the tree at a physical address.
+    ///
+    /// # Safety
+    /// The linear map shows the address, and its header's length of bytes from there.
+    pub unsafe fn read(physical: u64) -> Result<Self, &'static str> {
+        if physical == 0 || !physical.is_multiple_of(8) {
+            return Err("no address was passed");
+        }
+        let header = mmu::linear(physical);
+        // SAFETY: the caller's promise; magic number and total length are the first two words.
+        let (magic, bytes) = unsafe {
+            let words = header.cast::<u32>();
+            (u32::from_be(words.read()), u32::from_be(words.add(1).read()))
+        };
+        if magic != 0xd00d_feed {
+            return Err("wrong magic number");
+        }
+        // SAFETY: the caller's promise.
+        let blob = unsafe { core::slice::from_raw_parts(header, bytes as usize) };
+        let fdt = Fdt::new(blob).map_err(|_| "it does not parse")?;
+
+        let memory = fdt.memory().map_err(|_| "no memory")?;
+        let ram = first_reg(&memory).ok_or("no memory")?;
+        let cpus = fdt.cpus().map_err(|_| "no CPUs")?;
+        let chosen = fdt.find_node("/chosen").ok_or("no /chosen")?;
+        let number = |name: &str| chosen.property(name).and_then(|property| be_number(property.value()));
+        let initrd = number("linux,initrd-start").zip(number("linux,initrd-end")).filter(|(start, end)| start < end);
+        let seed = chosen.property("rng-seed").and_then(|seed| be_number(seed.value().get(..8)?)).unwrap_or(0);
+
+        let path = chosen.property("stdout-path").ok_or("no console")?;
+        let path = text(path.value()).split(':').next().unwrap_or("");
+        let uart = fdt.find_node(path).as_ref().and_then(first_reg).ok_or("no console")?.0;
+
+        let psci = match fdt.find_node("/psci").as_ref().and_then(|node| node.property("method")) {
+            Some(method) if text(method.value()) == "hvc" => Psci::Hvc,
+            Some(method) if text(method.value()) == "smc" => Psci::Smc,
+            _ => Psci::Absent,
+        };
+
+        let mut boot_args = [0; BOOT_ARGS_BYTES];
+        let mut boot_args_used = 0;
+        if let Some(args) = chosen.property("bootargs") {
+            let args = text(args.value()).as_bytes();
+            boot_args_used = args.len().min(BOOT_ARGS_BYTES);
+            boot_args[..boot_args_used].copy_from_slice(&args[..boot_args_used]);
+        }
+        Ok(Self { ram, initrd, cpus: cpus.cpus().count(), uart, psci, seed, boot_args, boot_args_used })
+    }
+
+    /// `/chosen/bootargs`.
+    pub fn boot_args(&self) -> &str {
+        core::str::from_utf8(&self.boot_args[..self.boot_args_used]).unwrap_or("")
+    }
+
+    /// The firmware's PSCI version, as text for the log.
+    pub fn psci_version(&self) -> impl fmt::Display {
+        struct Version(Option<psci::Version>);
+        impl fmt::Display for Version {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match &self.0 {
+                    Some(version) => write!(f, "{}.{}", version.major, version.minor),
+                    None => f.write_str("none"),
+                }
+            }
+        }
+        Version(match self.psci {
+            Psci::Hvc => psci::version::<smccc::Hvc>().ok(),
+            Psci::Smc => psci::version::<smccc::Smc>().ok(),
+            Psci::Absent => None,
+        })
+    }
+}
+
+/// The first address and length of a node.
+fn first_reg(node: &FdtNode<'_>) -> Option<(u64, u64)> {
+    let reg = node.reg().ok()??.next()?;
+    Some((reg.address().ok()?, reg.size().ok()?))
+}
+
+/// A big-endian number of 4 or 8 bytes.
+fn be_number(bytes: &[u8]) -> Option<u64> {
+    match bytes.len() {
+        4 => bytes.try_into().ok().map(|bytes| u32::from_be_bytes(bytes).into()),
+        8 => bytes.try_into().ok().map(u64::from_be_bytes),
+        _ => None,
+    }
+}
+
+/// A string property without its final NUL.
+fn text(bytes: &[u8]) -> &str {
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    core::str::from_utf8(&bytes[..end]).unwrap_or("")
+}

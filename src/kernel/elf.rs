@@ -1,0 +1,263 @@
+//! From a static ELF file to a program that is ready to run: segments, stack, auxiliary vector.
+//!
+//! Everything goes through the address space and the user copies: a segment is mapped writable, copied, and then
+//! protected as its flags say; the library syncs the instruction cache before it lets anything execute. Running out
+//! of memory here is an ordinary fault of the copy.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use ebbtide::Mm;
+use ebbtide::Space;
+use ebbtide::addr::VirtAddr;
+use ebbtide::granule::{Granule, K4};
+use ebbtide::space::{Growth, MapError, MapRequest, Placement, Protection};
+use elf::ElfBytes;
+use elf::abi;
+use elf::endian::LittleEndian;
+use elf::segment::ProgramHeader;
+
+use super::initrd::Files;
+use super::{Hardware, hwcap, random, uaccess};
+
+const PAGE: u64 = K4::SIZE as u64;
+/// The end of the stack: a page of the largest granule below the end of user addresses.
+const STACK_TOP: u64 = (1 << 39) - (64 << 10);
+/// How far the stack may grow.
+pub const STACK_LIMIT: u64 = 8 << 20;
+/// Longest argv and envp, strings and pointers together.
+const ARGUMENTS_LIMIT: usize = 128 << 10;
+/// Where a position-independent program goes.
+const PIE_BASE: u64 = 0x40_0000;
+
+/// A program in memory.
+pub struct Loaded {
+    /// Its first instruction.
+    pub entry: u64,
+    /// The page after its last segment: where the break starts.
+    pub end: u64,
+    /// Address, size and number of its program headers.
+    headers: (u64, u64, u64),
+}
+
+/// Why a file cannot be run.
+pub enum LoadError {
+    /// Not an ELF file of this machine, or not a static one.
+    Unsuitable(&'static str),
+    /// The address space refuses a segment.
+    Map(MapError),
+    /// A segment's contents could not be copied.
+    Copy,
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unsuitable(what) => f.write_str(what),
+            Self::Map(error) => write!(f, "its memory cannot be mapped: {error}"),
+            Self::Copy => f.write_str("its contents could not be copied into memory"),
+        }
+    }
+}
+
+impl From<MapError> for LoadError {
+    fn from(error: MapError) -> Self {
+        Self::Map(error)
+    }
+}
+
+impl From<uaccess::Fault> for LoadError {
+    fn from(_: uaccess::Fault) -> Self {
+        Self::Copy
+    }
+}
+
+/// Maps and copies the segments of an ELF file into an active space.
+pub fn load(mm: &Mm<Hardware>, space: &Space<Hardware>, file: &[u8]) -> Result<Loaded, LoadError> {
+    use LoadError::Unsuitable;
+    let elf =
+        ElfBytes::<LittleEndian>::minimal_parse(file).map_err(|_| Unsuitable("not a 64-bit little-endian ELF file"))?;
+    let header = elf.ehdr;
+    if header.e_machine != abi::EM_AARCH64 || header.class != elf::file::Class::ELF64 {
+        return Err(Unsuitable("not an AArch64 program"));
+    }
+    let bias = match header.e_type {
+        abi::ET_EXEC => 0,
+        abi::ET_DYN => PIE_BASE,
+        _ => return Err(Unsuitable("not an executable file")),
+    };
+    let segments = elf.segments().ok_or(Unsuitable("no program headers"))?;
+    if segments.iter().any(|segment| segment.p_type == abi::PT_INTERP) {
+        return Err(Unsuitable("it needs a dynamic linker, which there is not: link it with -static"));
+    }
+    let mut end = 0;
+    let mut headers = 0;
+    for segment in segments.iter().filter(|segment| segment.p_type == abi::PT_LOAD && segment.p_memsz != 0) {
+        // A segment of zeroes alone may have any offset.
+        let data = match segment.p_filesz {
+            0 => &[],
+            _ => elf.segment_data(&segment).map_err(|_| Unsuitable("a segment lies outside of the file"))?,
+        };
+        let start = segment.p_vaddr.checked_add(bias).ok_or(Unsuitable("a segment lies outside of memory"))?;
+        if start & !(PAGE - 1) < end {
+            return Err(Unsuitable("its segments are not in order or share a page"));
+        }
+        end = load_segment(mm, space, &segment, start, data)?;
+        let offset = header.e_phoff.wrapping_sub(segment.p_offset);
+        if offset < segment.p_filesz {
+            headers = start + offset;
+        }
+    }
+    if end == 0 {
+        return Err(Unsuitable("it has no segment to load"));
+    }
+    Ok(Loaded {
+        entry: header.e_entry.wrapping_add(bias),
+        end,
+        headers: (headers, header.e_phentsize.into(), header.e_phnum.into()),
+    })
+}
+
+/// Loads one segment at `start`; returns the end of its last page.
+fn load_segment(
+    mm: &Mm<Hardware>,
+    space: &Space<Hardware>,
+    segment: &ProgramHeader,
+    start: u64,
+    data: &[u8],
+) -> Result<u64, LoadError> {
+    let first = start & !(PAGE - 1);
+    let end = start
+        .checked_add(segment.p_memsz)
+        .and_then(|end| end.checked_next_multiple_of(PAGE))
+        .filter(|_| segment.p_filesz <= segment.p_memsz)
+        .ok_or(LoadError::Unsuitable("a segment lies outside of memory"))?;
+    let at = VirtAddr::new(first);
+    space.map(
+        mm,
+        MapRequest {
+            placement: Placement::FixedNoReplace(at),
+            bytes: end - first,
+            protection: Protection::READ | Protection::WRITE,
+            growth: Growth::Fixed,
+        },
+    )?;
+    uaccess::write(start, data)?;
+    // As for mmap, whatever may be written or executed may be read.
+    let mut protection = Protection::empty();
+    protection.set(Protection::READ, segment.p_flags & (abi::PF_R | abi::PF_W | abi::PF_X) != 0);
+    protection.set(Protection::WRITE, segment.p_flags & abi::PF_W != 0);
+    protection.set(Protection::EXEC, segment.p_flags & abi::PF_X != 0);
+    space.protect(mm, at, end - first, protection)?;
+    Ok(end)
+}
+
+/// Auxiliary vector entries (Linux's include/uapi/linux/auxvec.h).
+mod at {
+    pub const NULL: u64 = 0;
+    pub const PHDR: u64 = 3;
+    pub const PHENT: u64 = 4;
+    pub const PHNUM: u64 = 5;
+    pub const PAGESZ: u64 = 6;
+    pub const BASE: u64 = 7;
+    pub const FLAGS: u64 = 8;
+    pub const ENTRY: u64 = 9;
+    pub const UID: u64 = 11;
+    pub const EUID: u64 = 12;
+    pub const GID: u64 = 13;
+    pub const EGID: u64 = 14;
+    pub const PLATFORM: u64 = 15;
+    pub const HWCAP: u64 = 16;
+    pub const CLKTCK: u64 = 17;
+    pub const SECURE: u64 = 23;
+    pub const RANDOM: u64 = 25;
+    pub const HWCAP2: u64 = 26;
+    pub const EXECFN: u64 = 31;
+}
+
+/// The stack's contents, from the lowest address on, for a known address of the first string.
+struct Block {
+    strings: Vec<u8>,
+    base: u64,
+}
+
+impl Block {
+    /// Adds a string with its NUL, or bytes as they are; returns its address.
+    fn add(&mut self, bytes: &[u8], end: &[u8]) -> u64 {
+        let at = self.base + self.strings.len() as u64;
+        self.strings.extend_from_slice(bytes);
+        self.strings.extend_from_slice(end);
+        at
+    }
+}
+
+/// Maps the stack and fills it as the ABI says (Linux's fs/binfmt_elf.c, `create_elf_tables`); returns the stack
+/// pointer.
+pub fn build_stack(
+    mm: &Mm<Hardware>,
+    space: &Space<Hardware>,
+    loaded: &Loaded,
+    files: &Files,
+    mte: bool,
+) -> Result<u64, LoadError> {
+    const NUL: &[u8] = b"\0";
+    let (argv, envp) = (files.strings("argv"), files.strings("envp"));
+    let length = |strings: &mut dyn Iterator<Item = &[u8]>| strings.map(|string| string.len() + 1 + 8).sum::<usize>();
+    let arguments = length(&mut argv.clone()) + length(&mut envp.clone());
+    if arguments > ARGUMENTS_LIMIT {
+        return Err(LoadError::Unsuitable("its arguments are longer than 128 KiB"));
+    }
+    // Strings go to the top; all of them, and the fixed part, are certainly below this.
+    let room = (arguments as u64 + 1024).next_multiple_of(PAGE);
+    let mut block = Block { strings: Vec::new(), base: STACK_TOP - room };
+    let mut seed = [0; 16];
+    random::fill(&mut seed);
+    let random = block.add(&seed, &[]);
+    let platform = block.add(b"aarch64", NUL);
+    let execfn = block.add(argv.clone().next().unwrap_or(b"init"), NUL);
+
+    let mut words = Vec::new();
+    words.push(argv.clone().count() as u64);
+    words.extend(argv.map(|string| block.add(string, NUL)));
+    words.push(0);
+    words.extend(envp.map(|string| block.add(string, NUL)));
+    words.push(0);
+    let (headers, header_bytes, header_count) = loaded.headers;
+    for (kind, value) in [
+        (at::HWCAP, hwcap::first()),
+        (at::PAGESZ, PAGE),
+        (at::CLKTCK, 100),
+        (at::PHDR, headers),
+        (at::PHENT, header_bytes),
+        (at::PHNUM, header_count),
+        (at::BASE, 0),
+        (at::FLAGS, 0),
+        (at::ENTRY, loaded.entry),
+        (at::UID, 0),
+        (at::EUID, 0),
+        (at::GID, 0),
+        (at::EGID, 0),
+        (at::SECURE, 0),
+        (at::RANDOM, random),
+        (at::HWCAP2, hwcap::second(mte)),
+        (at::EXECFN, execfn),
+        (at::PLATFORM, platform),
+        (at::NULL, 0),
+    ] {
+        words.extend([kind, value]);
+    }
+    let pointer = (block.base - 8 * words.len() as u64) & !15;
+    let bottom = (pointer & !(PAGE - 1)) - 16 * PAGE;
+    space.map(
+        mm,
+        MapRequest {
+            placement: Placement::FixedNoReplace(VirtAddr::new(bottom)),
+            bytes: STACK_TOP - bottom,
+            protection: Protection::READ | Protection::WRITE,
+            growth: Growth::Down { limit_bytes: STACK_LIMIT },
+        },
+    )?;
+    uaccess::write(block.base, &block.strings)?;
+    uaccess::write_words(pointer, &words)?;
+    Ok(pointer)
+}

@@ -1,0 +1,80 @@
+//! The floor of each page operation, measured in the same boot as the operation itself.
+//!
+//! Only under exact instruction counts, where the counter's ticks are instructions.
+
+#[cfg(feature = "selftest")]
+use ebbtide::{
+    addr::{Pfn, PhysAddr},
+    granule::K4,
+};
+
+use super::global::Late;
+use super::layout::Ground;
+use super::{cpu, mmu};
+
+unsafe extern "C" {
+    fn floor_empty() -> u64;
+    fn floor_zero(page: *mut u8) -> u64;
+    fn floor_zero_tagged(page: *mut u8) -> u64;
+    fn floor_copy(to: *mut u8, from: *const u8) -> u64;
+    fn floor_save_tags(page: *mut u8, into: *mut u64) -> u64;
+    fn floor_restore_tags(page: *mut u8, from: *const u64) -> u64;
+    fn floor_exception() -> u64;
+    fn floor_descriptor(entry: *mut u8) -> u64;
+    fn floor_tlbi() -> u64;
+}
+
+struct Scratch {
+    pages: [u64; 2],
+    icount: bool,
+}
+
+static SCRATCH: Late<Scratch> = Late::new();
+
+/// Sets two pages aside.
+pub fn start(ground: &mut Ground, icount: bool) {
+    SCRATCH.set(Scratch { pages: [ground.take(4096), ground.take(4096)], icount });
+}
+
+/// Two frames that nothing else uses.
+#[cfg(feature = "selftest")]
+pub fn scratch() -> Option<[Pfn; 2]> {
+    Some(SCRATCH.get()?.pages.map(|page| PhysAddr::new(page).pfn::<K4>()))
+}
+
+/// Whether the counter counts instructions.
+pub fn is_exact() -> bool {
+    SCRATCH.get().is_some_and(|scratch| scratch.icount)
+}
+
+/// The pointer with 0 in bits 59:56, which DC GZVA would write as the tag.
+fn untagged(physical: u64) -> *mut u8 {
+    mmu::linear(physical).map_addr(|address| address & !(0xf << 56))
+}
+
+/// Instructions of one operation on one page; `None` for an unknown kind, without exact counts, or without the CPU's
+/// support.
+pub fn measure(kind: u64) -> Option<u64> {
+    let scratch = SCRATCH.get().filter(|scratch| scratch.icount)?;
+    let [first, second] = scratch.pages.map(untagged);
+    if matches!(kind, 1 | 3 | 4) && !cpu::has_mte() {
+        return None;
+    }
+    // SAFETY: the scratch pages are mapped, of the size the functions work on, and nobody else's; 16 words of tags fit
+    // in one. The exception's handler only returns.
+    let (spent, own) = unsafe {
+        let spent = match kind {
+            0 => floor_zero(first),
+            1 => floor_zero_tagged(first),
+            2 => floor_copy(first, second),
+            3 => floor_save_tags(first, second.cast()),
+            4 => floor_restore_tags(first, second.cast()),
+            5 => floor_exception(),
+            6 => floor_descriptor(first),
+            7 => floor_tlbi(),
+            _ => return None,
+        };
+        (spent, floor_empty())
+    };
+    Some(spent.saturating_sub(own))
+}

@@ -1,0 +1,161 @@
+//! The order of boot, from the assembly's jump to the program's first instruction.
+//!
+//! Each step may use what the ones before it made:
+//!
+//! 1. the early map, still: device tree, boot arguments, the plan of memory, the final map;
+//! 2. the CPU's control registers, and the proof that its memory tags work;
+//! 3. heap, machine, [`Mm`](ebbtide::Mm), swap area, the background reclaimer's thread;
+//! 4. the program.
+//!
+//! The machine has one CPU in use, and no interrupt is ever unmasked: kernel code runs until it waits or returns.
+
+mod board;
+mod bootargs;
+mod console;
+mod cpu;
+mod dt;
+mod elf;
+mod floor;
+mod global;
+mod heap;
+mod hwcap;
+mod initrd;
+mod layout;
+mod mmu;
+mod mte;
+mod panic;
+mod process;
+mod ramswap;
+mod random;
+#[cfg(feature = "selftest")]
+mod selftest;
+mod stack;
+mod stats;
+mod syscall;
+mod thread;
+mod time;
+mod trap;
+mod uaccess;
+
+use core::arch::global_asm;
+
+use ebbtide::granule::{Granule, K4};
+use ebbtide::machine::aarch64::Aarch64;
+use ebbtide::machine::{Features, Machine};
+
+use board::Virt;
+use bootargs::BootArgs;
+use console::{alert, log};
+
+global_asm!(include_str!("../../boot/head.S"));
+global_asm!(include_str!("../../boot/vectors.S"));
+global_asm!(include_str!("../../boot/uaccess.S"));
+global_asm!(include_str!("../../boot/floors.S"));
+
+/// The machine that the library runs on here.
+pub type Hardware = Aarch64<Virt>;
+
+/// Exit status of a set-up that cannot work: the script's own for a bad command line.
+const CANNOT_START: i32 = 125;
+
+unsafe extern "C" {
+    /// In `boot/head.S`, as no Rust code of an LSE build can be trusted to run on a CPU without.
+    fn refuse_cpu() -> !;
+}
+
+/// Ends the machine on a CPU that cannot run this build. Not inlined, so that a debugger's stop at [`kmain`] shows
+/// that function itself.
+#[inline(never)]
+fn check_cpu() {
+    if cfg!(target_feature = "lse") && !cpu::has_lse() {
+        // SAFETY: ends the machine.
+        unsafe { refuse_cpu() }
+    }
+}
+
+/// Ends the machine before any program ran.
+fn cannot_start(why: core::fmt::Arguments<'_>) -> ! {
+    console::death(format_args!("{why} ({CANNOT_START})"));
+    console::exit(CANNOT_START)
+}
+
+/// Called by `boot/head.S`, on the boot stack.
+#[unsafe(no_mangle)]
+extern "C" fn kmain(device_tree: u64) -> ! {
+    check_cpu();
+    // SAFETY: the boot protocol's x0, and the early map shows the first gigabyte of RAM.
+    let tree = match unsafe { dt::Tree::read(device_tree) } {
+        Ok(tree) => tree,
+        Err(what) => cannot_start(format_args!("the device tree is of no use: {what}")),
+    };
+    // SAFETY: the device tree's UART; the early map shows the first gigabyte of devices, and later maps keep it.
+    unsafe { console::start(tree.uart) };
+    let args = BootArgs::parse(tree.boot_args());
+    console::set_quiet(args.quiet);
+
+    let (plan, mut ground) = match layout::plan(&tree, &args) {
+        Ok(planned) => planned,
+        Err(why) => cannot_start(format_args!("{why}")),
+    };
+    // SAFETY: nothing else uses memory above the image yet; the device tree was read.
+    let initrd = unsafe { layout::relocate_initrd(&tree, &mut ground) };
+    let mte_wanted = !args.no_mte && cpu::has_mte();
+    // SAFETY: called once, on the early map, with memory of which nothing is in use but what `ground` has given out.
+    unsafe { mmu::install(&plan, &tree, &mut ground, mte_wanted) };
+    cpu::set_controls(mte_wanted);
+    heap::start();
+    log!(
+        "{} MiB of memory, {} MiB of swap, {} CPU{}, EL1, PSCI {} by {}",
+        plan.managed.pages() << K4::SHIFT >> 20,
+        plan.swap.pages() << K4::SHIFT >> 20,
+        tree.cpus,
+        if tree.cpus == 1 { "" } else { "s, 1 in use" },
+        tree.psci_version(),
+        tree.psci
+    );
+    if mte_wanted && let Err(why) = mte::self_check(&mut ground) {
+        cannot_start(format_args!("{why}"));
+    }
+    if !args.no_mte && !cpu::has_mte() {
+        log!("this CPU has no memory tags");
+    }
+
+    let mut without = Features::empty();
+    without.set(Features::MTE, args.no_mte);
+    without.set(Features::HW_ACCESS | Features::HW_DIRTY, args.no_hafdbs);
+    // SAFETY: EL1, the only machine; `Virt` keeps the promises of a board now that the final map is in place.
+    let machine = unsafe { Aarch64::new(Virt, without) };
+    if let Err(error) = machine.start_cpu() {
+        cannot_start(format_args!("this CPU cannot be used: {error:?}"));
+    }
+    log!("features: {:?}, {} ASID bits", machine.features(), machine.asid_bits());
+    random::seed(if args.icount { 0 } else { tree.seed });
+    floor::start(&mut ground, args.icount);
+
+    let mm = layout::start_mm(machine, &plan, &mut ground);
+    if let Err(why) = ramswap::start(mm, &plan) {
+        cannot_start(format_args!("{why}"));
+    }
+    thread::spawn(reclaimer);
+
+    #[cfg(feature = "selftest")]
+    if let Some(name) = args.selftest() {
+        selftest::run(name, mm);
+    }
+    #[cfg(not(feature = "selftest"))]
+    if let Some(name) = args.selftest() {
+        cannot_start(format_args!("this kernel was built without self-tests: {name} cannot run"));
+    }
+    let Some(files) = initrd else {
+        cannot_start(format_args!("there is no initrd, hence no program to run"));
+    };
+    for word in args.unknown() {
+        alert!("boot argument {word} is unknown");
+    }
+    process::run(mm, &files, &args, plan.managed.pages() << K4::SHIFT)
+}
+
+/// The background reclaimer's thread.
+extern "C" fn reclaimer() -> ! {
+    global::mm().reclaimer()
+}

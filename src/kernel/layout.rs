@@ -1,0 +1,151 @@
+//! Who gets which part of RAM.
+//!
+//! QEMU's RAM is the managed machine, `memory=MIB` from the base of RAM, and above it what only the RAM swap device
+//! uses: its pages, then its records. The managed machine pays for everything else itself: image, stacks and heap,
+//! the copy of the initrd, the kernel's tables, the frame records.
+//!
+//! ```text
+//! RAM base   +2 MiB                                        managed end          swap end      RAM end
+//! | free ... | image | initrd | tables | frame records | free ... | swap pages ...    | swap records |
+//!                    `---- Ground gives these out ----'
+//! ```
+//!
+//! QEMU puts initrd and device tree anywhere in RAM. Both are read or copied to their place before the first frame is
+//! given to the library, so neither is in anybody's way.
+
+use core::fmt;
+use core::ptr::NonNull;
+
+use ebbtide::addr::{PfnRange, PhysAddr};
+use ebbtide::frame::FrameRecord;
+use ebbtide::granule::{Granule, K4};
+use ebbtide::machine::{Machine, Tags};
+use ebbtide::{Memory, Mm};
+
+use super::bootargs::BootArgs;
+use super::dt::Tree;
+use super::{Hardware, cannot_start, global, initrd, mmu};
+
+const PAGE: u64 = K4::SIZE as u64;
+const MIB: u64 = 1 << 20;
+
+/// Page-aligned runs of RAM.
+pub struct Plan {
+    /// All of RAM.
+    pub ram: PfnRange,
+    /// What the library manages.
+    pub managed: PfnRange,
+    /// The swap device's pages.
+    pub swap: PfnRange,
+    /// The rest: the swap device's records.
+    pub spare: PfnRange,
+}
+
+/// Memory above the image, given out from the bottom and never taken back.
+pub struct Ground {
+    next: u64,
+    end: u64,
+}
+
+/// Why the machine cannot be divided up.
+pub enum PlanError {
+    /// `memory=` and `swap=` ask for more than there is.
+    TooSmall {
+        /// RAM, in MiB.
+        has: u64,
+        /// What was asked for, in MiB.
+        needs: u64,
+    },
+    /// RAM is not where the image is linked.
+    Elsewhere,
+}
+
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooSmall { has, needs } => {
+                write!(f, "the machine has {has} MiB, memory= and swap= ask for {needs} MiB")
+            }
+            Self::Elsewhere => f.write_str("the image does not lie in the managed part of RAM"),
+        }
+    }
+}
+
+/// The run of whole pages within two addresses.
+fn pages(start: u64, end: u64) -> PfnRange {
+    let first = PhysAddr::new(start.next_multiple_of(PAGE)).pfn::<K4>();
+    PfnRange::between(first, PhysAddr::new(end).pfn::<K4>())
+}
+
+/// Divides RAM up.
+pub fn plan(tree: &Tree, args: &BootArgs<'_>) -> Result<(Plan, Ground), PlanError> {
+    let (start, bytes) = tree.ram;
+    let swap_bytes = args.swap_mib.saturating_mul(MIB);
+    let managed_bytes = args.memory_mib.map_or(bytes.saturating_sub(swap_bytes), |mib| mib.saturating_mul(MIB));
+    let asked = managed_bytes.saturating_add(swap_bytes);
+    if asked > bytes || managed_bytes == 0 {
+        return Err(PlanError::TooSmall { has: bytes / MIB, needs: asked / MIB });
+    }
+    let managed_end = start + managed_bytes;
+    let swap_end = managed_end + swap_bytes;
+    let image = mmu::image();
+    if image.start < start || image.end > managed_end {
+        return Err(PlanError::Elsewhere);
+    }
+    let plan = Plan {
+        ram: pages(start, start + bytes),
+        managed: pages(start, managed_end),
+        swap: pages(managed_end, swap_end),
+        spare: pages(swap_end, start + bytes),
+    };
+    Ok((plan, Ground { next: image.end, end: managed_end }))
+}
+
+impl Ground {
+    /// The physical address of `bytes` bytes, page aligned, with undefined contents.
+    pub fn take(&mut self, bytes: u64) -> u64 {
+        let start = self.next;
+        let end = start + bytes.next_multiple_of(PAGE);
+        if end > self.end {
+            cannot_start(format_args!("memory= is too small for the kernel itself"));
+        }
+        self.next = end;
+        start
+    }
+}
+
+/// Moves the initrd to the bottom of the ground.
+///
+/// # Safety
+/// The early map shows the initrd and the ground; nothing of the ground is in use; the device tree is not read again.
+pub unsafe fn relocate_initrd(tree: &Tree, ground: &mut Ground) -> Option<initrd::Files> {
+    let (start, end) = tree.initrd?;
+    let bytes = end - start;
+    let place = ground.take(bytes);
+    let (from, to) = (mmu::linear(start), mmu::linear(place));
+    // SAFETY: the caller's promise; `copy` allows that the two overlap.
+    unsafe { core::ptr::copy(from, to, bytes as usize) };
+    // SAFETY: the ground's memory is never taken back, and nobody writes here again.
+    Some(initrd::Files::new(unsafe { core::slice::from_raw_parts(to, bytes as usize) }))
+}
+
+/// Hands the managed machine to the library.
+pub fn start_mm(machine: Hardware, plan: &Plan, ground: &mut Ground) -> &'static Mm<Hardware> {
+    let bytes = plan.managed.pages() * size_of::<FrameRecord>() as u64;
+    let records = ground.take(bytes);
+    machine.zero(pages(records, records + bytes.next_multiple_of(PAGE)), Tags::Ignore);
+    let Some(records) = NonNull::new(mmu::linear(records).cast()) else {
+        unreachable!("the linear map starts above 0")
+    };
+    let image = mmu::image();
+    let start = plan.managed.start().base::<K4>().bytes();
+    let free = [pages(start, image.start), pages(ground.next, ground.end)];
+    // From here on the rest of the ground is the library's.
+    ground.end = ground.next;
+    // SAFETY: the two free runs are RAM that nothing uses: below the image, and above all that the ground gave out. The
+    // records are zeroed, one for each managed frame, and nobody else's.
+    match unsafe { Mm::new(machine, Memory { span: plan.managed, records, free: &free }) } {
+        Ok(mm) => global::set_mm(mm),
+        Err(error) => cannot_start(format_args!("memory= is of no use: {error:?}")),
+    }
+}

@@ -1,0 +1,179 @@
+//! The kernel's own map: static, in TTBR1, made once.
+//!
+//! A linear map of all RAM from physical address 0 on, in blocks of 2 MiB where it can: readable, writable, never
+//! executable, Normal Tagged where memory tags are in use. The image is linked at its place in that map, and there
+//! the map is made of pages with the rights of each section and without tags: text executable and not writable,
+//! constants neither, data and stacks writable. The lower half of each stack's slot is not mapped at all. One page of
+//! UART.
+
+use core::ops::Range;
+
+use aarch64_cpu::asm::barrier;
+use aarch64_cpu::registers::{TTBR0_EL1, Writeable};
+use ebbtide::machine::aarch64::{ATTR_DEVICE, ATTR_NORMAL, ATTR_TAGGED};
+
+use super::dt::Tree;
+use super::layout::{Ground, Plan};
+use super::stack;
+
+/// Where physical address 0 is.
+const LINEAR_BASE: u64 = 0xffff_ff80_0000_0000;
+
+const PAGE: u64 = 4 << 10;
+const BLOCK: u64 = 2 << 20;
+
+/// Descriptor bits of a leaf (Arm ARM, D8.3.2, "Page descriptor and Block descriptor").
+mod bits {
+    pub const VALID: u64 = 1;
+    /// A table at levels 1 and 2, a page at level 3.
+    pub const TABLE_OR_PAGE: u64 = 1 << 1;
+    pub const ATTR_SHIFT: u32 = 2;
+    pub const READ_ONLY: u64 = 1 << 7;
+    pub const INNER_SHAREABLE: u64 = 0b11 << 8;
+    pub const ACCESSED: u64 = 1 << 10;
+    pub const PXN: u64 = 1 << 53;
+    pub const UXN: u64 = 1 << 54;
+}
+
+unsafe extern "C" {
+    static __image_start: u8;
+    static __image_end: u8;
+    static __text_start: u8;
+    static __text_end: u8;
+    static __rodata_start: u8;
+    static __rodata_end: u8;
+    static __data_start: u8;
+    static __bss_end: u8;
+    static empty_root: u8;
+    fn install_kernel_table(root: u64, empty: u64);
+}
+
+/// The kernel's pointer to a byte of RAM, or of a device.
+#[inline]
+pub fn linear(physical: u64) -> *mut u8 {
+    core::ptr::with_exposed_provenance_mut((LINEAR_BASE + physical) as usize)
+}
+
+/// The physical address of something in the linear map, the image included.
+#[inline]
+pub fn physical<T>(at: *const T) -> u64 {
+    at.expose_provenance() as u64 - LINEAR_BASE
+}
+
+/// The image, in physical addresses.
+pub fn image() -> Range<u64> {
+    physical(&raw const __image_start)..physical(&raw const __image_end)
+}
+
+/// The text, in kernel addresses: return addresses lie in it.
+pub fn text() -> Range<u64> {
+    (&raw const __text_start).addr() as u64..(&raw const __text_end).addr() as u64
+}
+
+/// What may be done with a part of the map.
+#[derive(Copy, Clone)]
+enum Rights {
+    Text,
+    Constants,
+    Data,
+    Ram { tagged: bool },
+    Device,
+}
+
+impl Rights {
+    fn bits(self) -> u64 {
+        let common = bits::VALID | bits::ACCESSED | bits::UXN;
+        let normal = common | bits::INNER_SHAREABLE;
+        match self {
+            Self::Text => normal | ATTR_NORMAL << bits::ATTR_SHIFT | bits::READ_ONLY,
+            Self::Constants => normal | ATTR_NORMAL << bits::ATTR_SHIFT | bits::READ_ONLY | bits::PXN,
+            Self::Data | Self::Ram { tagged: false } => normal | ATTR_NORMAL << bits::ATTR_SHIFT | bits::PXN,
+            Self::Ram { tagged: true } => normal | ATTR_TAGGED << bits::ATTR_SHIFT | bits::PXN,
+            Self::Device => common | ATTR_DEVICE << bits::ATTR_SHIFT | bits::PXN,
+        }
+    }
+}
+
+/// The map under construction.
+struct Map<'a> {
+    root: *mut [u64; 512],
+    ground: &'a mut Ground,
+}
+
+impl Map<'_> {
+    fn table(ground: &mut Ground) -> *mut [u64; 512] {
+        let table: *mut [u64; 512] = linear(ground.take(PAGE)).cast();
+        // SAFETY: the ground's memory is mapped and this page is nobody else's.
+        unsafe { table.write([0; 512]) };
+        table
+    }
+
+    /// The table below an entry, made if it is missing.
+    ///
+    /// # Safety
+    /// `entry` lies in a table of this map.
+    unsafe fn below(entry: *mut u64, ground: &mut Ground) -> *mut [u64; 512] {
+        // SAFETY: the caller's promise.
+        let found = unsafe { *entry };
+        if found & bits::VALID != 0 {
+            assert!(found & bits::TABLE_OR_PAGE != 0, "a block is in the way of a table");
+            return linear(found & 0x0000_ffff_ffff_f000).cast();
+        }
+        let table = Self::table(ground);
+        // SAFETY: the caller's promise.
+        unsafe { *entry = physical(table) | bits::TABLE_OR_PAGE | bits::VALID };
+        table
+    }
+
+    /// Maps physical addresses, page aligned, at their place in the linear map.
+    fn add(&mut self, range: Range<u64>, rights: Rights) {
+        let mut at = range.start;
+        while at < range.end {
+            // SAFETY: indices are below 512; tables are this map's.
+            unsafe {
+                let high = (*self.root).as_mut_ptr().add((at >> 30) as usize & 511);
+                let middle = (*Self::below(high, self.ground)).as_mut_ptr().add((at >> 21) as usize & 511);
+                if at.is_multiple_of(BLOCK) && range.end - at >= BLOCK {
+                    *middle = at | rights.bits();
+                    at += BLOCK;
+                } else {
+                    let low = (*Self::below(middle, self.ground)).as_mut_ptr().add((at >> 12) as usize & 511);
+                    *low = at | rights.bits() | bits::TABLE_OR_PAGE;
+                    at += PAGE;
+                }
+            }
+        }
+    }
+}
+
+/// Builds the map and changes over to it. The lower half is empty afterwards.
+///
+/// # Safety
+/// Called once, on the early map of `boot/head.S`; what `ground` has not given out is not in use.
+pub unsafe fn install(plan: &Plan, tree: &Tree, ground: &mut Ground, tagged: bool) {
+    let ram = plan.ram.start().number() * PAGE..plan.ram.end().number() * PAGE;
+    let image = image();
+    let root = Map::table(ground);
+    let mut map = Map { root, ground };
+    map.add(ram.start..image.start, Rights::Ram { tagged });
+    map.add(physical(&raw const __text_start)..physical(&raw const __text_end), Rights::Text);
+    map.add(physical(&raw const __rodata_start)..physical(&raw const __rodata_end), Rights::Constants);
+    let data_end = physical(&raw const __bss_end).next_multiple_of(PAGE);
+    map.add(physical(&raw const __data_start)..data_end, Rights::Data);
+    for stack in stack::all() {
+        map.add(physical(stack.start as *const u8)..physical(stack.end as *const u8), Rights::Data);
+    }
+    map.add(image.end..ram.end, Rights::Ram { tagged });
+    map.add(tree.uart & !(PAGE - 1)..(tree.uart & !(PAGE - 1)) + PAGE, Rights::Device);
+    barrier::dsb(barrier::ISHST);
+
+    let low_half = physical(install_kernel_table as *const ()) as usize;
+    // SAFETY: the function's code at its identity address, which the early map of the lower half shows.
+    let change: unsafe extern "C" fn(u64, u64) = unsafe { core::mem::transmute(low_half) };
+    let empty = physical(&raw const empty_root);
+    // SAFETY: the new map shows the image, the stacks and all RAM where the early one did.
+    unsafe { change(physical(root), empty) };
+    TTBR0_EL1.set(empty);
+    // SAFETY: invalidation removes nothing that a walk does not bring back; the identity map is not used any more.
+    unsafe { core::arch::asm!("isb", "tlbi vmalle1", "dsb ish", "isb", options(nostack, preserves_flags)) };
+}

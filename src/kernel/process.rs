@@ -1,0 +1,159 @@
+//! The one program: its start, what system calls keep of it, and its end.
+
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use ebbtide::machine::{Features, Machine};
+use ebbtide::{Mm, Space, Totals};
+
+use super::bootargs::BootArgs;
+use super::console::{self, alert, log};
+use super::global::{self, Late};
+use super::initrd::Files;
+use super::stats::{self, Leaks};
+use super::{Hardware, cannot_start, elf, floor, stack, time};
+
+/// PR_TAGGED_ADDR_ENABLE.
+const TAGGED_ADDR_ENABLE: u64 = 1;
+
+/// The program.
+struct Process {
+    space: Space<Hardware>,
+    name: String,
+    /// Where the break starts, and where it is.
+    break_start: AtomicU64,
+    break_now: AtomicU64,
+    /// What PR_SET_TAGGED_ADDR_CTRL set.
+    tag_control: AtomicU64,
+    stats_path: Option<&'static [u8]>,
+    /// `memory=`, in bytes.
+    memory: u64,
+    before: Totals,
+}
+
+static PROCESS: Late<Process> = Late::new();
+
+unsafe extern "C" {
+    fn enter_user(entry: u64, stack: u64, kernel_stack: usize) -> !;
+}
+
+#[inline]
+fn process() -> &'static Process {
+    debug_assert!(PROCESS.get().is_some());
+    // SAFETY: system calls, faults and user copies come after `run` has set it.
+    unsafe { PROCESS.get_set() }
+}
+
+/// The program's address space.
+#[inline]
+pub fn space() -> &'static Space<Hardware> {
+    &process().space
+}
+
+/// Whether the program may pass tagged pointers to system calls.
+pub fn tagged_addresses() -> bool {
+    tag_control() & TAGGED_ADDR_ENABLE != 0
+}
+
+/// What PR_SET_TAGGED_ADDR_CTRL set last.
+pub fn tag_control() -> u64 {
+    process().tag_control.load(Ordering::Relaxed)
+}
+
+/// Keeps what PR_SET_TAGGED_ADDR_CTRL set.
+pub fn set_tag_control(control: u64) {
+    process().tag_control.store(control, Ordering::Relaxed);
+}
+
+/// The break's start and the break.
+pub fn program_break() -> (u64, u64) {
+    (process().break_start.load(Ordering::Relaxed), process().break_now.load(Ordering::Relaxed))
+}
+
+/// Moves the break.
+pub fn set_program_break(to: u64) {
+    process().break_now.store(to, Ordering::Relaxed);
+}
+
+/// Bytes of the managed machine.
+pub fn memory() -> u64 {
+    process().memory
+}
+
+/// Loads `init` and goes to EL0. The machine ends with the program.
+pub fn run(mm: &'static Mm<Hardware>, files: &Files, args: &BootArgs<'_>, memory: u64) -> ! {
+    let Some(image) = files.get("init") else {
+        cannot_start(format_args!("the initrd has no file named init"));
+    };
+    let path = files.strings("argv").next().unwrap_or(b"init");
+    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
+    let before = mm.totals();
+    let space = match Space::new(mm) {
+        Ok(space) => space,
+        Err(error) => cannot_start(format_args!("no address space for the program: {error}")),
+    };
+    let process = PROCESS.set(Process {
+        space,
+        name: String::from_utf8_lossy(name).into_owned(),
+        break_start: AtomicU64::new(0),
+        break_now: AtomicU64::new(0),
+        tag_control: AtomicU64::new(0),
+        stats_path: files.get("stats-path"),
+        memory,
+        before,
+    });
+    process.space.activate(mm);
+    let loaded = match elf::load(mm, &process.space, image) {
+        Ok(loaded) => loaded,
+        Err(error) => cannot_start(format_args!("{} cannot be loaded: {error}", process.name)),
+    };
+    process.break_start.store(loaded.end, Ordering::Relaxed);
+    process.break_now.store(loaded.end, Ordering::Relaxed);
+    let mte = mm.machine().features().contains(Features::MTE);
+    let stack_pointer = match elf::build_stack(mm, &process.space, &loaded, files, mte) {
+        Ok(stack_pointer) => stack_pointer,
+        Err(error) => cannot_start(format_args!("{} cannot be started: {error}", process.name)),
+    };
+    log!("{} starts{}", process.name, if args.icount { ", instructions are counted" } else { "" });
+    // SAFETY: entry and stack are the program's, whose space is active; the boot thread's kernel stack holds nothing
+    // that is needed again.
+    unsafe { enter_user(loaded.entry, stack_pointer, stack::stack(stack::BOOT).end) }
+}
+
+/// Ends the program with a signal's status.
+#[cold]
+pub fn kill(status: i32, why: fmt::Arguments<'_>) -> ! {
+    let name = process().name.to_owned();
+    finish();
+    console::death(format_args!("{name} killed: {why} ({status})"));
+    console::exit(status)
+}
+
+/// Ends the program with its own status.
+pub fn exit(status: i32) -> ! {
+    let name = process().name.to_owned();
+    finish();
+    if status != 0 {
+        console::death(format_args!("{name} ended with status {status}"));
+    }
+    console::exit(status)
+}
+
+/// Takes the space apart, balances the books and writes the statistics.
+fn finish() {
+    let process = process();
+    let mm = global::mm();
+    let instructions = floor::is_exact().then(time::ticks);
+    // SAFETY: the program never runs again, and nothing after this reads the static's space.
+    let space = unsafe { core::ptr::read(&process.space) };
+    space.destroy(mm);
+    let leaks = Leaks::between(&process.before, &mm.totals());
+    if leaks.any() {
+        alert!("leaked: {} frames, {} slots, {} tag rooms", leaks.frames, leaks.slots, leaks.tag_rooms);
+    }
+    if let Some(path) = process.stats_path {
+        stats::write_file(path, mm, &leaks, instructions);
+    }
+}

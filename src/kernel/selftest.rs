@@ -1,0 +1,153 @@
+//! Self-tests that end the machine: each must die in its own way, or print its one line.
+
+use core::hint::black_box;
+
+use ebbtide::Mm;
+use ebbtide::addr::{Pfn, PfnRange};
+use ebbtide::granule::{Granule, K4};
+use ebbtide::machine::{Features, Machine, Tags};
+
+use super::console::{self, alert, log};
+use super::{Hardware, cannot_start, floor, mmu};
+
+/// Runs the test of that name.
+pub fn run(name: &str, mm: &'static Mm<Hardware>) -> ! {
+    log!("self-test {name}");
+    match name {
+        "text-write" => text_write(),
+        "data-exec" => data_exec(),
+        "stack-overflow" => {
+            let depth = overflow(0);
+            alert!("the stack overflow went unnoticed at depth {depth}");
+        }
+        "panic" => panic!("forced by the self-test"),
+        "tag-digest" => tag_digest(mm.machine()),
+        "contents" => contents(mm.machine()),
+        _ => cannot_start(format_args!("there is no self-test named {name}")),
+    }
+    // Whoever comes here was not stopped.
+    console::death(format_args!("self-test {name} failed: nothing stopped it (1)"));
+    console::exit(1)
+}
+
+/// A store to the kernel's text must fault.
+fn text_write() {
+    let at: *mut u32 = core::ptr::with_exposed_provenance_mut(mmu::text().start as usize);
+    // SAFETY: none: the store must not happen, which is the test. Should it, only the image's header changes.
+    unsafe { at.add(1).write_volatile(0) };
+}
+
+/// A jump to the kernel's data must fault.
+fn data_exec() {
+    /// RET.
+    static mut CODE: [u32; 1] = [0xd65f_03c0];
+    let at = &raw mut CODE;
+    // SAFETY: none: the call must not happen, which is the test. Should it, the data is an instruction that returns.
+    unsafe { core::mem::transmute::<*mut [u32; 1], extern "C" fn()>(at)() };
+}
+
+/// Recursion without end must meet the guard.
+#[inline(never)]
+fn overflow(depth: u64) -> u64 {
+    let room = black_box([depth; 16]);
+    if depth == u64::MAX { 0 } else { overflow(depth + 1) + room[depth as usize % 16] }
+}
+
+/// The machine's page operations against what they promise, word by word and granule by granule.
+fn contents(machine: &Hardware) -> ! {
+    const WORDS: usize = K4::SIZE / 8;
+    const TAG: u64 = 0x5555_5555_5555_5555;
+    let Some([first, second]) = floor::scratch() else { panic!("no scratch frames") };
+    let mte = machine.features().contains(Features::MTE);
+    let word = |frame: Pfn, index: usize| mmu::linear(frame.base::<K4>().bytes()).cast::<u64>().wrapping_add(index);
+    // SAFETY: the scratch frames are mapped and nobody else's; every index below is smaller than `WORDS`.
+    let read = |frame, index| unsafe { word(frame, index).read_volatile() };
+    // SAFETY: as above.
+    let write = |frame, index, value: u64| unsafe { word(frame, index).write_volatile(value) };
+    let all_tags = |frame, expected: u64| {
+        let mut tags = [0; K4::TAG_WORDS];
+        machine.load_tags(frame, &mut tags);
+        tags == [if mte { expected } else { 0 }; K4::TAG_WORDS]
+    };
+    let fill =
+        |frame, factor: u64| (0..WORDS).for_each(|index| write(frame, index, factor.wrapping_mul(index as u64 + 1)));
+    let run = |frame| PfnRange::new(frame, 1);
+
+    fill(first, 0x9e37_79b9_7f4a_7c15);
+    fill(second, 3);
+    machine.store_tags(first, &[TAG; K4::TAG_WORDS]);
+    machine.store_tags(second, &[0; K4::TAG_WORDS]);
+    machine.copy_page(first, second, Tags::Ignore);
+    assert!((0..WORDS).all(|index| read(second, index) == read(first, index)), "copy of data");
+    machine.copy_page(first, second, Tags::Include);
+    assert!(all_tags(second, TAG) && (0..WORDS).all(|index| read(second, index) == read(first, index)), "copy");
+    machine.zero(run(first), Tags::Ignore);
+    assert!((0..WORDS).all(|index| read(first, index) == 0) && all_tags(first, TAG), "zero of data");
+    machine.zero(run(second), Tags::Include);
+    assert!((0..WORDS).all(|index| read(second, index) == 0) && all_tags(second, 0), "zero");
+    machine.zero_tags(first);
+    assert!(all_tags(first, 0), "zero of tags");
+    for index in 0..WORDS {
+        write(first, index, 0x1234_5678);
+    }
+    assert_eq!(machine.repeated_word(first), Some(0x1234_5678));
+    for index in 0..WORDS {
+        write(first, index, 0x1234_5679);
+        assert_eq!(machine.repeated_word(first), None, "word {index}");
+        write(first, index, 0x1234_5678);
+    }
+    console::exit(0)
+}
+
+/// Saves a page of 256 different granules, restores it elsewhere, compares, and prints a digest of the saved words,
+/// which must be the same on every CPU.
+fn tag_digest(machine: &Hardware) -> ! {
+    const WORDS: usize = K4::TAG_WORDS;
+    if !machine.features().contains(Features::MTE) {
+        cannot_start(format_args!("tag-digest needs memory tags"));
+    }
+    let Some([first, second]) = floor::scratch() else { panic!("no scratch frames") };
+    let mut pattern = [0_u64; WORDS];
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    for word in &mut pattern {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        *word = state;
+    }
+    for frame in [first, second] {
+        machine.zero(PfnRange::new(frame, 1), Tags::Include);
+    }
+    write_tags(first, &pattern);
+    let (mut saved, mut again, mut copied) = ([0; WORDS], [0; WORDS], [0; WORDS]);
+    machine.load_tags(first, &mut saved);
+    machine.store_tags(second, &saved);
+    machine.load_tags(second, &mut again);
+    machine.zero_tags(second);
+    machine.copy_page(first, second, Tags::Include);
+    machine.load_tags(second, &mut copied);
+    if saved != pattern || again != pattern || copied != pattern {
+        console::death(format_args!("self-test tag-digest failed: tags were lost (1)"));
+        console::exit(1);
+    }
+    // FNV-1a, 64 bits.
+    let digest = saved
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    alert!("tag image digest {digest:#018x}");
+    console::exit(0)
+}
+
+/// Writes tags one granule at a time, which is the same on every CPU: the other side of the comparison.
+fn write_tags(frame: Pfn, pattern: &[u64; K4::TAG_WORDS]) {
+    let page = mmu::linear(frame.base::<K4>().bytes());
+    for granule in 0..256 {
+        let tag = (pattern[granule / 16] >> (4 * (granule % 16)) & 0xf) as usize;
+        let at = page.wrapping_add(16 * granule).map_addr(|address| address & !(0xf << 56) | tag << 56);
+        // SAFETY: a scratch page of the linear map, which is Normal Tagged.
+        unsafe {
+            core::arch::asm!(".arch_extension memtag", "stg {0}, [{0}]", in(reg) at, options(nostack, preserves_flags))
+        };
+    }
+}

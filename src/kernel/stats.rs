@@ -1,0 +1,59 @@
+//! The statistics file: every counter of the library, and what must be nothing at the end.
+
+use alloc::ffi::CString;
+use alloc::string::String;
+use core::fmt::Write;
+
+use ebbtide::{Mm, Totals};
+
+use super::Hardware;
+use super::console::alert;
+
+/// What is still in use that was free before the program started.
+pub struct Leaks {
+    /// Frames.
+    pub frames: u64,
+    /// Swap slots.
+    pub slots: u64,
+    /// Rooms for raw tag images.
+    pub tag_rooms: u64,
+}
+
+impl Leaks {
+    /// Compares the totals before the program and after it.
+    pub fn between(before: &Totals, after: &Totals) -> Self {
+        Self {
+            frames: before.frames_free.saturating_sub(after.frames_free),
+            slots: before.slots_free.saturating_sub(after.slots_free),
+            tag_rooms: before.tag_rooms_free.saturating_sub(after.tag_rooms_free),
+        }
+    }
+
+    /// Whether there is one.
+    pub fn any(&self) -> bool {
+        self.frames != 0 || self.slots != 0 || self.tag_rooms != 0
+    }
+}
+
+/// Writes one JSON object to a file of the host.
+pub fn write_file(path: &[u8], mm: &Mm<Hardware>, leaks: &Leaks, instructions: Option<u64>) {
+    let mut text = String::from("{\n");
+    let mut row = |name: &str, value: u64| {
+        let separator = if text.len() > 2 { ",\n" } else { "" };
+        // Writing to a `String` does not fail.
+        let _ = write!(text, "{separator}  \"{name}\": {value}");
+    };
+    mm.stats().for_each(&mut row);
+    row("frames_leaked", leaks.frames);
+    row("slots_leaked", leaks.slots);
+    row("tag_rooms_leaked", leaks.tag_rooms);
+    if let Some(instructions) = instructions {
+        row("instructions", instructions);
+    }
+    text.push_str("\n}\n");
+    let name = path.strip_suffix(b"\n").unwrap_or(path);
+    let written = CString::new(name).is_ok_and(|name| semihosting::fs::write(&*name, text.as_bytes()).is_ok());
+    if !written {
+        alert!("the statistics could not be written to {}", String::from_utf8_lossy(name));
+    }
+}

@@ -1,0 +1,227 @@
+//! Memory calls: brk, mmap, munmap, mprotect, madvise.
+//!
+//! What Linux checks before it looks at any mapping is checked here, in Linux's order where a program can tell; the
+//! rest is the address space's, whose reasons become error numbers in [`map_errno`].
+
+use ebbtide::addr::VirtAddr;
+use ebbtide::granule::{Granule, K4};
+use ebbtide::machine::{Features, Machine};
+use ebbtide::space::{Access, Advice, Fault, Growth, MapError, MapRequest, Placement, Protection};
+
+use super::{Errno, Outcome};
+use crate::kernel::{elf, global, process};
+
+const PAGE: u64 = K4::SIZE as u64;
+/// The end of user addresses: 39 bits.
+const USER_END: u64 = 1 << 39;
+
+/// Protection bits (include/uapi/asm-generic/mman-common.h, arch/arm64/include/uapi/asm/mman.h).
+mod prot {
+    pub const READ: u64 = 1;
+    pub const WRITE: u64 = 2;
+    pub const EXEC: u64 = 4;
+    pub const MTE: u64 = 0x20;
+    pub const ALL: u64 = READ | WRITE | EXEC | MTE;
+}
+
+/// Flags of mmap (include/uapi/asm-generic/mman-common.h, mman.h).
+mod flag {
+    pub const TYPE: u64 = 0xf;
+    pub const SHARED: u64 = 1;
+    pub const PRIVATE: u64 = 2;
+    pub const SHARED_VALIDATE: u64 = 3;
+    pub const FIXED: u64 = 0x10;
+    pub const ANONYMOUS: u64 = 0x20;
+    pub const GROWSDOWN: u64 = 0x100;
+    pub const LOCKED: u64 = 0x2000;
+    pub const POPULATE: u64 = 0x8000;
+    pub const HUGETLB: u64 = 0x4_0000;
+    pub const FIXED_NOREPLACE: u64 = 0x10_0000;
+}
+
+/// The error number of a refusal.
+fn map_errno(error: MapError) -> Errno {
+    match error {
+        MapError::Misaligned(_) | MapError::Empty => Errno::EINVAL,
+        MapError::Occupied(_) => Errno::EEXIST,
+        MapError::OutOfRange(_) | MapError::NotMapped(_) | MapError::NoRoom(_) | MapError::NoMemory => Errno::ENOMEM,
+    }
+}
+
+/// As Linux reads it on a CPU without execute-only memory: whatever may be written or executed may be read.
+fn protection(bits: u64) -> Protection {
+    let mut protection = Protection::empty();
+    if bits & (prot::READ | prot::WRITE | prot::EXEC) != 0 {
+        protection |= Protection::READ;
+    }
+    protection.set(Protection::WRITE, bits & prot::WRITE != 0);
+    protection.set(Protection::EXEC, bits & prot::EXEC != 0);
+    protection.set(Protection::TAGGED, bits & prot::MTE != 0 && has_tags());
+    protection
+}
+
+fn has_tags() -> bool {
+    global::mm().machine().features().contains(Features::MTE)
+}
+
+/// Length rounded up to pages; 0 when there is no such number.
+fn round_up(bytes: u64) -> u64 {
+    bytes.checked_next_multiple_of(PAGE).unwrap_or(0)
+}
+
+/// A pointer's address without its tag: munmap, mprotect and madvise take tagged pointers, mmap and brk do not (Linux's
+/// Documentation/arch/arm64/tagged-address-abi.rst).
+fn untagged(pointer: u64) -> Result<VirtAddr, Errno> {
+    // Bit 55 tells the upper half, where a program has nothing.
+    if pointer & 1 << 55 != 0 { Err(Errno::EINVAL) } else { Ok(VirtAddr::untagged(pointer)) }
+}
+
+/// Moves the end of the data; returns where it is, moved or not.
+pub fn brk(wanted: u64) -> u64 {
+    let (start, now) = process::program_break();
+    if wanted < start || wanted > USER_END {
+        return now;
+    }
+    let (old, new) = (round_up(now), round_up(wanted));
+    let (mm, space) = (global::mm(), process::space());
+    let done = if new > old {
+        let request = MapRequest {
+            placement: Placement::FixedNoReplace(VirtAddr::new(old)),
+            bytes: new - old,
+            protection: Protection::READ | Protection::WRITE,
+            growth: Growth::Fixed,
+        };
+        space.map(mm, request).is_ok()
+    } else {
+        new == old || space.unmap(mm, VirtAddr::new(new), old - new).is_ok()
+    };
+    if !done {
+        return now;
+    }
+    process::set_program_break(wanted);
+    wanted
+}
+
+/// Maps anonymous private memory.
+pub fn mmap(hint: u64, bytes: u64, bits: u64, flags: u64, offset: u64) -> Outcome {
+    if !offset.is_multiple_of(PAGE) {
+        return Err(Errno::EINVAL);
+    }
+    if flags & flag::ANONYMOUS == 0 {
+        // There are no files, so no descriptor of one.
+        return Err(Errno::EBADF);
+    }
+    match flags & flag::TYPE {
+        flag::PRIVATE => {}
+        flag::SHARED | flag::SHARED_VALIDATE => return Err(Errno::EOPNOTSUPP),
+        _ => return Err(Errno::EINVAL),
+    }
+    if flags & (flag::HUGETLB | flag::LOCKED) != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if bytes == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let length = round_up(bytes);
+    if length == 0 || length > USER_END {
+        return Err(Errno::ENOMEM);
+    }
+    let fixed = flags & (flag::FIXED | flag::FIXED_NOREPLACE) != 0;
+    let placement = if fixed {
+        if hint > USER_END - length {
+            return Err(Errno::ENOMEM);
+        }
+        if !hint.is_multiple_of(PAGE) {
+            return Err(Errno::EINVAL);
+        }
+        let at = VirtAddr::new(hint);
+        if flags & flag::FIXED_NOREPLACE != 0 { Placement::FixedNoReplace(at) } else { Placement::Fixed(at) }
+    } else {
+        // A hint that cannot be followed is no error.
+        let hint = if hint <= USER_END - length { hint & !(PAGE - 1) } else { 0 };
+        Placement::Anywhere { hint: VirtAddr::new(hint) }
+    };
+    let growth =
+        if flags & flag::GROWSDOWN != 0 { Growth::Down { limit_bytes: elf::STACK_LIMIT } } else { Growth::Fixed };
+    let protection = protection(bits);
+    let request = MapRequest { placement, bytes: length, protection, growth };
+    let start = process::space().map(global::mm(), request).map_err(map_errno)?;
+    if flags & flag::POPULATE != 0 {
+        populate(start, length, protection);
+    }
+    Ok(start.bytes())
+}
+
+/// Touches each page once; as in Linux nothing that goes wrong here is an error of the call.
+fn populate(start: VirtAddr, length: u64, protection: Protection) {
+    let access = if protection.contains(Protection::WRITE) {
+        Access::Write
+    } else if protection.contains(Protection::READ) {
+        Access::Read
+    } else {
+        return;
+    };
+    for offset in (0..length).step_by(PAGE as usize) {
+        let fault = Fault { address: VirtAddr::new(start.bytes() + offset), access };
+        if process::space().handle_fault(global::mm(), fault).is_err() {
+            return;
+        }
+    }
+}
+
+/// Unmaps whatever lies in a range.
+pub fn munmap(pointer: u64, bytes: u64) -> Outcome {
+    let start = untagged(pointer)?;
+    let length = round_up(bytes);
+    let at = start.bytes();
+    if !at.is_multiple_of(PAGE) || length == 0 || at > USER_END || length > USER_END - at {
+        return Err(Errno::EINVAL);
+    }
+    process::space().unmap(global::mm(), start, length).map_err(map_errno)?;
+    Ok(0)
+}
+
+/// Changes what may be done with a range.
+pub fn mprotect(pointer: u64, bytes: u64, bits: u64) -> Outcome {
+    let start = untagged(pointer)?;
+    let unsupported = if has_tags() { !prot::ALL } else { !prot::ALL | prot::MTE };
+    if !start.is_page_aligned::<K4>() || bits & unsupported != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if bytes == 0 {
+        return Ok(0);
+    }
+    let length = round_up(bytes);
+    if length == 0 || start.bytes() > USER_END || length > USER_END - start.bytes() {
+        return Err(Errno::ENOMEM);
+    }
+    process::space().protect(global::mm(), start, length, protection(bits)).map_err(map_errno)?;
+    Ok(0)
+}
+
+/// Takes advice about a range.
+pub fn madvise(pointer: u64, bytes: u64, advice: u64) -> Outcome {
+    let start = untagged(pointer)?;
+    // Numbers of include/uapi/asm-generic/mman-common.h. `None` are hints that change nothing here: NORMAL, RANDOM,
+    // SEQUENTIAL, WILLNEED, HUGEPAGE, NOHUGEPAGE.
+    let advice = match advice {
+        0..=3 | 14 | 15 => None,
+        4 => Some(Advice::DontNeed),
+        21 => Some(Advice::PageOut),
+        _ => return Err(Errno::EINVAL),
+    };
+    let length = round_up(bytes);
+    if !start.is_page_aligned::<K4>() || (bytes != 0 && length == 0) {
+        return Err(Errno::EINVAL);
+    }
+    if length == 0 {
+        return Ok(0);
+    }
+    if start.bytes() > USER_END || length > USER_END - start.bytes() {
+        return Err(Errno::ENOMEM);
+    }
+    if let Some(advice) = advice {
+        process::space().advise(global::mm(), start, length, advice).map_err(map_errno)?;
+    }
+    Ok(0)
+}

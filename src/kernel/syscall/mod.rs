@@ -1,0 +1,124 @@
+//! System calls: Linux's numbers for AArch64 and Linux's meaning, for as much of them as a static program needs.
+//!
+//! The vectors call [`el0_system_call`] with the saved registers; the result goes to x0. A number that is not here is
+//! -ENOSYS and is logged the first time.
+
+mod mem;
+mod misc;
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::console::log;
+use super::process;
+use super::uaccess::Fault;
+
+/// What `boot/vectors.S` saves of the program: x0 to x18 and x30.
+#[repr(C)]
+struct Frame {
+    x: [u64; 19],
+    link: u64,
+}
+
+/// An error number of Linux.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct Errno(u16);
+
+impl Errno {
+    /// Bad file descriptor.
+    pub const EBADF: Self = Self(9);
+    /// Out of memory, or no such mapping.
+    pub const ENOMEM: Self = Self(12);
+    /// Bad address.
+    pub const EFAULT: Self = Self(14);
+    /// File exists: MAP_FIXED_NOREPLACE met a mapping.
+    pub const EEXIST: Self = Self(17);
+    /// Invalid argument.
+    pub const EINVAL: Self = Self(22);
+    /// No such system call.
+    pub const ENOSYS: Self = Self(38);
+    /// A kind that is not built yet.
+    pub const EOPNOTSUPP: Self = Self(95);
+
+    fn result(self) -> u64 {
+        (-i64::from(self.0)) as u64
+    }
+}
+
+impl From<Fault> for Errno {
+    fn from(_: Fault) -> Self {
+        Self::EFAULT
+    }
+}
+
+/// What a call returns in x0.
+type Outcome = Result<u64, Errno>;
+
+/// Linux's numbers (include/uapi/asm-generic/unistd.h), and three of this kernel's own above them.
+mod number {
+    pub const WRITE: u64 = 64;
+    pub const WRITEV: u64 = 66;
+    pub const EXIT: u64 = 93;
+    pub const EXIT_GROUP: u64 = 94;
+    pub const SET_TID_ADDRESS: u64 = 96;
+    pub const CLOCK_GETTIME: u64 = 113;
+    pub const CLOCK_GETRES: u64 = 114;
+    pub const SCHED_YIELD: u64 = 124;
+    pub const UNAME: u64 = 160;
+    pub const PRCTL: u64 = 167;
+    pub const GETPID: u64 = 172;
+    pub const GETTID: u64 = 178;
+    pub const SYSINFO: u64 = 179;
+    pub const BRK: u64 = 214;
+    pub const MUNMAP: u64 = 215;
+    pub const MMAP: u64 = 222;
+    pub const MPROTECT: u64 = 226;
+    pub const MADVISE: u64 = 233;
+    pub const GETRANDOM: u64 = 278;
+    /// Counters: `stats(buffer, words) -> words that there are`.
+    pub const STATS: u64 = 0x6501;
+    /// Whether the counter counts instructions.
+    pub const ICOUNT: u64 = 0x6502;
+    /// The least number of instructions of a page operation: `floor(kind)`.
+    pub const FLOOR: u64 = 0x6503;
+}
+
+/// Called by `boot/vectors.S` for SVC from EL0.
+#[unsafe(no_mangle)]
+extern "C" fn el0_system_call(frame: &Frame) -> u64 {
+    let [a, b, c, d, e, f, ..] = frame.x;
+    let outcome = match frame.x[8] {
+        number::WRITE => misc::write(a, b, c),
+        number::WRITEV => misc::writev(a, b, c),
+        number::EXIT | number::EXIT_GROUP => process::exit(a as i32 & 0xff),
+        number::SET_TID_ADDRESS | number::GETPID | number::GETTID => Ok(misc::PROCESS_ID),
+        number::CLOCK_GETTIME => misc::clock_gettime(a, b),
+        number::CLOCK_GETRES => misc::clock_getres(a, b),
+        number::SCHED_YIELD => misc::sched_yield(),
+        number::UNAME => misc::uname(a),
+        number::PRCTL => misc::prctl(a, [b, c, d, e]),
+        number::SYSINFO => misc::sysinfo(a),
+        number::BRK => Ok(mem::brk(a)),
+        number::MUNMAP => mem::munmap(a, b),
+        number::MMAP => mem::mmap(a, b, c, d, f),
+        number::MPROTECT => mem::mprotect(a, b, c),
+        number::MADVISE => mem::madvise(a, b, c),
+        number::GETRANDOM => misc::getrandom(a, b, c),
+        number::STATS => misc::stats(a, b),
+        number::ICOUNT => Ok(misc::icount()),
+        number::FLOOR => misc::floor(a),
+        other => unknown(other),
+    };
+    outcome.unwrap_or_else(Errno::result)
+}
+
+#[cold]
+fn unknown(number: u64) -> Outcome {
+    // One bit for each of Linux's numbers; those above share the last.
+    static LOGGED: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
+    let slot = number.min(511) as usize;
+    let bit = 1 << (slot % 64);
+    if LOGGED[slot / 64].fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+        log!("system call {number} is not there: -ENOSYS (logged once)");
+    }
+    Err(Errno::ENOSYS)
+}

@@ -1,0 +1,24 @@
+//! Time, from the virtual counter.
+
+use aarch64_cpu::asm::barrier;
+use aarch64_cpu::registers::{CNTFRQ_EL0, CNTVCT_EL0, Readable};
+
+/// Nanoseconds since the machine started.
+pub fn now_ns() -> u64 {
+    let ticks = u128::from(CNTVCT_EL0.get());
+    (ticks * 1_000_000_000 / u128::from(CNTFRQ_EL0.get().max(1))) as u64
+}
+
+/// Nanoseconds of one tick, at least 1.
+pub fn resolution_ns() -> u64 {
+    (1_000_000_000 / CNTFRQ_EL0.get().max(1)).max(1)
+}
+
+/// The counter, not before what stands in front of it and not after what follows.
+#[inline]
+pub fn ticks() -> u64 {
+    barrier::isb(barrier::SY);
+    let ticks = CNTVCT_EL0.get();
+    barrier::isb(barrier::SY);
+    ticks
+}

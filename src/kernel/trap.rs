@@ -1,0 +1,237 @@
+//! Exceptions: from EL0 a fault that the address space resolves or the program's end, from EL1 a user copy's fault or
+//! the kernel's end.
+//!
+//! The vectors (`boot/vectors.S`) pass ESR_EL1 and FAR_EL1. The way of a page fault is kept short; whatever
+//! ends the program is `#[cold]`.
+
+use aarch64_cpu::registers::{ELR_EL1, ESR_EL1, FAR_EL1, Readable, Writeable};
+use ebbtide::addr::VirtAddr;
+use ebbtide::space::{Access, Fault, FaultError};
+
+use super::panic::{self, Registers};
+use super::{global, mte, process, thread, uaccess};
+
+/// Exception classes: ESR_EL1.EC (Arm ARM, D24.2.40).
+mod class {
+    pub const WFX: u64 = 0x01;
+    pub const INSTRUCTION_ABORT: u64 = 0x20;
+    pub const PC_ALIGNMENT: u64 = 0x22;
+    pub const DATA_ABORT: u64 = 0x24;
+    pub const DATA_ABORT_EL1: u64 = 0x25;
+    pub const SP_ALIGNMENT: u64 = 0x26;
+    pub const FP: u64 = 0x2c;
+    pub const BRK: u64 = 0x3c;
+}
+
+/// Fault status codes of an abort: ESR_EL1.ISS\[5:0\].
+mod status {
+    pub const TAG_CHECK: u64 = 0x11;
+    pub const ALIGNMENT: u64 = 0x21;
+}
+
+/// Exit statuses of a killed program: 128 + Linux's signal number.
+pub mod killed {
+    /// SIGILL.
+    pub const ILLEGAL: i32 = 128 + 4;
+    /// SIGTRAP.
+    pub const TRAP: i32 = 128 + 5;
+    /// SIGBUS.
+    pub const BUS: i32 = 128 + 7;
+    /// SIGFPE.
+    pub const FLOAT: i32 = 128 + 8;
+    /// SIGKILL, as the out-of-memory killer's.
+    pub const NO_MEMORY: i32 = 128 + 9;
+    /// SIGSEGV.
+    pub const ACCESS: i32 = 128 + 11;
+}
+
+/// An abort's syndrome.
+#[derive(Copy, Clone)]
+struct Abort(u64);
+
+impl Abort {
+    #[inline]
+    fn class(self) -> u64 {
+        self.0 >> 26
+    }
+
+    #[inline]
+    fn status(self) -> u64 {
+        self.0 & 0x3f
+    }
+
+    /// A translation, access flag or permission fault, codes 0b0001xx to 0b0011xx: what an address space can resolve.
+    #[inline]
+    fn is_translation(self) -> bool {
+        self.0 & 0b11_0000 == 0 && self.0 & 0b1100 != 0
+    }
+
+    /// Whether this is an instruction or data abort from EL0: the only two classes with these bits.
+    #[inline]
+    fn is_from_user(self) -> bool {
+        const EITHER: u64 = class::INSTRUCTION_ABORT ^ class::DATA_ABORT;
+        self.0 & (0x3f & !EITHER) << 26 == class::INSTRUCTION_ABORT << 26
+    }
+
+    #[inline]
+    fn access(self) -> Access {
+        const DATA: u64 = (class::INSTRUCTION_ABORT ^ class::DATA_ABORT) << 26;
+        /// Also set for cache maintenance, which needs the right to read alone.
+        const WRITE: u64 = 1 << 6;
+        const CACHE_MAINTENANCE: u64 = 1 << 8;
+        if self.0 & DATA == 0 {
+            Access::Execute
+        } else if self.0 & (WRITE | CACHE_MAINTENANCE) == WRITE {
+            Access::Write
+        } else {
+            Access::Read
+        }
+    }
+}
+
+/// Whether an address lies in the upper half, of which no program has anything: bit 55, as 63:56 are a tag.
+#[inline]
+fn is_upper(address: u64) -> bool {
+    address & 1 << 55 != 0
+}
+
+#[inline]
+fn resolve(abort: Abort, far: u64) -> Result<(), FaultError> {
+    if is_upper(far) {
+        return Err(FaultError::NotMapped);
+    }
+    let fault = Fault { address: VirtAddr::untagged(far), access: abort.access() };
+    process::space().handle_fault(global::mm(), fault)
+}
+
+/// A synchronous exception from EL0 that is not a system call.
+#[unsafe(no_mangle)]
+extern "C" fn el0_abort(esr: u64, far: u64) {
+    let abort = Abort(esr);
+    if abort.is_from_user() && abort.is_translation() {
+        if let Err(error) = resolve(abort, far) {
+            unresolved(&error);
+        }
+    } else {
+        other_exception(abort, far);
+    }
+}
+
+/// Ends the program for a fault that its address space refused.
+///
+/// Reads the syndrome again, so that the way of a resolved fault need not keep it: no exception came in between, as
+/// nothing there copies from or to the program.
+#[cold]
+fn unresolved(error: &FaultError) -> ! {
+    let (abort, far) = (Abort(ESR_EL1.get()), FAR_EL1.get());
+    let (address, access) = (VirtAddr::untagged(far).bytes(), verb(abort));
+    let address = if is_upper(far) { far } else { address };
+    match error {
+        FaultError::NotMapped => {
+            process::kill(killed::ACCESS, format_args!("{access} at {address:#x}, where nothing is mapped"))
+        }
+        FaultError::Protection => {
+            process::kill(killed::ACCESS, format_args!("{access} at {address:#x}, where the mapping forbids it"))
+        }
+        FaultError::NoMemory => no_memory(),
+        FaultError::Unreadable { .. } => process::kill(
+            killed::BUS,
+            format_args!("{access} at {address:#x}, whose page could not be read back from swap"),
+        ),
+    }
+}
+
+/// Ends the program for want of memory.
+#[cold]
+pub fn no_memory() -> ! {
+    global::mm().stats().oom_kills.bump();
+    process::kill(killed::NO_MEMORY, format_args!("no memory and no swap left"))
+}
+
+fn verb(abort: Abort) -> &'static str {
+    match abort.access() {
+        Access::Read => "a load",
+        Access::Write => "a store",
+        Access::Execute => "execution",
+    }
+}
+
+/// What is left: tag checks, alignment, undefined and trapped instructions.
+#[cold]
+fn other_exception(abort: Abort, far: u64) {
+    let pc = ELR_EL1.get();
+    match abort.class() {
+        class::WFX => {
+            // WFI with a time-out: the program's time is up at once, other threads may run.
+            ELR_EL1.set(pc + 4);
+            thread::run_kernel_threads();
+        }
+        class::DATA_ABORT if abort.status() == status::TAG_CHECK => tag_check(abort, far),
+        class::DATA_ABORT if abort.status() == status::ALIGNMENT => {
+            process::kill(killed::ACCESS, format_args!("{} at {far:#x}, which is misaligned", verb(abort)))
+        }
+        class::DATA_ABORT | class::INSTRUCTION_ABORT => {
+            let code = abort.status();
+            process::kill(killed::ACCESS, format_args!("{} at {far:#x}: fault status {code:#x}", verb(abort)))
+        }
+        class::PC_ALIGNMENT => {
+            process::kill(killed::ACCESS, format_args!("execution at {far:#x}, which is misaligned"))
+        }
+        class::SP_ALIGNMENT => process::kill(killed::ACCESS, format_args!("misaligned stack pointer at pc {pc:#x}")),
+        class::FP => process::kill(killed::FLOAT, format_args!("floating-point exception at pc {pc:#x}")),
+        class::BRK => process::kill(killed::TRAP, format_args!("breakpoint {:#x} at pc {pc:#x}", abort.0 & 0xffff)),
+        other => process::kill(
+            killed::ILLEGAL,
+            format_args!("undefined or trapped instruction at pc {pc:#x} (class {other:#x})"),
+        ),
+    }
+}
+
+fn tag_check(abort: Abort, far: u64) -> ! {
+    // FAR_EL1 bits 63:60 are UNKNOWN for a tag check fault; 59:56 are the pointer's tag (Arm ARM, D24.2.42).
+    let (pointer, address) = (far >> 56 & 0xf, VirtAddr::untagged(far).bytes());
+    let verb = verb(abort);
+    match mte::tag_of_user(address) {
+        Some(memory) => process::kill(
+            killed::ACCESS,
+            format_args!("tag check fault: {verb} at {address:#x}, pointer tag {pointer:#x}, memory tag {memory:#x}"),
+        ),
+        None => process::kill(
+            killed::ACCESS,
+            format_args!("tag check fault: {verb} at {address:#x}, pointer tag {pointer:#x}"),
+        ),
+    }
+}
+
+/// A synchronous exception at EL1: resolved, continued elsewhere, or the kernel's end.
+#[unsafe(no_mangle)]
+extern "C" fn el1_exception(registers: &mut Registers) {
+    let abort = Abort(registers.esr);
+    if abort.class() != class::DATA_ABORT_EL1 || is_upper(registers.far) || !uaccess::is_copy(registers.elr) {
+        panic::on_exception("an exception in the kernel", registers);
+    }
+    if abort.is_translation() {
+        match resolve(abort, registers.far) {
+            Ok(()) => return,
+            Err(FaultError::NoMemory) => no_memory(),
+            Err(_) => {}
+        }
+    }
+    registers.elr = uaccess::continuation(registers.elr);
+}
+
+/// The EL1 vector found the stack pointer outside every stack.
+#[unsafe(no_mangle)]
+extern "C" fn el1_stack_overflow(registers: &Registers) -> ! {
+    panic::on_exception("stack overflow in the kernel", registers)
+}
+
+/// A vector that is never used.
+#[unsafe(no_mangle)]
+extern "C" fn el1_unexpected(registers: &Registers, vector: u64) -> ! {
+    const KIND: [&str; 4] = ["synchronous exception", "interrupt", "fast interrupt", "system error"];
+    super::console::alert!("vector {vector}: {}", KIND[vector as usize % 4]);
+    panic::on_exception("an exception that nothing here asks for", registers)
+}
+
+const _: () = assert!(size_of::<Registers>() == 288);

@@ -1,0 +1,117 @@
+//! The kernel's only way to a program's memory.
+//!
+//! Copies run with the program's own rights and tag checks (`boot/uaccess.S`). A fault within them goes to the address
+//! space like the program's own: it is resolved and the access repeated, or the copy ends and the caller has [`Fault`],
+//! which a system call returns as -EFAULT. No kernel code dereferences a user address.
+
+use core::ops::Range;
+
+use aarch64_cpu::registers::{ELR_EL1, Readable, SPSR_EL1, Writeable};
+
+use super::{cpu, process};
+
+/// Part of the range is not the program's, or not with these rights, or has other tags than the pointer.
+#[derive(Debug)]
+pub struct Fault {
+    /// Bytes copied before it.
+    pub copied: usize,
+}
+
+unsafe extern "C" {
+    fn copy_from_user_raw(to: *mut u8, from: u64, bytes: usize) -> usize;
+    fn copy_to_user_raw(to: u64, from: *const u8, bytes: usize) -> usize;
+    static user_copy_start: u8;
+    static user_copy_end: u8;
+    static user_copy_failed: u8;
+    static user_copy_from_wide: u8;
+    static user_copy_from_bytes: u8;
+    static user_copy_to_wide: u8;
+    static user_copy_to_bytes: u8;
+}
+
+/// The end of user addresses: 39 bits.
+const USER_END: u64 = 1 << 39;
+const TOP_BYTE: u64 = 0xff << 56;
+
+/// Whether a range lies in the user's half. A tag in the pointer is allowed only to a program that asked for
+/// the tagged address ABI (Linux's Documentation/arch/arm64/tagged-address-abi.rst).
+fn is_user(pointer: u64, bytes: usize) -> bool {
+    let tag_allowed = pointer & TOP_BYTE == 0 || process::tagged_addresses();
+    let start = pointer & !TOP_BYTE;
+    tag_allowed && start <= USER_END && bytes as u64 <= USER_END - start
+}
+
+fn result(bytes: usize, left: usize) -> Result<(), Fault> {
+    if left == 0 { Ok(()) } else { Err(Fault { copied: bytes - left }) }
+}
+
+/// Runs a copy, in which exceptions may be taken at EL1.
+///
+/// Such an exception overwrites ELR_EL1 and SPSR_EL1, where the vectors leave the program's own (`boot/vectors.S`).
+/// And LDTR and STTR are tag checked only while PSTATE.TCO is clear, which the exception from EL0 has set; EL1's own
+/// accesses are not checked in any case (SCTLR_EL1.TCF = 0).
+fn copying(copy: impl FnOnce() -> usize) -> usize {
+    let (elr, spsr) = (ELR_EL1.get(), SPSR_EL1.get());
+    if cpu::has_mte() {
+        // SAFETY: see above.
+        unsafe { core::arch::asm!(".arch_extension memtag", "msr tco, #0", options(nostack, preserves_flags)) };
+    }
+    let left = copy();
+    ELR_EL1.set(elr);
+    SPSR_EL1.set(spsr);
+    left
+}
+
+/// Copies from the program.
+pub fn read(from: u64, to: &mut [u8]) -> Result<(), Fault> {
+    if !is_user(from, to.len()) {
+        return Err(Fault { copied: 0 });
+    }
+    // SAFETY: the destination is a slice; the source is in the user's half, where faults are resolved or end the copy.
+    result(to.len(), copying(|| unsafe { copy_from_user_raw(to.as_mut_ptr(), from, to.len()) }))
+}
+
+/// Copies to the program.
+pub fn write(to: u64, from: &[u8]) -> Result<(), Fault> {
+    if !is_user(to, from.len()) {
+        return Err(Fault { copied: 0 });
+    }
+    // SAFETY: the source is a slice; the destination as in `read`.
+    result(from.len(), copying(|| unsafe { copy_to_user_raw(to, from.as_ptr(), from.len()) }))
+}
+
+/// Reads `N` words.
+pub fn read_words<const N: usize>(from: u64) -> Result<[u64; N], Fault> {
+    let mut words = [0; N];
+    for (index, word) in words.iter_mut().enumerate() {
+        let mut bytes = [0; 8];
+        read(from.wrapping_add(8 * index as u64), &mut bytes)?;
+        *word = u64::from_le_bytes(bytes);
+    }
+    Ok(words)
+}
+
+/// Writes words.
+pub fn write_words(to: u64, words: &[u64]) -> Result<(), Fault> {
+    for (index, word) in words.iter().enumerate() {
+        write(to.wrapping_add(8 * index as u64), &word.to_le_bytes())?;
+    }
+    Ok(())
+}
+
+/// Whether an exception at `pc` came from a copy.
+pub fn is_copy(pc: u64) -> bool {
+    let code = (&raw const user_copy_start).addr() as u64..(&raw const user_copy_end).addr() as u64;
+    code.contains(&pc)
+}
+
+/// Where a copy continues after a fault at `pc` that stays: a wide step is repeated byte by byte, so that what lies
+/// before the bad byte is copied; a byte ends it.
+pub fn continuation(pc: u64) -> u64 {
+    let at = |label: *const u8| label.addr() as u64;
+    let wide: [(Range<u64>, u64); 2] = [
+        (at(&raw const user_copy_from_wide)..at(&raw const user_copy_from_bytes), at(&raw const user_copy_from_bytes)),
+        (at(&raw const user_copy_to_wide)..at(&raw const user_copy_to_bytes), at(&raw const user_copy_to_bytes)),
+    ];
+    wide.iter().find(|(steps, _)| steps.contains(&pc)).map_or(at(&raw const user_copy_failed), |&(_, bytes)| bytes)
+}

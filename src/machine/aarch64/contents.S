@@ -1,0 +1,235 @@
+// Page contents: zero, copy, compare, tags. Whole pages only: pointers are aligned to 4 KiB, lengths are multiples of
+// it.
+//
+// Unrolled, because each instruction here is paid for every page of a fault or of swap traffic. The pointers carry 0
+// in bits 59:56: DC GVA, DC GZVA, STZ2G and STGM of zero write the pointer's logical tag (Arm ARM, C5.3 and C6.2).
+//
+// The q registers belong to the program at EL0, whose FP state is live; they are saved on the stack and restored.
+
+.arch_extension fp
+.arch_extension simd
+.arch_extension memtag
+
+.section .text.ebbtide_contents, "ax"
+
+.macro function name
+    .balign 16
+    .globl  \name
+    .hidden \name
+\name:
+.endm
+
+// Zero x1 bytes at x0 by DC ZVA (data) or DC GZVA (data and tags), blocks of 64 bytes.
+.macro zero_by operation
+1:  .rept   63
+    dc      \operation, x0
+    add     x0, x0, #64
+    .endr
+    dc      \operation, x0
+    subs    x1, x1, #4096
+    add     x0, x0, #64
+    b.hi    1b
+    ret
+.endm
+
+function ebbtide_zero_zva
+    zero_by zva
+function ebbtide_zero_gzva
+    zero_by gzva
+
+// The same for blocks of x2 bytes.
+.macro zero_any operation
+1:  .rept   8
+    dc      \operation, x0
+    add     x0, x0, x2
+    .endr
+    subs    x1, x1, x2, lsl #3
+    b.hi    1b
+    ret
+.endm
+
+// Blocks of up to 512 bytes: eight of them divide a page.
+function ebbtide_zero_zva_any
+    zero_any zva
+function ebbtide_zero_gzva_any
+    zero_any gzva
+
+// Where DC ZVA is prohibited (DCZID_EL0.DZP).
+function ebbtide_zero_stp
+    add     x0, x0, #512
+1:
+    .set    offset, -512
+    .rept   64
+    stp     xzr, xzr, [x0, #offset]
+    .set    offset, offset + 16
+    .endr
+    subs    x1, x1, #1024
+    add     x0, x0, #1024
+    b.hi    1b
+    ret
+
+function ebbtide_zero_stz2g
+1:
+    .set    offset, 0
+    .rept   32
+    stz2g   x0, [x0, #offset]
+    .set    offset, offset + 32
+    .endr
+    subs    x1, x1, #1024
+    add     x0, x0, #1024
+    b.hi    1b
+    ret
+
+// Copy x2 bytes from x1 to x0, data only: 2 KiB a turn.
+function ebbtide_copy
+    stp     q0, q1, [sp, #-64]!
+    stp     q2, q3, [sp, #32]
+    add     x0, x0, #1024
+    add     x1, x1, #1024
+1:
+    .set    offset, -1024
+    .rept   32
+    ldp     q0, q1, [x1, #offset]
+    ldp     q2, q3, [x1, #offset + 32]
+    stp     q0, q1, [x0, #offset]
+    stp     q2, q3, [x0, #offset + 32]
+    .set    offset, offset + 64
+    .endr
+    subs    x2, x2, #2048
+    add     x1, x1, #2048
+    add     x0, x0, #2048
+    b.hi    1b
+    ldp     q2, q3, [sp, #32]
+    ldp     q0, q1, [sp], #64
+    ret
+
+// The same with the tags, where LDGM moves those of 256 bytes (GMID_EL1.BS = 6).
+function ebbtide_copy_tagged
+    stp     q0, q1, [sp, #-64]!
+    stp     q2, q3, [sp, #32]
+1:  .rept   4
+    ldgm    x3, [x1]
+    stgm    x3, [x0]
+    .rept   4
+    ldp     q0, q1, [x1], #32
+    ldp     q2, q3, [x1], #32
+    stp     q0, q1, [x0], #32
+    stp     q2, q3, [x0], #32
+    .endr
+    .endr
+    subs    x2, x2, #1024
+    b.hi    1b
+    ldp     q2, q3, [sp, #32]
+    ldp     q0, q1, [sp], #64
+    ret
+
+// Read x2 words of tags at x0 into x1: 4 KiB (16 words) a turn, GMID_EL1.BS = 6.
+function ebbtide_load_tags
+1:  .rept   7
+    ldgm    x3, [x0]
+    add     x0, x0, #256
+    ldgm    x4, [x0]
+    add     x0, x0, #256
+    stp     x3, x4, [x1], #16
+    .endr
+    ldgm    x3, [x0]
+    add     x0, x0, #256
+    ldgm    x4, [x0]
+    subs    x2, x2, #16
+    add     x0, x0, #256
+    stp     x3, x4, [x1], #16
+    b.hi    1b
+    ret
+
+// Write x2 words of tags from x1 to x0, GMID_EL1.BS = 6.
+function ebbtide_store_tags
+1:  .rept   7
+    ldp     x3, x4, [x1], #16
+    stgm    x3, [x0]
+    add     x0, x0, #256
+    stgm    x4, [x0]
+    add     x0, x0, #256
+    .endr
+    ldp     x3, x4, [x1], #16
+    stgm    x3, [x0]
+    add     x0, x0, #256
+    stgm    x4, [x0]
+    subs    x2, x2, #16
+    add     x0, x0, #256
+    b.hi    1b
+    ret
+
+// The same for blocks of x3 bytes. LDGM puts the tags of a block at the nibble that address bits 7:4 name and STGM
+// takes them from there, so the words of several blocks are joined by OR, and one word serves all its blocks.
+function ebbtide_load_tags_any
+1:  mov     x5, #0
+    mov     x6, #256
+2:  ldgm    x4, [x0]
+    orr     x5, x5, x4
+    add     x0, x0, x3
+    subs    x6, x6, x3
+    b.hi    2b
+    str     x5, [x1], #8
+    subs    x2, x2, #1
+    b.hi    1b
+    ret
+
+function ebbtide_store_tags_any
+1:  ldr     x4, [x1], #8
+    mov     x6, #256
+2:  stgm    x4, [x0]
+    add     x0, x0, x3
+    subs    x6, x6, x3
+    b.hi    2b
+    subs    x2, x2, #1
+    b.hi    1b
+    ret
+
+// Make the tags of x1 bytes at x0 zero, blocks of x2 bytes (at most 256).
+function ebbtide_zero_tags
+1:  .rept   16
+    stgm    xzr, [x0]
+    add     x0, x0, x2
+    .endr
+    subs    x1, x1, x2, lsl #4
+    b.hi    1b
+    ret
+
+// Whether x1 bytes at x0 repeat the word at x0: 128 bytes a turn, as most pages differ in the first ones.
+function ebbtide_repeats
+    ldr     x2, [x0]
+1:
+    .irp    half, 0, 64
+    ldp     x3, x4, [x0, #\half]
+    ldp     x5, x6, [x0, #\half + 16]
+    ldp     x7, x8, [x0, #\half + 32]
+    ldp     x9, x10, [x0, #\half + 48]
+    cmp     x3, x2
+    .irp    word, x4, x5, x6, x7, x8, x9, x10
+    ccmp    \word, x2, #0, eq
+    .endr
+    b.ne    2f
+    .endr
+    subs    x1, x1, #128
+    add     x0, x0, #128
+    b.hi    1b
+    mov     x0, #1
+    ret
+2:  mov     x0, #0
+    ret
+
+// Clean x1 bytes at x0 to the point of unification in lines of x2 bytes (Arm ARM, B2.7.4.2).
+function ebbtide_clean_data
+1:  dc      cvau, x0
+    add     x0, x0, x2
+    subs    x1, x1, x2
+    b.hi    1b
+    ret
+
+// Invalidate the instruction cache for x1 bytes at x0 in lines of x2 bytes.
+function ebbtide_invalidate_code
+1:  ic      ivau, x0
+    add     x0, x0, x2
+    subs    x1, x1, x2
+    b.hi    1b
+    ret

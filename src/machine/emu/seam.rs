@@ -1,0 +1,224 @@
+//! [`Machine`] for [`Emu`]: each function is one step, preceded by the adversary's moves.
+
+use std::time::Duration;
+
+use crate::addr::{Pfn, PfnRange};
+use crate::granule::Granule;
+use crate::machine::{Asid, Cached, EntryAt, Features, Machine, Reach, Scope, Tags, Window};
+use crate::sync::{AtomicU32, Ordering};
+
+use super::laws::Write;
+use super::report::{Law, Op};
+use super::tlb::Invalidation;
+use super::{Adversary, CPU, Emu, WAITING, held};
+
+/// Turns of a wait that only yield; after them the thread sleeps a little.
+const YIELDS: u32 = 1000;
+
+impl<G: Granule> Emu<G> {
+    fn include(&self, tags: Tags) -> bool {
+        tags == Tags::Include && self.config.features.contains(Features::MTE)
+    }
+
+    #[inline]
+    fn write_entry(&self, at: EntryAt, raw: u64, how: Write) -> Result<u64, u64> {
+        self.run_background();
+        let cpu = CPU.get();
+        self.locked(|state| {
+            state.disturb();
+            state.store(cpu, at, raw, how)
+        })
+    }
+
+    /// One turn of a wait. A test with one thread that waits for itself would hang; it fails instead.
+    fn wait_turn(&self, word: &AtomicU32, seen: u32) {
+        let place = core::ptr::from_ref(word).addr();
+        let (last, value, turns) = WAITING.get();
+        let turns = if (last, value) == (place, seen) { turns + 1 } else { 0 };
+        WAITING.set((place, seen, turns));
+        assert!(turns < self.config.patience, "deadlock: the word waited for is {seen:#x} after {turns} turns");
+        let idle = held(&self.idle).clone();
+        match idle {
+            Some(idle) => idle(self),
+            None if turns < YIELDS => std::thread::yield_now(),
+            None => std::thread::sleep(Duration::from_micros(100)),
+        }
+    }
+}
+
+// SAFETY: RAM's words are atomics at fixed addresses, entries are accessed atomically, and every function below does
+// what the trait says, some of it as late as the trait allows.
+unsafe impl<G: Granule> Machine for Emu<G> {
+    type Granule = G;
+
+    fn load_entry(&self, at: EntryAt) -> u64 {
+        self.run_background();
+        if self.config.adversary == Adversary::Full {
+            self.locked(|state| state.disturb());
+        }
+        self.ram.entry(at).load(Ordering::Relaxed)
+    }
+
+    fn store_entry(&self, at: EntryAt, raw: u64) {
+        let _ = self.write_entry(at, raw, Write::Plain);
+    }
+
+    fn exchange_entry(&self, at: EntryAt, raw: u64) -> u64 {
+        match self.write_entry(at, raw, Write::Exchange) {
+            Ok(old) | Err(old) => old,
+        }
+    }
+
+    fn compare_exchange_entry(&self, at: EntryAt, seen: u64, raw: u64) -> Result<(), u64> {
+        self.write_entry(at, raw, Write::If(seen)).map(drop)
+    }
+
+    fn fence_tables(&self) {
+        self.logged(Op::FenceTables, |state, cpu| state.order_tables(cpu));
+    }
+
+    fn fence_contents(&self) {
+        self.logged(Op::FenceContents, |state, cpu| state.cpus[cpu].epoch += 1);
+    }
+
+    fn fence_invalidations(&self) {
+        self.logged(Op::FenceInvalidations, |state, cpu| {
+            state.finish_invalidations(cpu);
+            // DSB ISH waits for stores as well; too late for the invalidations before it.
+            state.order_tables(cpu);
+        });
+    }
+
+    fn invalidate(&self, asid: Asid, scope: Scope, cached: Cached, reach: Reach) {
+        self.logged(Op::Invalidate { asid, scope, cached, reach }, |state, cpu| {
+            let cpus = state.reached(cpu, reach);
+            state.invalidate(cpu, Invalidation { asid, scope, cached, cpus, applied: false });
+        });
+    }
+
+    fn install_root(&self, root: Pfn, asid: Asid) {
+        self.logged(Op::InstallRoot { root, asid }, |state, cpu| state.install(cpu, root, asid));
+    }
+
+    fn zero(&self, run: PfnRange, tags: Tags) {
+        self.logged(Op::Zero { run, tags }, |state, cpu| {
+            for page in 0..run.pages() {
+                let frame = run.start().offset(page);
+                state.write_contents(cpu, frame, "zero");
+                self.ram.zero(frame);
+                if self.include(tags) {
+                    self.ram.zero_tags(frame);
+                } else if state.is_full() {
+                    self.ram.scribble_tags(frame);
+                }
+                let slot = self.ram.slot(frame);
+                let known = &mut state.frames[slot];
+                (known.data_set, known.tags_set) = (true, self.include(tags));
+            }
+        });
+    }
+
+    fn zero_tags(&self, frame: Pfn) {
+        self.logged(Op::ZeroTags { frame }, |state, cpu| {
+            state.write_contents(cpu, frame, "zero_tags");
+            self.ram.zero_tags(frame);
+            let slot = self.ram.slot(frame);
+            state.frames[slot].tags_set = true;
+        });
+    }
+
+    fn copy_page(&self, from: Pfn, to: Pfn, tags: Tags) {
+        self.logged(Op::Copy { from, to, tags }, |state, cpu| {
+            state.read_contents(from, "copy_page");
+            state.write_contents(cpu, to, "copy_page");
+            self.ram.copy(from, to);
+            if self.include(tags) {
+                self.ram.copy_tags(from, to);
+            } else if state.is_full() {
+                self.ram.scribble_tags(to);
+            }
+            let source = &state.frames[self.ram.slot(from)];
+            let (data_set, tags_set) = (source.data_set, source.tags_set && self.include(tags));
+            let slot = self.ram.slot(to);
+            let known = &mut state.frames[slot];
+            (known.data_set, known.tags_set) = (data_set, tags_set);
+        });
+    }
+
+    fn repeated_word(&self, frame: Pfn) -> Option<u64> {
+        self.logged(Op::RepeatedWord { frame }, |state, _| {
+            state.read_contents(frame, "repeated_word");
+            self.ram.repeated_word(frame)
+        })
+    }
+
+    fn load_tags(&self, frame: Pfn, into: &mut [u64]) {
+        self.logged(Op::LoadTags { frame }, |state, _| {
+            state.read_contents(frame, "load_tags");
+            state.need_tags(frame, "load_tags");
+            self.ram.read_tags(frame, into);
+        });
+    }
+
+    fn store_tags(&self, frame: Pfn, from: &[u64]) {
+        self.logged(Op::StoreTags { frame }, |state, cpu| {
+            state.write_contents(cpu, frame, "store_tags");
+            self.ram.write_tags(frame, from);
+            let slot = self.ram.slot(frame);
+            state.frames[slot].tags_set = true;
+        });
+    }
+
+    fn window(&self, frame: Pfn) -> Window<'_> {
+        self.locked(|state| {
+            state.check_unreachable(frame, Law::FreedWhileMapped, "records");
+            let slot = self.ram.slot(frame);
+            state.frames[slot].data_set = true;
+        });
+        self.ram.window(frame)
+    }
+
+    fn sync_code(&self, run: PfnRange) {
+        self.logged(Op::SyncCode { run }, |state, _| {
+            let first = self.ram.slot(run.start());
+            for known in &mut state.frames[first..first + run.pages() as usize] {
+                known.synced = true;
+            }
+        });
+    }
+
+    fn features(&self) -> Features {
+        self.config.features
+    }
+
+    fn asid_bits(&self) -> u32 {
+        self.config.asid_bits
+    }
+
+    fn va_bits(&self) -> u32 {
+        self.config.va_bits
+    }
+
+    fn cpu(&self) -> usize {
+        CPU.get()
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.clock.fetch_add(100, Ordering::Relaxed)
+    }
+
+    fn relax(&self) {
+        std::thread::yield_now();
+    }
+
+    fn wait(&self, word: &AtomicU32, seen: u32) {
+        if word.load(Ordering::Acquire) == seen {
+            self.wait_turn(word, seen);
+        }
+    }
+
+    fn wake(&self, _word: &AtomicU32) {
+        // Waiters look at their word at each turn.
+        WAITING.set((0, 0, 0));
+    }
+}

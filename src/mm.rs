@@ -1,0 +1,236 @@
+//! The root object: the machine, the frames, the swap areas, reclaim's state, and the counters.
+
+use core::fmt;
+use core::ptr::NonNull;
+
+use crate::addr::{Pfn, PfnRange};
+use crate::frame::slab::Slab;
+use crate::frame::{Frame, FrameRecord, Frames, Kind, OwnedFrame, Pressure, Urgency};
+use crate::machine::{Machine, Tags};
+use crate::reclaim::Reclaim;
+use crate::rmap::{Node, NodeId};
+use crate::space::Asids;
+use crate::stats::Stats;
+use crate::swap::{AreaId, Swap, SwapArea, SwapOnError};
+
+/// The memory that a porter hands over.
+pub struct Memory<'a> {
+    /// The frames that the database describes: from the lowest free frame to the highest, holes included.
+    pub span: PfnRange,
+    /// One zeroed record for each frame of `span`.
+    pub records: NonNull<FrameRecord>,
+    /// The runs that the library may use; the rest of `span` stays reserved.
+    pub free: &'a [PfnRange],
+}
+
+/// Why an [`Mm`] could not be made.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub enum SetupError {
+    /// The span has more than 2^32 - 1 frames.
+    SpanTooLarge,
+    /// The free runs hold too few frames to work with.
+    TooFewFrames,
+}
+
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SpanTooLarge => "the span of frames is too large for 32-bit frame indices",
+            Self::TooFewFrames => "there are too few free frames",
+        })
+    }
+}
+
+/// What there is, and what of it is free. Exact while nothing else runs.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
+pub struct Totals {
+    /// Frames that the library manages.
+    pub frames: u64,
+    /// Of these, free ones.
+    pub frames_free: u64,
+    /// Swap slots of all areas.
+    pub slots: u64,
+    /// Of these, free ones.
+    pub slots_free: u64,
+    /// Rooms for raw tag images.
+    pub tag_rooms: u64,
+    /// Of these, free ones.
+    pub tag_rooms_free: u64,
+}
+
+/// The memory of one machine.
+pub struct Mm<M: Machine + 'static> {
+    machine: M,
+    frames: Frames,
+    nodes: Slab<Node>,
+    pub(crate) asids: Asids,
+    swap: Swap<M>,
+    reclaim: Reclaim,
+    stats: Stats,
+    empty_root: Pfn,
+}
+
+/// Fewest frames that make sense: watermarks, tables, and a program's first pages.
+const FEWEST_FRAMES: u64 = 64;
+
+impl<M: Machine> Mm<M> {
+    /// Takes over `memory`.
+    ///
+    /// # Errors
+    /// [`SetupError`] when the memory cannot be managed; nothing was changed then.
+    ///
+    /// # Safety
+    /// 1. `memory.records` points to as many zeroed records as the span has frames; they stay, and are the library's alone.
+    /// 2. The frames of `memory.free` are the library's alone, lie within the span, and do not overlap.
+    /// 3. The machine answers for all of them.
+    pub unsafe fn new(machine: M, memory: Memory<'_>) -> Result<Self, SetupError> {
+        if memory.span.pages() >= u32::MAX as u64 {
+            return Err(SetupError::SpanTooLarge);
+        }
+        if memory.free.iter().map(|run| run.pages()).sum::<u64>() < FEWEST_FRAMES {
+            return Err(SetupError::TooFewFrames);
+        }
+        // SAFETY: promise 1.
+        let frames = unsafe { Frames::new(memory.span, memory.records) };
+        for &run in memory.free {
+            // SAFETY: promise 2.
+            unsafe { frames.release(run) };
+        }
+        let zeroed = |kind| {
+            let (frame, _) =
+                frames.take(machine.cpu(), 0, kind, Urgency::Normal).ok_or(SetupError::TooFewFrames)?;
+            machine.zero(PfnRange::new(frame.pfn(), 1), Tags::Ignore);
+            let pfn = frame.pfn();
+            frame.publish();
+            Ok(pfn)
+        };
+        let empty_root = zeroed(Kind::Table)?;
+        let nodes = Slab::new(zeroed(Kind::Records)?);
+        let reclaim = Reclaim::new(frames.managed_frames());
+        frames.set_watermarks(reclaim.watermarks().reserve, reclaim.watermarks().low);
+        Ok(Self {
+            machine,
+            frames,
+            nodes,
+            asids: Asids::new(),
+            swap: Swap::new(),
+            reclaim,
+            stats: Stats::default(),
+            empty_root,
+        })
+    }
+
+    /// Adds a swap area.
+    ///
+    /// # Errors
+    /// [`SwapOnError`]; nothing was changed then.
+    ///
+    /// # Safety
+    /// `area.memory` is `area.bytes` bytes of mapped memory that stay, and are the library's alone, for the life of `self`.
+    pub unsafe fn swap_on(&self, area: SwapArea<M>) -> Result<AreaId, SwapOnError> {
+        // SAFETY: the same promise.
+        unsafe { self.swap.add(area) }
+    }
+
+    /// The machine.
+    #[inline]
+    pub fn machine(&self) -> &M {
+        &self.machine
+    }
+
+    /// The counters.
+    #[inline]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// What is free.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals {
+            frames: self.frames.managed_frames(),
+            frames_free: self.frames.free_frames(),
+            ..Totals::default()
+        };
+        for area in self.swap.areas() {
+            let ((slots, slots_free), (rooms, rooms_free)) = (area.slots(), area.tag_rooms());
+            totals.slots += slots as u64;
+            totals.slots_free += slots_free as u64;
+            totals.tag_rooms += rooms as u64;
+            totals.tag_rooms_free += rooms_free as u64;
+        }
+        totals
+    }
+
+    #[inline]
+    pub(crate) fn frames(&self) -> &Frames {
+        &self.frames
+    }
+
+    #[inline]
+    pub(crate) fn swap(&self) -> &Swap<M> {
+        &self.swap
+    }
+
+    #[inline]
+    pub(crate) fn reclaim(&self) -> &Reclaim {
+        &self.reclaim
+    }
+
+    /// The table that maps nothing, installed where no space is.
+    pub fn empty_root(&self) -> Pfn {
+        self.empty_root
+    }
+
+    /// The node with number `id`.
+    #[inline]
+    pub(crate) fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&self.machine, id.0)
+    }
+
+    /// Takes a free node, dead.
+    pub(crate) fn take_node(&self) -> Option<NodeId> {
+        loop {
+            if let Some(id) = self.nodes.take(&self.machine) {
+                return Some(NodeId(id));
+            }
+            let frame = self.take_frame(Kind::Records)?;
+            self.machine.zero(PfnRange::new(frame.pfn(), 1), Tags::Ignore);
+            self.nodes.grow(&self.machine, frame)?;
+        }
+    }
+
+    /// Gives a dead node back.
+    pub(crate) fn give_node(&self, id: NodeId) {
+        self.nodes.give(&self.machine, id.0);
+    }
+
+    /// Takes one frame, reclaiming when there is none. With a spinning lock held this would be an error.
+    ///
+    /// `None` when nothing is left to reclaim. The caller has a clear error to report and everything as it was.
+    #[inline]
+    pub(crate) fn take_frame(&self, kind: Kind) -> Option<OwnedFrame<'_>> {
+        crate::sync::assert_may_sleep();
+        match self.frames.take(self.machine.cpu(), 0, kind, Urgency::Normal) {
+            Some((frame, Pressure::None)) => Some(frame),
+            Some((frame, Pressure::Low)) => {
+                self.wake_reclaimer();
+                Some(frame)
+            }
+            None => self.take_frame_by_reclaim(kind),
+        }
+    }
+
+    /// Takes one frame even from the reserve: for a page whose coming in frees a slot.
+    #[inline]
+    pub(crate) fn take_frame_urgently(&self, kind: Kind) -> Option<OwnedFrame<'_>> {
+        if let Some(frame) = self.take_frame(kind) {
+            return Some(frame);
+        }
+        Some(self.frames.take(self.machine.cpu(), 0, kind, Urgency::Reserve)?.0)
+    }
+
+    /// Gives back one reference to each folio, and frees those that were the last.
+    pub(crate) fn release_folios(&self, folios: &[Frame]) {
+        self.reclaim.release(&self.frames, self.machine.cpu(), folios);
+    }
+}

@@ -1,0 +1,278 @@
+//! A valid leaf entry, and the proofs that its permissive forms need.
+
+use core::fmt;
+use core::marker::PhantomData;
+
+use super::{TABLE_OR_PAGE, VALID, address_mask};
+use crate::addr::Pfn;
+use crate::granule::Granule;
+
+const ATTR_TAGGED: u64 = 1 << 2;
+const ATTR_MASK: u64 = 0b111 << 2;
+const AP_USER: u64 = 1 << 6;
+const AP_READ_ONLY: u64 = 1 << 7;
+const INNER_SHAREABLE: u64 = 0b11 << 8;
+const ACCESSED: u64 = 1 << 10;
+const NOT_GLOBAL: u64 = 1 << 11;
+const WRITABLE: u64 = 1 << 51;
+const CONTIGUOUS: u64 = 1 << 52;
+const PXN: u64 = 1 << 53;
+const UXN: u64 = 1 << 54;
+const SOFT_DIRTY: u64 = 1 << 55;
+const EXCLUSIVE: u64 = 1 << 56;
+
+bitflags::bitflags! {
+    /// What a program may do with a region. WRITE and EXEC imply READ, as on Linux for AArch64; none is PROT_NONE.
+    #[derive(Copy, Clone, Eq, PartialEq, Debug)]
+    pub struct Protection: u32 {
+        /// Loads.
+        const READ = 1 << 0;
+        /// Stores.
+        const WRITE = 1 << 1;
+        /// Instruction fetches.
+        const EXEC = 1 << 2;
+        /// Allocation tags (PROT_MTE). Once given, a region keeps it.
+        const TAGGED = 1 << 3;
+    }
+}
+
+/// The proof that a page has no mapping but the entry at hand: what a writable anonymous leaf needs.
+///
+/// Neither `Copy` nor `Clone`, and bound to the cursor that holds the leaf table's lock (or to the fresh folio that
+/// nobody has seen yet), so that it cannot outlive what makes it true.
+pub struct Exclusive<'cursor>(PhantomData<&'cursor ()>);
+
+impl Exclusive<'_> {
+    /// The proof, from whoever can give it: a fresh folio, a leaf or a swap entry with its exclusive bit, read under
+    /// the lock.
+    #[inline]
+    pub(crate) fn proven() -> Self {
+        Self(PhantomData)
+    }
+}
+
+/// The proof that the instruction side sees a frame's contents.
+pub struct CodeSynced(());
+
+impl CodeSynced {
+    /// The proof, from the frame record's flag or from a sync just made.
+    #[inline]
+    pub(crate) fn proven() -> Self {
+        Self(())
+    }
+}
+
+/// A valid leaf entry.
+#[repr(transparent)]
+#[derive(Copy, Clone, Eq, PartialEq)]
+pub struct Leaf(u64);
+
+impl Leaf {
+    /// A leaf for a page of a region with `protection`: accessed, clean, exclusive, not writable, not executable.
+    /// The two permissive bits are added with their proofs ([`Leaf::with_write`], [`Leaf::with_execute`]).
+    #[inline]
+    pub fn page<G: Granule>(frame: Pfn, protection: Protection) -> Self {
+        let bits = frame.base::<G>().bytes()
+            | VALID
+            | TABLE_OR_PAGE
+            | AP_READ_ONLY
+            | INNER_SHAREABLE
+            | ACCESSED
+            | NOT_GLOBAL
+            | PXN
+            | UXN
+            | EXCLUSIVE;
+        Self(bits).with_protection(protection)
+    }
+
+    /// The leaf that `raw` is; the caller has decoded it.
+    #[inline]
+    pub(super) const fn from_raw(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The descriptor's bits.
+    #[inline]
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+
+    /// The first frame mapped.
+    #[inline]
+    pub const fn pfn<G: Granule>(self) -> Pfn {
+        Pfn::new((self.0 & address_mask::<G>()) >> G::SHIFT)
+    }
+
+    /// Whether the page was used since the flag was last cleared.
+    #[inline]
+    pub const fn is_accessed(self) -> bool {
+        self.0 & ACCESSED != 0
+    }
+
+    /// Whether the program may store to the page, be it that the first store still has to mark it dirty.
+    #[inline]
+    pub const fn is_writable(self) -> bool {
+        self.0 & WRITABLE != 0
+    }
+
+    /// Whether the page was stored to since it was last clean.
+    #[inline]
+    pub const fn is_dirty(self) -> bool {
+        self.0 & SOFT_DIRTY != 0 || self.0 & (WRITABLE | AP_READ_ONLY) == WRITABLE
+    }
+
+    /// Whether EL0 may fetch from the page.
+    #[inline]
+    pub const fn is_executable(self) -> bool {
+        self.0 & UXN == 0
+    }
+
+    /// Whether EL0 may load from the page.
+    #[inline]
+    pub const fn is_readable(self) -> bool {
+        self.0 & AP_USER != 0
+    }
+
+    /// Whether the mapping shows the page's allocation tags.
+    #[inline]
+    pub const fn is_tagged(self) -> bool {
+        self.0 & ATTR_MASK == ATTR_TAGGED
+    }
+
+    /// Whether this entry is the page's only mapping.
+    #[inline]
+    pub const fn is_exclusive(self) -> bool {
+        self.0 & EXCLUSIVE != 0
+    }
+
+    /// Whether the entry is one of a contiguous group.
+    #[inline]
+    pub const fn is_contiguous(self) -> bool {
+        self.0 & CONTIGUOUS != 0
+    }
+
+    /// The leaf with AF set.
+    #[inline]
+    pub const fn with_access(self) -> Self {
+        Self(self.0 | ACCESSED)
+    }
+
+    /// The leaf with AF clear.
+    #[inline]
+    pub const fn without_access(self) -> Self {
+        Self(self.0 & !ACCESSED)
+    }
+
+    /// The leaf made writable. A page already dirty keeps that; a clean one becomes dirty by its first store.
+    #[inline]
+    pub const fn with_write(self, _proof: &Exclusive<'_>) -> Self {
+        let bits = self.0 | WRITABLE;
+        if self.0 & SOFT_DIRTY != 0 { Self(bits & !(SOFT_DIRTY | AP_READ_ONLY)) } else { Self(bits) }
+    }
+
+    /// The leaf without write permission; dirty stays dirty.
+    #[inline]
+    pub const fn without_write(self) -> Self {
+        let dirty = if self.is_dirty() { SOFT_DIRTY } else { 0 };
+        Self((self.0 | AP_READ_ONLY | dirty) & !WRITABLE)
+    }
+
+    /// The leaf marked dirty, as a store would.
+    #[inline]
+    pub const fn with_dirty(self) -> Self {
+        if self.is_writable() { Self(self.0 & !AP_READ_ONLY) } else { Self(self.0 | SOFT_DIRTY) }
+    }
+
+    /// The leaf made executable.
+    #[inline]
+    pub const fn with_execute(self, _proof: &CodeSynced) -> Self {
+        Self(self.0 & !UXN)
+    }
+
+    /// The leaf with what `protection` forbids taken away, and with the access and memory type it asks for. Write and
+    /// execute permission are never added here: they need their proofs.
+    #[inline]
+    pub const fn with_protection(self, protection: Protection) -> Self {
+        let mut leaf = if protection.contains(Protection::WRITE) { self } else { self.without_write() };
+        if !protection.contains(Protection::EXEC) {
+            leaf.0 |= UXN;
+        }
+        let access = Protection::READ.union(Protection::WRITE).union(Protection::EXEC);
+        leaf.0 = if protection.intersects(access) { leaf.0 | AP_USER } else { leaf.0 & !AP_USER };
+        if protection.contains(Protection::TAGGED) {
+            leaf.0 = (leaf.0 & !ATTR_MASK) | ATTR_TAGGED;
+        }
+        leaf
+    }
+}
+
+impl fmt::Debug for Leaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flag = |set: bool, name: char| if set { name } else { '-' };
+        write!(
+            f,
+            "leaf:{:#x}[{}{}{}{}{}{}{}{}]",
+            self.0,
+            flag(self.is_readable(), 'r'),
+            flag(self.is_writable(), 'w'),
+            flag(self.is_executable(), 'x'),
+            flag(self.is_tagged(), 't'),
+            flag(self.is_accessed(), 'a'),
+            flag(self.is_dirty(), 'd'),
+            flag(self.is_exclusive(), 'e'),
+            flag(self.is_contiguous(), 'c'),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::granule::K4;
+
+    fn page(protection: Protection) -> Leaf {
+        Leaf::page::<K4>(Pfn::new(0x43215), protection)
+    }
+
+    #[test]
+    fn a_clean_writable_page_is_not_read_only() {
+        let leaf = page(Protection::WRITE).with_write(&Exclusive::proven());
+        assert!(leaf.is_writable() && !leaf.is_dirty());
+        assert_eq!(leaf.raw() & AP_READ_ONLY, AP_READ_ONLY);
+        assert!(leaf.with_dirty().is_dirty());
+    }
+
+    #[test]
+    fn dirty_survives_losing_and_regaining_write() {
+        let dirty = page(Protection::WRITE).with_write(&Exclusive::proven()).with_dirty();
+        let protected = dirty.without_write();
+        assert!(protected.is_dirty() && !protected.is_writable());
+        assert_eq!(protected.with_write(&Exclusive::proven()), dirty);
+        let clean = page(Protection::WRITE).with_write(&Exclusive::proven()).without_write();
+        assert!(!clean.is_dirty());
+    }
+
+    #[test]
+    fn unknown_bits_survive_every_change() {
+        let odd = 1 << 57 | 1 << 58 | 1 << 5 | CONTIGUOUS;
+        for prot in 0..16 {
+            let leaf = Leaf(page(Protection::READ).raw() | odd);
+            let changed = leaf
+                .with_protection(Protection::from_bits_retain(prot))
+                .with_write(&Exclusive::proven())
+                .with_dirty()
+                .without_write()
+                .without_access();
+            assert_eq!(changed.raw() & odd, odd);
+            assert_eq!(changed.pfn::<K4>(), leaf.pfn::<K4>());
+        }
+    }
+
+    #[test]
+    fn protection_none_shuts_el0_out() {
+        assert!(!page(Protection::empty()).is_readable());
+        assert!(!page(Protection::TAGGED).is_readable());
+        assert!(page(Protection::EXEC).is_readable() && !page(Protection::EXEC).is_executable());
+        assert!(page(Protection::TAGGED | Protection::READ).is_tagged());
+    }
+}

@@ -1,0 +1,105 @@
+//! Eviction of a batch: unmap, one flush, write out.
+
+use arrayvec::ArrayVec;
+
+use super::BATCH;
+use super::list::Batch;
+use crate::frame::{FolioLock, Left, REFERENCE, flag};
+use crate::machine::Machine;
+use crate::mm::Mm;
+use crate::rmap::{Refusal, Unmapped, unmap};
+use crate::swap::{Leaving, Prepared, Written};
+use crate::sync::Ordering;
+use crate::tlb::Flush;
+
+pub(super) use crate::rmap::Ageing;
+
+/// Evicts what it can of `batch`; the rest goes back to the list. Returns the pages freed.
+pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u64 {
+    let frames = mm.frames();
+    let cpu = mm.machine().cpu();
+    let stats = mm.stats();
+    stats.scanned.add(batch.len() as u64);
+
+    let mut kept = Batch::new();
+    let mut discarded: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
+    let mut leaving: ArrayVec<(FolioLock<'_, M>, Leaving<'_, M>), BATCH> = ArrayVec::new();
+    // A slot that a page turned out not to need serves the next one.
+    let mut spare: Option<Prepared<'_, M>> = None;
+    let mut flush = Flush::new(mm);
+    for &frame in batch {
+        let Some(folio) = frames.try_lock(mm.machine(), frame) else {
+            stats.busy.bump();
+            kept.push(frame);
+            continue;
+        };
+        if frames.maps(frame) == 0 && frames.record(frame).has(flag::CACHED) {
+            // Written once in vain; its swap entry is in place already.
+            match Leaving::again(mm, &folio) {
+                Some(again) => leaving.push((folio, again)),
+                None => kept.push(frame),
+            }
+            continue;
+        }
+        if spare.is_none() {
+            spare = mm.swap().prepare(cpu);
+        }
+        match unmap(mm, &folio, &mut spare, ageing, &mut flush) {
+            Unmapped::Discarded => discarded.push(folio),
+            Unmapped::Leaving(out) => leaving.push((folio, out)),
+            Unmapped::Kept(refusal) => {
+                match refusal {
+                    Refusal::Referenced => stats.referenced.bump(),
+                    Refusal::Pinned => stats.busy.bump(),
+                    Refusal::Raced => stats.raced.bump(),
+                    Refusal::NoSlot => stats.no_slot.bump(),
+                    Refusal::NoTagRoom => stats.no_tag_room.bump(),
+                }
+                kept.push(frame);
+            }
+        }
+    }
+    // From here on no CPU can write to any of these pages.
+    flush.complete();
+
+    let mut freed = 0;
+    for folio in discarded {
+        stats.clean_discards.bump();
+        freed += release(mm, folio);
+    }
+    for (folio, out) in leaving {
+        match out.write_out(mm, &folio) {
+            Written::Gone => freed += release(mm, folio),
+            Written::Kept => {
+                // The cache keeps a reference of its own from now on; ours goes back with the others.
+                let record = frames.record(folio.frame());
+                if !record.has(flag::KEPT) {
+                    record.set(flag::KEPT);
+                    record.count.fetch_add(REFERENCE, Ordering::Relaxed);
+                }
+                kept.push(folio.frame());
+            }
+        }
+    }
+    mm.reclaim().put_back(frames, cpu, &kept);
+    freed
+}
+
+/// Gives back reclaim's reference to a folio that nobody maps any more, and frees it unless somebody else looks at it.
+fn release<M: Machine>(mm: &Mm<M>, folio: FolioLock<'_, M>) -> u64 {
+    let frames = mm.frames();
+    let frame = folio.frame();
+    if frames.record(frame).has(flag::KEPT) {
+        // The cache's own reference, from the write that failed: the cache has let go now.
+        frames.record(frame).clear(flag::KEPT);
+        frames.record(frame).count.fetch_sub(REFERENCE, Ordering::AcqRel);
+    }
+    drop(folio);
+    match frames.put(frame, REFERENCE) {
+        Left::Nobody => {
+            frames.free(mm.machine().cpu(), frame);
+            1
+        }
+        Left::Shared => 0,
+    }
+}

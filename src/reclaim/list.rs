@@ -1,0 +1,144 @@
+//! The reclaim list, and what leaves it.
+
+use arrayvec::ArrayVec;
+
+use super::BATCH;
+use super::watermarks::Watermarks;
+use crate::frame::{Frame, Frames, Left, NO_FRAME, REFERENCE, flag};
+use crate::sync::{AtomicU32, Ordering, Spin};
+
+/// The two ends, and the length. Links run from young to old through `next`.
+struct List {
+    young: u32,
+    old: u32,
+    len: u64,
+}
+
+/// Reclaim's state.
+pub struct Reclaim {
+    list: Spin<List>,
+    watermarks: Watermarks,
+    /// 1 while the background reclaimer is asked to work; it sleeps on this word while it is 0.
+    pub(super) request: AtomicU32,
+    /// Pages evicted so far, modulo 2^32.
+    pub(super) clock: AtomicU32,
+}
+
+/// Folios out of the list, with one reference each.
+pub(super) type Batch = ArrayVec<Frame, BATCH>;
+
+impl List {
+    #[inline]
+    fn push(&mut self, frames: &Frames, frame: Frame) {
+        let record = frames.record(frame);
+        record.prev.store(NO_FRAME, Ordering::Relaxed);
+        record.next.store(self.young, Ordering::Relaxed);
+        match frames.frame_at(self.young) {
+            Some(young) => frames.record(young).prev.store(frame.index(), Ordering::Relaxed),
+            None => self.old = frame.index(),
+        }
+        self.young = frame.index();
+        self.len += 1;
+        record.set(flag::LISTED);
+    }
+
+    #[inline]
+    fn unlink(&mut self, frames: &Frames, frame: Frame) {
+        let record = frames.record(frame);
+        let (next, prev) = (record.next.load(Ordering::Relaxed), record.prev.load(Ordering::Relaxed));
+        match frames.frame_at(next) {
+            Some(next) => frames.record(next).prev.store(prev, Ordering::Relaxed),
+            None => self.old = prev,
+        }
+        match frames.frame_at(prev) {
+            Some(prev) => frames.record(prev).next.store(next, Ordering::Relaxed),
+            None => self.young = next,
+        }
+        self.len -= 1;
+        record.clear(flag::LISTED);
+    }
+}
+
+impl Reclaim {
+    pub(crate) fn new(frames: u64) -> Self {
+        Self {
+            list: Spin::new(List { young: NO_FRAME, old: NO_FRAME, len: 0 }),
+            watermarks: Watermarks::of(frames),
+            request: AtomicU32::new(0),
+            clock: AtomicU32::new(0),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn watermarks(&self) -> &Watermarks {
+        &self.watermarks
+    }
+
+    /// Folios in the list.
+    pub(super) fn len(&self) -> u64 {
+        self.list.lock().len
+    }
+
+    /// Enters a folio that was just mapped, as the youngest.
+    #[inline]
+    pub(crate) fn insert(&self, frames: &Frames, frame: Frame) {
+        self.list.lock().push(frames, frame);
+    }
+
+    /// Takes the oldest folios out, with a reference each.
+    pub(super) fn isolate(&self, frames: &Frames) -> Batch {
+        let mut batch = Batch::new();
+        let mut list = self.list.lock();
+        // A folio whose count is zero is on its way to the allocator and will be unlinked by who brings it there.
+        for _ in 0..list.len {
+            let Some(frame) = frames.frame_at(list.old) else { break };
+            list.unlink(frames, frame);
+            if frames.get(frame) {
+                batch.push(frame);
+                if batch.is_full() {
+                    break;
+                }
+            } else {
+                list.push(frames, frame);
+            }
+        }
+        batch
+    }
+
+    /// Takes one certain folio out, with a reference; `None` when it is not in the list.
+    pub(super) fn isolate_one(&self, frames: &Frames, frame: Frame) -> Option<()> {
+        let mut list = self.list.lock();
+        if !frames.record(frame).has(flag::LISTED) || !frames.get(frame) {
+            return None;
+        }
+        list.unlink(frames, frame);
+        Some(())
+    }
+
+    /// Puts isolated folios back as the youngest and gives their references back.
+    pub(super) fn put_back(&self, frames: &Frames, cpu: usize, folios: &[Frame]) {
+        if folios.is_empty() {
+            return;
+        }
+        {
+            let mut list = self.list.lock();
+            for &frame in folios {
+                list.push(frames, frame);
+            }
+        }
+        self.release(frames, cpu, folios);
+    }
+
+    /// Gives back one reference to each folio, and frees those that were the last.
+    pub(crate) fn release(&self, frames: &Frames, cpu: usize, folios: &[Frame]) {
+        let mut list = self.list.lock();
+        for &frame in folios {
+            if frames.put(frame, REFERENCE) == Left::Nobody {
+                if frames.record(frame).has(flag::LISTED) {
+                    list.unlink(frames, frame);
+                }
+                frames.free(cpu, frame);
+            }
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Address spaces: regions, faults, and the calls that change them.
+//!
+//! **Protocol.** A [`Space`] has one sleeping lock around its list of [`Region`]s. Faults and calls hold it from start to end, so
+//! that between them a region and the entries under it agree; it is never taken by reclaim, which meets the space only in its
+//! tables, under the family lock and the leaf table's lock. So a fault may reclaim, and sleep for a device, with its
+//! space locked.
+//!
+//! Each call has two halves. *Prepare* finds everything that can fail: arguments, regions, frames, tables, room in the
+//! region list. *Commit* changes regions first, then entries, and cannot fail.
+//!
+//! A region says what is allowed; an entry says what is there. A right that a region has and an entry lacks is added at the next
+//! fault; a right that a region lost is taken from the entries before the call returns, on every CPU.
+//!
+//! **Ending.** [`Space::destroy`] marks the node dead under the family lock, so that reclaim stays out, takes every entry
+//! away, then the tables, behind one invalidation of the whole ASID.
+
+mod asid;
+mod fault;
+mod map;
+mod protect;
+mod regions;
+mod swap_in;
+mod unmap;
+
+pub(crate) use asid::Asids;
+pub use fault::{Access, Fault, FaultError};
+pub use map::{Growth, MapError, MapRequest, Placement};
+pub(crate) use regions::Region;
+
+pub use crate::pte::Protection;
+
+use core::convert::Infallible;
+use core::fmt;
+use core::marker::PhantomData;
+
+use crate::addr::{Pfn, VirtAddr, Vpn, VpnRange};
+use crate::frame::Frame;
+use crate::granule::Granule;
+use crate::machine::{Asid, Machine};
+use crate::mm::Mm;
+use crate::rmap::NodeId;
+use crate::sync::{Sleep, SleepGuard};
+use crate::table::{self, LeafTable};
+use crate::tlb::Flush;
+use regions::Regions;
+
+/// Why a space could not be made.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub enum SpaceError {
+    /// No memory for its root table or its node.
+    NoMemory,
+    /// Every address space identifier is in use.
+    NoAsid,
+}
+
+impl fmt::Display for SpaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoMemory => "no memory for a new address space",
+            Self::NoAsid => "every address space identifier is in use",
+        })
+    }
+}
+
+/// One address space. Ends by [`Space::destroy`]; one that is merely dropped keeps its memory.
+pub struct Space<M: Machine + 'static> {
+    node: NodeId,
+    root: Pfn,
+    asid: Asid,
+    regions: Sleep<Regions>,
+    machine: PhantomData<fn() -> M>,
+}
+
+impl<M: Machine> Space<M> {
+    /// An empty space.
+    ///
+    /// # Errors
+    /// [`SpaceError`]; nothing is kept then.
+    pub fn new(mm: &Mm<M>) -> Result<Self, SpaceError> {
+        let root = table::zeroed(mm).ok_or(SpaceError::NoMemory)?;
+        let node = mm.take_node().ok_or(SpaceError::NoMemory)?;
+        let Some(asid) = mm.asids.take() else {
+            mm.give_node(node);
+            return Err(SpaceError::NoAsid);
+        };
+        mm.frames().record(root.frame()).count.store(0, crate::sync::Ordering::Relaxed);
+        let pfn = root.pfn();
+        root.publish();
+        if let Some(node) = mm.node(node) {
+            node.revive(pfn, asid);
+        }
+        Ok(Self { node, root: pfn, asid, regions: Sleep::new(Regions::new()), machine: PhantomData })
+    }
+
+    /// Makes this the space of the calling CPU.
+    pub fn activate(&self, mm: &Mm<M>) {
+        mm.machine().fence_tables();
+        mm.machine().install_root(self.root, self.asid);
+    }
+
+    /// Ends the space: gives back every frame, slot, tag room and table. No CPU may run in it: the calling CPU, if it did, is
+    /// left with the empty root.
+    pub fn destroy(mut self, mm: &Mm<M>) {
+        mm.machine().install_root(mm.empty_root(), Asid::EMPTY);
+        if let Some(node) = mm.node(self.node) {
+            node.kill();
+        }
+        let mut flush = Flush::new(mm);
+        flush.note_space(self.asid);
+        self.unmap_pages(mm, self.pages(mm), &mut flush);
+        flush.note_space(self.asid);
+        table::for_each_table(mm, self.root, &mut |table: Frame| flush.own_table(table));
+        if let Some(root) = mm.frames().frame(self.root) {
+            flush.own_table(root);
+        }
+        flush.complete();
+        self.regions.get_mut().free(mm);
+        mm.asids.give(self.asid);
+        mm.give_node(self.node);
+    }
+
+    /// Every page that a program could map.
+    fn pages(&self, mm: &Mm<M>) -> VpnRange {
+        VpnRange::new(Vpn::new(0), 1 << (mm.machine().va_bits() - M::Granule::SHIFT))
+    }
+
+    #[inline]
+    fn lock<'a>(&'a self, mm: &'a Mm<M>) -> SleepGuard<'a, Regions, M> {
+        self.regions.lock(mm.machine())
+    }
+
+    /// Calls `visit` for each existing leaf table and the part of `range` in it. Under the space's lock.
+    pub(crate) fn for_each_leaf_table(&self, mm: &Mm<M>, range: VpnRange, mut visit: impl FnMut(LeafTable, VpnRange)) {
+        let done: Result<(), Infallible> = table::for_each_leaf_table(mm.machine(), self.root, range, |table, part| {
+            visit(table, part);
+            Ok(())
+        });
+        let Ok(()) = done;
+    }
+
+    /// Calls `visit` with the mapped parts of a program's range, under the space's lock.
+    ///
+    /// # Errors
+    /// [`MapError::Misaligned`], [`MapError::OutOfRange`]; [`MapError::NotMapped`] when a part has no region, after the others
+    /// were visited.
+    pub(crate) fn for_each_region(
+        &self,
+        mm: &Mm<M>,
+        start: VirtAddr,
+        bytes: u64,
+        mut visit: impl FnMut(Region, VpnRange),
+    ) -> Result<(), MapError> {
+        let range = self.checked_range(mm, start, bytes)?;
+        let mut regions = self.lock(mm);
+        let mut page = range.start();
+        let mut gap = None;
+        while page < range.end() {
+            let Some(region) = regions.at_or_after::<M>(mm, page) else {
+                gap.get_or_insert(page);
+                break;
+            };
+            if region.pages.start() > page {
+                gap.get_or_insert(page);
+            }
+            let part = region.pages.intersection(range);
+            if part.is_empty() {
+                break;
+            }
+            visit(region, part);
+            page = part.end();
+        }
+        match gap {
+            Some(page) => Err(MapError::NotMapped(page.base::<M::Granule>())),
+            None => Ok(()),
+        }
+    }
+
+    /// A program's range in whole pages: `start` aligned, the length rounded up.
+    fn checked_range(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64) -> Result<VpnRange, MapError> {
+        if !start.is_page_aligned::<M::Granule>() {
+            return Err(MapError::Misaligned(start));
+        }
+        let limit = 1u64 << mm.machine().va_bits();
+        let end = start.bytes().checked_add(bytes).filter(|&end| end <= limit);
+        if end.is_none() {
+            return Err(MapError::OutOfRange(start));
+        }
+        Ok(VpnRange::new(start.vpn::<M::Granule>(), bytes.div_ceil(M::Granule::SIZE as u64)))
+    }
+}

@@ -1,0 +1,116 @@
+//! Counters, one per outcome. Every room counts here; nothing in the library reads them back to decide.
+//!
+//! All are relaxed and only grow. Pages are base pages of the granule, whatever the size of the folio.
+
+use crate::sync::{AtomicU64, Ordering};
+
+/// One counter.
+#[derive(Default)]
+#[repr(transparent)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Counts one.
+    #[inline]
+    pub fn bump(&self) {
+        self.add(1);
+    }
+
+    /// Counts `count` at once.
+    #[inline]
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// The count so far.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Every counter of one [`Mm`](crate::Mm).
+        #[derive(Default)]
+        pub struct Stats {
+            $($(#[$doc])* pub $name: Counter,)*
+        }
+
+        impl Stats {
+            /// Calls `visit` with the name and the count of each counter, in the order of this file.
+            pub fn for_each(&self, mut visit: impl FnMut(&'static str, u64)) {
+                $(visit(stringify!($name), self.$name.get());)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Faults handed to the library.
+    faults,
+    /// Faults that found a fitting entry already: another CPU was first, or the TLB was stale.
+    faults_spurious,
+    /// Pages that came into being, zeroed, on first touch.
+    first_touches,
+    /// Faults that only set the access flag or made a clean page dirty (no hardware management).
+    faults_flag,
+    /// Faults that made a page executable after its code sync.
+    faults_execute,
+    /// Faults refused: no region there.
+    faults_unmapped,
+    /// Faults refused: the region forbids the access.
+    faults_forbidden,
+    /// Faults refused: no memory and nothing left to reclaim.
+    faults_no_memory,
+    /// Faults refused: the page's swap slot could not be read.
+    faults_unreadable,
+    /// Pages written to a swap slot.
+    swap_out,
+    /// Pages read from a swap slot.
+    swap_in,
+    /// Swap-ins of pages that a larger memory would have kept (see `reclaim::refault`).
+    refaults,
+    /// Faults that found their page still in memory, on its way out or kept after a failed write.
+    swap_cache_hits,
+    /// Pages whose write to the device failed; they stay in memory.
+    write_errors,
+    /// Pages whose read from the device failed.
+    read_errors,
+    /// Saved pages without tags.
+    tags_untagged,
+    /// Saved pages with one tag throughout.
+    tags_uniform,
+    /// Saved pages whose tags fit in the slot record as a few runs.
+    tags_packed,
+    /// Saved pages whose tags took a raw image.
+    tags_raw,
+    /// Evictions given up for want of room for tags; the page stays mapped.
+    no_tag_room,
+    /// Evictions given up for want of a swap slot; the page stays mapped.
+    no_slot,
+    /// Evictions that discarded a page which was clean since birth.
+    clean_discards,
+    /// Pages that reclaim looked at.
+    scanned,
+    /// Pages that reclaim passed over as recently used.
+    referenced,
+    /// Pages that reclaim passed over as locked or pinned by somebody else.
+    busy,
+    /// Pages that changed hands between reclaim's choice and its unmapping.
+    raced,
+    /// Faults and calls that reclaimed for themselves.
+    direct_reclaims,
+    /// Times the background reclaimer was woken.
+    background_wakes,
+    /// Programs that died for want of memory; counted by the kernel.
+    oom_kills,
+    /// Leaf and higher tables made.
+    tables_made,
+    /// Tables freed.
+    tables_freed,
+    /// Invalidation batches completed: one barrier pair each.
+    flushes,
+    /// Pages or runs invalidated.
+    invalidations,
+}

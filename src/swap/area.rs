@@ -1,0 +1,314 @@
+//! One swap area: a device, the records of its slots, and the room for tags.
+
+use core::fmt;
+use core::ptr::NonNull;
+
+use super::cluster::{self, ClusterRecord, Clusters};
+use super::device::SwapDevice;
+use super::out::Leaving;
+use super::rooms::{Room, Rooms};
+use super::slot::{SlotLeft, SlotRecord, SlotState};
+use crate::frame::Frame;
+use crate::granule::Granule;
+use crate::machine::{MAX_CPUS, Machine};
+use crate::mte::TagImage;
+use crate::pte::{Leaf, SwapEntry};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// What a porter gives to add a swap area.
+pub struct SwapArea<M: Machine + 'static> {
+    /// Where the data goes.
+    pub device: &'static dyn SwapDevice<M>,
+    /// Slots of the device: pages that it stores. At most 2^32 - 1.
+    pub slots: u32,
+    /// Rooms for raw tag images. A quarter of the slots is plenty for programs whose tags come from an allocator; as many
+    /// as slots make [`Stats::no_tag_room`](crate::stats::Stats::no_tag_room) impossible.
+    pub tag_rooms: u32,
+    /// Memory for the records, 8-byte aligned, of at least [`memory_needed`] bytes. It need not be cleared.
+    pub memory: NonNull<u8>,
+    /// Its length in bytes.
+    pub bytes: usize,
+}
+
+/// Why an area could not be added.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub enum SwapOnError {
+    /// Every number that a swap entry can carry is in use.
+    TooManyAreas,
+    /// The device has no slot.
+    NoSlots,
+    /// The memory for the records is smaller than [`memory_needed`], by this many bytes.
+    TooLittleMemory(usize),
+    /// The memory for the records is not 8-byte aligned.
+    Misaligned,
+}
+
+impl fmt::Display for SwapOnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooManyAreas => f.write_str("every swap area number is in use"),
+            Self::NoSlots => f.write_str("the device has no slot"),
+            Self::TooLittleMemory(bytes) => write!(f, "the memory for the slot records is {bytes} bytes too small"),
+            Self::Misaligned => f.write_str("the memory for the slot records is not 8-byte aligned"),
+        }
+    }
+}
+
+/// Bytes of records that an area of `slots` slots and `tag_rooms` rooms needs: 24 a slot, [`Granule::TAG_BYTES`] a room,
+/// and a record for each cluster.
+pub const fn memory_needed<G: Granule>(slots: u32, tag_rooms: u32) -> usize {
+    slots as usize * size_of::<SlotRecord>()
+        + tag_rooms as usize * G::TAG_BYTES
+        + clusters_of(slots) as usize * size_of::<ClusterRecord>()
+}
+
+const fn clusters_of(slots: u32) -> u32 {
+    slots.div_ceil(1 << cluster::shift_for(slots))
+}
+
+/// A swap area that is on.
+pub struct Area<M: Machine + 'static> {
+    number: u8,
+    device: &'static dyn SwapDevice<M>,
+    slots: u32,
+    shift: u32,
+    records: NonNull<SlotRecord>,
+    cluster_records: NonNull<ClusterRecord>,
+    clusters: Clusters,
+    /// The cluster that each CPU fills.
+    current: [AtomicU32; MAX_CPUS],
+    rooms: Rooms,
+    /// Slots not free. Drops only after a freed slot's clean-up.
+    used: AtomicU32,
+}
+
+// SAFETY: the records are reached as shared atomics and locks; the device is `Sync`.
+unsafe impl<M: Machine> Send for Area<M> {}
+// SAFETY: as above.
+unsafe impl<M: Machine> Sync for Area<M> {}
+
+impl<M: Machine> Area<M> {
+    /// # Safety
+    /// `area.memory` is `area.bytes` bytes that stay mapped, and are the area's alone, for its life.
+    pub(super) unsafe fn new(number: u8, area: SwapArea<M>) -> Result<Self, SwapOnError> {
+        let SwapArea { device, slots, tag_rooms, memory, bytes } = area;
+        if slots == 0 {
+            return Err(SwapOnError::NoSlots);
+        }
+        if memory.addr().get() % align_of::<u64>() != 0 {
+            return Err(SwapOnError::Misaligned);
+        }
+        let needed = memory_needed::<M::Granule>(slots, tag_rooms);
+        if bytes < needed {
+            return Err(SwapOnError::TooLittleMemory(needed - bytes));
+        }
+        let shift = cluster::shift_for(slots);
+        let count = clusters_of(slots);
+        let records: NonNull<SlotRecord> = memory.cast();
+        // SAFETY: the three arrays lie one after the other within `needed` bytes; each element's size is a multiple of its
+        // alignment of at most 8, and so is each array's start.
+        let (rooms, cluster_records) = unsafe {
+            let rooms: NonNull<AtomicU64> = records.add(slots as usize).cast();
+            (rooms, rooms.add(tag_rooms as usize * M::Granule::TAG_WORDS).cast::<ClusterRecord>())
+        };
+        const { assert!(align_of::<ClusterRecord>() <= 8 && align_of::<SlotRecord>() == 8) };
+        // SAFETY: as above; zero is a free slot's record and an empty room, and each cluster record is written.
+        unsafe {
+            memory.write_bytes(0, slots as usize * size_of::<SlotRecord>() + tag_rooms as usize * M::Granule::TAG_BYTES);
+            for index in 0..count {
+                let free = (slots - (index << shift)).min(1 << shift);
+                let next = if index + 1 < count { index + 1 } else { cluster::NONE };
+                cluster_records.add(index as usize).write(ClusterRecord::new(free, next));
+            }
+        }
+        Ok(Self {
+            number,
+            device,
+            slots,
+            shift,
+            records,
+            cluster_records,
+            clusters: Clusters::new(0),
+            current: [const { AtomicU32::new(cluster::NONE) }; MAX_CPUS],
+            // SAFETY: the rooms are zeroed above and lie within the area's own memory.
+            rooms: unsafe { Rooms::new(rooms, M::Granule::TAG_WORDS, tag_rooms) },
+            used: AtomicU32::new(0),
+        })
+    }
+
+    /// The area's number in swap entries.
+    #[inline]
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// Where the data is.
+    #[inline]
+    pub(crate) fn device(&self) -> &'static dyn SwapDevice<M> {
+        self.device
+    }
+
+    /// Slots in all, and free ones.
+    pub fn slots(&self) -> (u32, u32) {
+        (self.slots, self.slots - self.used.load(Ordering::Acquire))
+    }
+
+    /// Rooms for raw tag images in all, and free ones.
+    pub fn tag_rooms(&self) -> (u32, u32) {
+        self.rooms.count()
+    }
+
+    /// The record of a slot that an entry names; `None` when the area has no such slot.
+    #[inline]
+    pub(crate) fn slot(&self, slot: u64) -> Option<&SlotRecord> {
+        if slot >= self.slots as u64 {
+            return None;
+        }
+        // SAFETY: `new` laid out and zeroed `slots` records; `slot` is below.
+        Some(unsafe { self.records.add(slot as usize).as_ref() })
+    }
+
+    #[inline]
+    fn cluster_records(&self) -> &[ClusterRecord] {
+        // SAFETY: `new` wrote one record for each cluster.
+        unsafe { core::slice::from_raw_parts(self.cluster_records.as_ptr(), clusters_of(self.slots) as usize) }
+    }
+
+    #[inline]
+    fn take_in(&self, cluster: u32) -> Option<u32> {
+        let slot = self.clusters.take(self.cluster_records(), cluster, self.shift, |slot| {
+            let record = self.slot(slot as u64)?;
+            if record.state() != SlotState::Free {
+                return None;
+            }
+            record.take();
+            Some(())
+        })?;
+        self.used.fetch_add(1, Ordering::Relaxed);
+        Some(slot)
+    }
+
+    /// Takes a free slot, for the CPU `cpu`.
+    #[inline]
+    pub(super) fn take_slot(&self, cpu: usize) -> Option<u32> {
+        let current = &self.current[cpu % MAX_CPUS];
+        if let Some(slot) = self.take_in(current.load(Ordering::Relaxed)) {
+            return Some(slot);
+        }
+        self.take_slot_elsewhere(current)
+    }
+
+    #[cold]
+    fn take_slot_elsewhere(&self, current: &AtomicU32) -> Option<u32> {
+        while let Some(cluster) = self.clusters.pop(self.cluster_records()) {
+            current.store(cluster, Ordering::Relaxed);
+            if let Some(slot) = self.take_in(cluster) {
+                return Some(slot);
+            }
+        }
+        current.store(cluster::NONE, Ordering::Relaxed);
+        if self.slots().1 == 0 {
+            return None;
+        }
+        // Free slots are left in other CPUs' current clusters only.
+        (0..clusters_of(self.slots)).find_map(|cluster| self.take_in(cluster))
+    }
+
+    /// Frees a slot that nobody uses: tags and words first, then the slot, then the usage count.
+    pub(crate) fn free_slot(&self, slot: u32) {
+        let Some(record) = self.slot(slot as u64) else { return };
+        if let TagImage::Raw(room) = record.tags() {
+            self.rooms.give(room);
+        }
+        self.clusters.give(self.cluster_records(), slot >> self.shift, || record.free());
+        self.used.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Gives back the use of one swap entry, under the lock of the table that held it. The index of the cached frame is
+    /// returned when that was the last use and the page is still in memory: its holder frees the slot.
+    #[inline]
+    pub(crate) fn put(&self, slot: u64) -> Option<u32> {
+        match self.slot(slot)?.put() {
+            SlotLeft::Shared => None,
+            SlotLeft::Unused => {
+                self.free_slot(slot as u32);
+                None
+            }
+            SlotLeft::UnusedButCached(frame) => Some(frame),
+        }
+    }
+
+    /// Writes to `words` the tags that were kept of a slot, in the saved form; says whether there were any.
+    #[inline]
+    pub(crate) fn load_tags(&self, record: &SlotRecord, words: &mut [u64]) -> TagImage {
+        let image = record.tags();
+        match image {
+            TagImage::Untagged => {}
+            TagImage::Uniform(tag) => words.fill(crate::mte::repeated(tag)),
+            TagImage::Packed(runs) => crate::mte::unpack::<M::Granule>(runs, words),
+            TagImage::Raw(room) => self.rooms.load(room, words),
+        }
+        image
+    }
+}
+
+/// What a page needs to leave: a slot, and room for its tags. Dropped, it gives both back.
+#[must_use = "dropping what was prepared gives the slot back"]
+pub(crate) struct Prepared<'a, M: Machine + 'static> {
+    area: &'a Area<M>,
+    slot: u32,
+    room: Option<Room<'a>>,
+}
+
+impl<'a, M: Machine> Prepared<'a, M> {
+    /// A slot just taken.
+    #[inline]
+    pub(super) fn new(area: &'a Area<M>, slot: u32) -> Self {
+        Self { area, slot, room: None }
+    }
+
+    /// Makes sure of room for a raw tag image. `None` when the pool is dry.
+    #[inline]
+    pub(crate) fn reserve_room(&mut self) -> Option<()> {
+        if self.room.is_none() {
+            self.room = Some(Room { number: self.area.rooms.take()?, pool: &self.area.rooms });
+        }
+        Some(())
+    }
+
+    /// Names `frame` in the slot's record, with one swap entry to come; returns that entry, exclusive as `leaf` is.
+    #[inline]
+    pub(crate) fn cache(&self, frame: Frame, leaf: Leaf) -> SwapEntry {
+        if let Some(record) = self.area.slot(self.slot as u64) {
+            record.cache(frame);
+        }
+        let entry = SwapEntry::exclusive(self.area.number, self.slot);
+        if leaf.is_exclusive() { entry } else { entry.shared() }
+    }
+
+    /// The area's number.
+    #[inline]
+    pub(crate) fn area_number(&self) -> u8 {
+        self.area.number
+    }
+
+    /// The slot's number.
+    #[inline]
+    pub(crate) fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    /// The swap entry stands in a table: the slot is the entry's from now on.
+    #[inline]
+    pub(crate) fn commit(mut self) -> Leaving<'a, M> {
+        let leaving = Leaving { area: self.area, slot: self.slot, room: self.room.take() };
+        core::mem::forget(self);
+        leaving
+    }
+}
+
+impl<M: Machine> Drop for Prepared<'_, M> {
+    fn drop(&mut self) {
+        self.area.free_slot(self.slot);
+    }
+}

@@ -1,0 +1,93 @@
+//! Swap: slots on devices, and the pages in them.
+//!
+//! **A page's way out** ([`crate::reclaim`] drives it): *prepare* takes a slot and, for a tagged page, a room for a raw tag
+//! image ([`Prepared`], which gives both back when dropped); the slot then names the page's frame (it is *cached*) with
+//! one user; the leaf entry is exchanged for a swap entry; the flush completes; the tags are saved and the data
+//! written; the slot is *out* and the frame is free. Nothing after prepare can fail but the device: then the page stays
+//! cached, with its swap entry, and is the only copy.
+//!
+//! **Its way in** ([`crate::space`]): a swap entry leads to a slot. If the slot is cached, the frame is mapped as it is. If it is
+//! out, a frame is read from the device, its tags are restored before the entry shows it, and the user of the slot is
+//! given back after. A page read in is dirty: its memory is the sole copy as soon as the slot is free.
+//!
+//! **One word decides.** A slot's state word ([`slot`]) holds its kind, its count of swap entries, its tag kind, and the
+//! cached frame or the refault shadow. Count and cache therefore cannot disagree. Clean-up of a slot (tags, room, words) is one
+//! function ([`Area::free_slot`]), and it runs before the usage count drops.
+//!
+//! **Who may touch a slot.** Whoever holds what owns the reference: the leaf table's lock for a swap entry's count, the
+//! folio lock for the cached frame, the cluster's lock for free and taken.
+
+mod area;
+mod cluster;
+mod device;
+mod out;
+mod rooms;
+mod slot;
+
+pub use area::{Area, SwapArea, SwapOnError, memory_needed};
+pub use device::{DeviceError, DeviceFlags, SwapDevice};
+pub use slot::SlotRecord;
+
+pub(crate) use area::Prepared;
+pub(crate) use out::{Leaving, Written};
+pub(crate) use slot::SlotState;
+
+use crate::machine::Machine;
+use crate::pte::SwapEntry;
+use crate::sync::{AtomicU32, Once, Ordering};
+
+/// The number of a swap area, below [`SwapEntry::AREAS`].
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct AreaId(u8);
+
+impl AreaId {
+    /// The number.
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+}
+
+/// All swap areas.
+pub struct Swap<M: Machine + 'static> {
+    areas: [Once<Area<M>>; SwapEntry::AREAS],
+    next: AtomicU32,
+}
+
+impl<M: Machine> Swap<M> {
+    pub(crate) const fn new() -> Self {
+        Self { areas: [const { Once::new() }; SwapEntry::AREAS], next: AtomicU32::new(0) }
+    }
+
+    /// Adds an area. See [`Mm::swap_on`](crate::Mm::swap_on).
+    ///
+    /// # Safety
+    /// As for [`Mm::swap_on`](crate::Mm::swap_on).
+    pub(crate) unsafe fn add(&self, area: SwapArea<M>) -> Result<AreaId, SwapOnError> {
+        let number = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| {
+            if (number as usize) < SwapEntry::AREAS { Some(number + 1) } else { None }
+        });
+        let number = number.map_err(|_| SwapOnError::TooManyAreas)? as u8;
+        // SAFETY: the caller's promise is the same.
+        let area = unsafe { Area::new(number, area) }?;
+        self.areas[number as usize].call_once(|| area);
+        Ok(AreaId(number))
+    }
+
+    /// The area with this number, if it is on.
+    #[inline]
+    pub(crate) fn area(&self, number: u8) -> Option<&Area<M>> {
+        self.areas.get(number as usize)?.get()
+    }
+
+    /// Takes a slot in the first area that has one, in the order in which they came.
+    #[inline]
+    pub(crate) fn prepare(&self, cpu: usize) -> Option<Prepared<'_, M>> {
+        self.areas().find_map(|area| Some(Prepared::new(area, area.take_slot(cpu)?)))
+    }
+
+    /// Every area that is on.
+    pub fn areas(&self) -> impl Iterator<Item = &Area<M>> {
+        let count = self.next.load(Ordering::Relaxed) as usize;
+        self.areas.iter().take(count).filter_map(Once::get)
+    }
+}

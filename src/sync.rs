@@ -1,0 +1,258 @@
+//! Atomics and locks: the only file of the library that names either.
+//!
+//! Two kinds of lock. [`Spin`] and [`SpinShared`] guard inner data for a few dozen instructions and are never held
+//! across an allocation, a device call or a wait. [`Sleep`] guards a space: it is held over all of these, and waits
+//! through the machine's `wait` and `wake`. The order in which they nest is in `docs/INVARIANTS.md`.
+//!
+//! In builds with debug assertions a per-thread depth counter checks the first rule: [`assert_may_sleep`] fails when
+//! a spinning lock is held.
+
+pub use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+/// A value written once and read without a lock from then on.
+pub type Once<T> = spin::once::Once<T, Relax>;
+
+use core::cell::UnsafeCell;
+use core::ops::{Deref, DerefMut};
+
+use crate::machine::Machine;
+
+/// How a spinning CPU waits. `yield` lets a hardware thread or an emulator's round-robin go on;
+/// `core::hint::spin_loop` is ISB on AArch64, which does not.
+pub struct Relax;
+
+impl spin::RelaxStrategy for Relax {
+    #[inline]
+    fn relax() {
+        #[cfg(all(target_arch = "aarch64", target_os = "none"))]
+        // SAFETY: `yield` is a hint without operands or effects.
+        unsafe {
+            core::arch::asm!("yield", options(nomem, nostack, preserves_flags));
+        }
+        #[cfg(not(all(target_arch = "aarch64", target_os = "none")))]
+        core::hint::spin_loop();
+    }
+}
+
+#[cfg(all(debug_assertions, any(test, feature = "emu")))]
+mod depth {
+    std::thread_local! {
+        static HELD: core::cell::Cell<u32> = const { core::cell::Cell::new(0) };
+    }
+    pub fn enter() {
+        HELD.with(|held| held.set(held.get() + 1));
+    }
+    pub fn leave() {
+        HELD.with(|held| held.set(held.get() - 1));
+    }
+    pub fn assert_none() {
+        HELD.with(|held| assert_eq!(held.get(), 0, "a spinning lock is held where the library may sleep"));
+    }
+}
+
+#[cfg(not(all(debug_assertions, any(test, feature = "emu"))))]
+mod depth {
+    #[inline]
+    pub fn enter() {}
+    #[inline]
+    pub fn leave() {}
+    #[inline]
+    pub fn assert_none() {}
+}
+
+/// Checks, in test builds, that the calling thread holds no spinning lock: stands at the head of whatever may
+/// allocate, call a device or wait.
+#[inline]
+pub fn assert_may_sleep() {
+    depth::assert_none();
+}
+
+/// Marks a lock that lives as a bit of a record (a leaf table's) as held or released, for [`assert_may_sleep`].
+pub(crate) struct HeldMark(());
+
+impl HeldMark {
+    #[inline]
+    pub(crate) fn new() -> Self {
+        depth::enter();
+        Self(())
+    }
+}
+
+impl Drop for HeldMark {
+    #[inline]
+    fn drop(&mut self) {
+        depth::leave();
+    }
+}
+
+/// A spinning mutual exclusion lock.
+pub struct Spin<T>(spin::mutex::SpinMutex<T, Relax>);
+
+impl<T> Spin<T> {
+    /// An unlocked lock around `value`.
+    pub const fn new(value: T) -> Self {
+        Self(spin::mutex::SpinMutex::new(value))
+    }
+
+    /// Spins until the lock is free, and takes it.
+    #[inline]
+    pub fn lock(&self) -> SpinGuard<'_, T> {
+        SpinGuard { inner: self.0.lock(), _held: HeldMark::new() }
+    }
+}
+
+/// A held [`Spin`].
+pub struct SpinGuard<'a, T> {
+    inner: spin::mutex::SpinMutexGuard<'a, T, Relax>,
+    _held: HeldMark,
+}
+
+impl<T> Deref for SpinGuard<'_, T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<T> DerefMut for SpinGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+}
+
+/// Bit of a lock word that a writer holds; the bits below it count readers.
+const EXCLUSIVE: u32 = 1 << 31;
+
+/// A spinning lock that many readers or one writer hold, as a bare word: it lives in records that are cleared as
+/// memory, and guards what its owner says, not a value inside.
+#[repr(transparent)]
+pub struct SpinShared(AtomicU32);
+
+impl SpinShared {
+    /// An unlocked lock.
+    pub const fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    /// Takes the lock together with other readers.
+    #[inline]
+    pub fn read(&self) -> SharedGuard<'_> {
+        loop {
+            let seen = self.0.load(Ordering::Relaxed);
+            if seen & EXCLUSIVE == 0
+                && self.0.compare_exchange_weak(seen, seen + 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+            {
+                return SharedGuard { lock: &self.0, release: 1, _held: HeldMark::new() };
+            }
+            <Relax as spin::RelaxStrategy>::relax();
+        }
+    }
+
+    /// Takes the lock alone.
+    #[inline]
+    pub fn write(&self) -> SharedGuard<'_> {
+        while self.0.compare_exchange_weak(0, EXCLUSIVE, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            <Relax as spin::RelaxStrategy>::relax();
+        }
+        SharedGuard { lock: &self.0, release: EXCLUSIVE, _held: HeldMark::new() }
+    }
+}
+
+impl Default for SpinShared {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A held [`SpinShared`], by a reader or by the writer.
+pub struct SharedGuard<'a> {
+    lock: &'a AtomicU32,
+    release: u32,
+    _held: HeldMark,
+}
+
+impl Drop for SharedGuard<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.lock.fetch_sub(self.release, Ordering::Release);
+    }
+}
+
+/// States of a [`Sleep`] lock's word.
+const FREE: u32 = 0;
+const HELD: u32 = 1;
+const CONTENDED: u32 = 2;
+
+/// A mutual exclusion lock whose waiters sleep.
+pub struct Sleep<T> {
+    word: AtomicU32,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: the word admits one holder at a time, so that a shared `Sleep<T>` hands out `&mut T` to one thread only.
+unsafe impl<T: Send> Sync for Sleep<T> {}
+// SAFETY: moving the lock moves the value.
+unsafe impl<T: Send> Send for Sleep<T> {}
+
+impl<T> Sleep<T> {
+    /// An unlocked lock around `value`.
+    pub const fn new(value: T) -> Self {
+        Self { word: AtomicU32::new(FREE), value: UnsafeCell::new(value) }
+    }
+
+    /// Takes the lock; sleeps through `machine` while another thread holds it.
+    #[inline]
+    pub fn lock<'a, M: Machine>(&'a self, machine: &'a M) -> SleepGuard<'a, T, M> {
+        if self.word.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            self.lock_slow(machine);
+        }
+        SleepGuard { lock: self, machine }
+    }
+
+    #[cold]
+    fn lock_slow<M: Machine>(&self, machine: &M) {
+        assert_may_sleep();
+        while self.word.swap(CONTENDED, Ordering::Acquire) != FREE {
+            machine.wait(&self.word, CONTENDED);
+        }
+    }
+
+    /// The value, when nobody else can hold the lock.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.value.get_mut()
+    }
+}
+
+/// A held [`Sleep`].
+pub struct SleepGuard<'a, T, M: Machine> {
+    lock: &'a Sleep<T>,
+    machine: &'a M,
+}
+
+impl<T, M: Machine> Deref for SleepGuard<'_, T, M> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: the guard exists only while its thread holds the lock.
+        unsafe { &*self.lock.value.get() }
+    }
+}
+
+impl<T, M: Machine> DerefMut for SleepGuard<'_, T, M> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as above, and the guard is borrowed exclusively.
+        unsafe { &mut *self.lock.value.get() }
+    }
+}
+
+impl<T, M: Machine> Drop for SleepGuard<'_, T, M> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.lock.word.swap(FREE, Ordering::Release) == CONTENDED {
+            self.machine.wake(&self.lock.word);
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Tables of descriptors: finding a leaf table, making one, and the cursor through which alone entries are touched.
+//!
+//! **Protocol.** Entries of a leaf table are read and written through a [`Cursor`], which holds the table's lock from the first
+//! entry on. So no reader takes a transient hole of break-before-make for an empty entry: a hole exists only while the
+//! lock is held. The hardware is the one other writer, of AF and AP\[2\]; hence live entries change by exchanges only.
+//!
+//! A walk from the root down reads table descriptors without a lock. It may be done by whoever holds the space's lock (faults and
+//! calls) or the family lock (reclaim): tables are only taken away under both. Making a table needs the space lock.
+//!
+//! A read without the lock gives a [`Racy`]: worth a guess about what to prepare, confirmed under the lock.
+
+mod cursor;
+
+pub(crate) use cursor::{Cursor, Racy};
+
+use crate::addr::{Pfn, Vpn, VpnRange};
+use crate::frame::{Frame, Kind, OwnedFrame};
+use crate::granule::{Granule, Level};
+use crate::machine::{EntryAt, Machine};
+use crate::mm::Mm;
+use crate::pte::{Decoded, decode, table_descriptor};
+use crate::rmap::{Home, NodeId};
+use crate::sync::Ordering;
+
+/// A leaf table, found.
+#[derive(Copy, Clone)]
+pub(crate) struct LeafTable {
+    /// The table's frame.
+    at: Pfn,
+    /// The first page that the table maps.
+    first: Vpn,
+}
+
+/// The place of the entry that leads to `page` in a table of `level`.
+#[inline]
+fn entry_of<G: Granule>(table: Pfn, level: Level, page: Vpn) -> EntryAt {
+    let shift = level.shift::<G>() - G::SHIFT;
+    EntryAt { table, index: (page.number() >> shift) as usize & (G::ENTRIES - 1) }
+}
+
+/// The first page of the leaf table that `page` is in.
+#[inline]
+fn first_page<G: Granule>(page: Vpn) -> Vpn {
+    Vpn::new(page.number() & !(G::ENTRIES as u64 - 1))
+}
+
+/// What a walk met.
+enum Walked {
+    /// The leaf table.
+    Leaf(LeafTable),
+    /// No table below this entry, of this level.
+    Missing(EntryAt, Level),
+}
+
+#[inline]
+fn walk<M: Machine>(machine: &M, root: Pfn, page: Vpn) -> Walked {
+    let mut table = root;
+    let mut level = Level::root::<M::Granule>(machine.va_bits());
+    while let Some(below) = level.below() {
+        let at = entry_of::<M::Granule>(table, level, page);
+        match decode::<M::Granule>(machine.load_entry(at), level) {
+            Decoded::Table(next) => table = next,
+            _ => return Walked::Missing(at, level),
+        }
+        level = below;
+    }
+    Walked::Leaf(LeafTable { at: table, first: first_page::<M::Granule>(page) })
+}
+
+/// The leaf table of `page`, if it exists.
+#[inline]
+pub(crate) fn find<M: Machine>(machine: &M, root: Pfn, page: Vpn) -> Option<LeafTable> {
+    match walk(machine, root, page) {
+        Walked::Leaf(table) => Some(table),
+        Walked::Missing(..) => None,
+    }
+}
+
+/// The leaf table of `page`, made if it does not exist. Under the space's lock.
+///
+/// `None` when there is no memory for a table; tables made on the way stay, empty.
+#[inline]
+pub(crate) fn find_or_make<M: Machine>(mm: &Mm<M>, root: Pfn, node: NodeId, page: Vpn) -> Option<LeafTable> {
+    loop {
+        match walk(mm.machine(), root, page) {
+            Walked::Leaf(table) => return Some(table),
+            Walked::Missing(at, level) => make(mm, at, level, node, page)?,
+        }
+    }
+}
+
+/// Links a new, empty table at `at`, an entry of `level`.
+#[cold]
+fn make<M: Machine>(mm: &Mm<M>, at: EntryAt, level: Level, node: NodeId, page: Vpn) -> Option<()> {
+    let table = zeroed(mm)?;
+    let record = mm.frames().record(table.frame());
+    if level.below() == Some(Level::LEAF) {
+        Home::new(node, first_page::<M::Granule>(page)).store(&record.home);
+    }
+    record.count.store(0, Ordering::Relaxed);
+    // The walker must not see the table before it sees its zeroes.
+    mm.machine().fence_contents();
+    mm.machine().store_entry(at, table_descriptor::<M::Granule>(table.pfn()));
+    table.publish();
+    mm.stats().tables_made.bump();
+    Some(())
+}
+
+/// A zeroed frame of kind table, for a root or a table below it.
+pub(crate) fn zeroed<M: Machine>(mm: &Mm<M>) -> Option<OwnedFrame<'_>> {
+    let table = mm.take_frame(Kind::Table)?;
+    mm.machine().zero(crate::addr::PfnRange::new(table.pfn(), 1), crate::machine::Tags::Ignore);
+    Some(table)
+}
+
+/// Calls `visit` with each existing leaf table under `root` and the part of `range` that lies in it, in ascending order,
+/// skipping what has no table. Under the space's lock. `visit` says when to stop.
+pub(crate) fn for_each_leaf_table<M: Machine, E>(
+    machine: &M,
+    root: Pfn,
+    range: VpnRange,
+    mut visit: impl FnMut(LeafTable, VpnRange) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut page = range.start();
+    while page < range.end() {
+        // The pages that the table, or the missing table, at this place spans.
+        let (table, level) = match walk(machine, root, page) {
+            Walked::Leaf(table) => (Some(table), Level::L2),
+            Walked::Missing(_, level) => (None, level),
+        };
+        let span = 1 << (level.shift::<M::Granule>() - M::Granule::SHIFT);
+        let end = Vpn::new((page.number() & !(span - 1)) + span).min(range.end());
+        if let Some(table) = table {
+            visit(table, VpnRange::between(page, end))?;
+        }
+        page = end;
+    }
+    Ok(())
+}
+
+/// Calls `free` with every table under `root`, leaf tables first, the root itself not. Only when no walk can enter any more.
+pub(crate) fn for_each_table<M: Machine>(mm: &Mm<M>, root: Pfn, free: &mut impl FnMut(Frame)) {
+    let level = Level::root::<M::Granule>(mm.machine().va_bits());
+    free_below(mm, root, level, free);
+}
+
+fn free_below<M: Machine>(mm: &Mm<M>, table: Pfn, level: Level, free: &mut impl FnMut(Frame)) {
+    let Some(below) = level.below() else { return };
+    for index in 0..M::Granule::ENTRIES {
+        let at = EntryAt { table, index };
+        if let Decoded::Table(next) = decode::<M::Granule>(mm.machine().load_entry(at), level) {
+            free_below(mm, next, below, free);
+            mm.machine().exchange_entry(at, 0);
+            if let Some(frame) = mm.frames().frame(next) {
+                free(frame);
+            }
+        }
+    }
+}
