@@ -1,4 +1,4 @@
-#![doc = include_str!("../docs/PRINCIPLES.md")]
+//! ebbtide
 #![no_std]
 
 #[cfg(any(test, feature = "emu"))]

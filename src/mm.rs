@@ -59,7 +59,7 @@ pub struct Totals {
 }
 
 /// The memory of one machine.
-pub struct Mm<M: Machine + 'static> {
+pub struct Mm<M: Machine> {
     machine: M,
     frames: Frames,
     nodes: Slab<Node>,

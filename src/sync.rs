@@ -103,7 +103,7 @@ impl<T> Spin<T> {
 
 /// A held [`Spin`].
 pub struct SpinGuard<'a, T> {
-    inner: spin::mutex::SpinMutexGuard<'a, T, Relax>,
+    inner: spin::mutex::SpinMutexGuard<'a, T>,
     _held: HeldMark,
 }
 

@@ -6,7 +6,7 @@
 //! and only then gives the frames and tables back. So "freed before flushed" has no spelling.
 //!
 //! A batch pays one pair of barriers, whatever its size. Adjacent pages become one run, and a run is one range
-//! invalidation where the CPU has them. More runs than fit make the flush drop the whole address space instead.
+//! invalidation where the CPU has them.
 //!
 //! Contents may be copied for write-out only after [`Flush::complete`]: until then some CPU may still write.
 
@@ -22,7 +22,7 @@ use crate::mm::Mm;
 /// barriers over 64 pages are below one instruction a page.
 pub(crate) const CAPACITY: usize = 64;
 
-/// Runs noted before the whole space is dropped. A batch of reclaim has [`CAPACITY`] scattered pages at most.
+/// Runs noted before they are invalidated. A batch has [`CAPACITY`] scattered pages at most.
 const RUNS: usize = CAPACITY;
 
 struct Run {
@@ -38,15 +38,15 @@ pub(crate) struct Flush<'a, M: Machine> {
     /// One reference each.
     frames: ArrayVec<Frame, CAPACITY>,
     tables: ArrayVec<Frame, CAPACITY>,
-    /// Spaces to drop as a whole: the runs did not fit.
-    whole: Option<Asid>,
+    /// A space of which no translation is left: what is noted of it needs nothing more.
+    retired: Option<Asid>,
 }
 
 impl<'a, M: Machine> Flush<'a, M> {
     /// An empty flush.
     #[inline]
     pub(crate) fn new(mm: &'a Mm<M>) -> Self {
-        Self { mm, runs: ArrayVec::new(), frames: ArrayVec::new(), tables: ArrayVec::new(), whole: None }
+        Self { mm, runs: ArrayVec::new(), frames: ArrayVec::new(), tables: ArrayVec::new(), retired: None }
     }
 
     /// Notes that the translation of `page` lost something.
@@ -63,7 +63,7 @@ impl<'a, M: Machine> Flush<'a, M> {
     }
 
     fn note_run(&mut self, asid: Asid, pages: VpnRange) {
-        if self.whole == Some(asid) {
+        if self.retired == Some(asid) {
             return;
         }
         if self.runs.try_push(Run { asid, pages }).is_err() {
@@ -72,9 +72,15 @@ impl<'a, M: Machine> Flush<'a, M> {
         }
     }
 
-    /// Notes that every translation of a space goes, tables included.
-    pub(crate) fn note_space(&mut self, asid: Asid) {
-        self.whole = Some(asid);
+    /// Removes every translation of a space that no CPU has installed, tables' as well, and waits until that is done. As no
+    /// walker can enter its tables again, what is taken out of them from now on needs no invalidation.
+    pub(crate) fn retire(&mut self, asid: Asid) {
+        let machine = self.mm.machine();
+        machine.fence_tables();
+        machine.invalidate(asid, Scope::Space, Cached::Walk, Reach::Broadcast);
+        machine.fence_invalidations();
+        self.mm.stats().flushes.bump();
+        self.retired = Some(asid);
     }
 
     /// Moves a reference to a folio in; it is given back after the flush.
@@ -86,11 +92,11 @@ impl<'a, M: Machine> Flush<'a, M> {
         }
     }
 
-    /// Moves a detached table in; it is freed after the flush. Only together with [`Flush::note_space`].
+    /// Moves a detached table of a retired space in.
     pub(crate) fn own_table(&mut self, table: Frame) {
-        debug_assert!(self.whole.is_some(), "a leaf-only invalidation leaves the walk cache of a freed table");
+        debug_assert!(self.retired.is_some(), "an invalidation of leaves leaves the walk cache of a freed table");
         if self.tables.try_push(table).is_err() {
-            self.complete_keeping_space();
+            self.complete();
             self.tables.push(table);
         }
     }
@@ -103,8 +109,7 @@ impl<'a, M: Machine> Flush<'a, M> {
 
     /// Removes the noted translations from every CPU, and waits until that is done.
     fn invalidate(&mut self) {
-        let whole = self.whole.take();
-        if self.runs.is_empty() && whole.is_none() {
+        if self.runs.is_empty() {
             return;
         }
         let machine = self.mm.machine();
@@ -114,16 +119,7 @@ impl<'a, M: Machine> Flush<'a, M> {
         for run in self.runs.drain(..) {
             machine.invalidate(run.asid, Scope::Pages(run.pages), Cached::Leaf(Level::LEAF), Reach::Broadcast);
         }
-        if let Some(asid) = whole {
-            machine.invalidate(asid, Scope::Space, Cached::Walk, Reach::Broadcast);
-        }
         machine.fence_invalidations();
-    }
-
-    fn complete_keeping_space(&mut self) {
-        let whole = self.whole;
-        self.complete();
-        self.whole = whole;
     }
 
     /// Completes the flush: invalidates, waits, and gives back what it owns. The flush is empty afterwards.
@@ -138,6 +134,15 @@ impl<'a, M: Machine> Flush<'a, M> {
             self.mm.frames().free(self.mm.machine().cpu(), table);
         }
     }
+}
+
+/// Removes the calling CPU's translation of a page whose entry became more permissive: enough, as another CPU with the old one
+/// faults and does the same.
+#[inline]
+pub(crate) fn invalidate_here<M: Machine>(machine: &M, asid: Asid, page: Vpn) {
+    machine.fence_tables();
+    machine.invalidate(asid, Scope::Pages(VpnRange::new(page, 1)), Cached::Leaf(Level::LEAF), Reach::Local);
+    machine.fence_invalidations();
 }
 
 impl<M: Machine> Drop for Flush<'_, M> {

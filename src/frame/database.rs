@@ -182,11 +182,6 @@ impl Frames {
             self.buddy.lock().give(self, frame, order);
         }
     }
-
-    /// Moves the calling CPU's magazine to the buddy lists, where every CPU and every order can use it.
-    pub(crate) fn drain_magazine(&self, cpu: usize) {
-        self.magazines[cpu % MAX_CPUS].lock().drain(self, &self.buddy, 0);
-    }
 }
 
 /// A block that has left the allocator and that nobody else knows of. Dropped, it goes back.

@@ -55,8 +55,8 @@ pub fn start(mm: &'static Mm<Hardware>, plan: &Plan) -> Result<(), &'static str>
         return Ok(());
     }
     let Ok(slots) = u32::try_from(plan.swap.pages()) else { return Err("swap= is more than 2^32 pages") };
-    // Room for raw tag images: a quarter of the slots, as most images are uniform or packed.
-    let tag_rooms = slots.div_ceil(4);
+    // A room for each slot: no program, whatever its tags, runs out of rooms before it runs out of slots.
+    let tag_rooms = slots;
     let room = swap::memory_needed::<K4>(slots, tag_rooms) as u64;
     if room > plan.spare.pages() << K4::SHIFT {
         return Err("the machine has no room for the records of swap=");

@@ -19,6 +19,7 @@
 pub mod aarch64;
 #[cfg(any(test, feature = "emu"))]
 pub mod emu;
+pub mod tlbi;
 
 use core::marker::PhantomData;
 use core::ptr::NonNull;
@@ -43,7 +44,7 @@ pub const MAX_CPUS: usize = 16;
 ///    while the library is on the stack: EL1 is not preempted inside the library. A mistake corrupts per-CPU lists.
 /// 3. `wait` returns, at the latest, some time after a `wake` of the same word that follows the word's change. It may
 ///    return early. A mistake hangs a fault for ever.
-pub unsafe trait Board: Sync {
+pub unsafe trait Board: Send + Sync + 'static {
     /// The page size in use.
     type Granule: Granule;
 
@@ -192,7 +193,7 @@ impl<'a> Window<'a> {
 ///
 /// # Safety
 /// Each function does all that its text says. See there what a mistake costs.
-pub unsafe trait Machine: Sync + Sized {
+pub unsafe trait Machine: Send + Sync + Sized + 'static {
     /// The page size in use.
     type Granule: Granule;
 

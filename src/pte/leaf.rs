@@ -38,8 +38,8 @@ bitflags::bitflags! {
 
 /// The proof that a page has no mapping but the entry at hand: what a writable anonymous leaf needs.
 ///
-/// Neither `Copy` nor `Clone`, and bound to the cursor that holds the leaf table's lock (or to the fresh folio that
-/// nobody has seen yet), so that it cannot outlive what makes it true.
+/// Neither `Copy` nor `Clone`. [`Cursor::update`](crate::table::Cursor::update) lends one for as long as it holds the leaf
+/// table's lock, so that it cannot outlive what makes it true.
 pub struct Exclusive<'cursor>(PhantomData<&'cursor ()>);
 
 impl Exclusive<'_> {
@@ -149,6 +149,20 @@ impl Leaf {
     #[inline]
     pub const fn is_contiguous(self) -> bool {
         self.0 & CONTIGUOUS != 0
+    }
+
+    /// The leaf as one of several mappings of its page.
+    #[inline]
+    pub const fn without_exclusive(self) -> Self {
+        Self(self.without_write().0 & !EXCLUSIVE)
+    }
+
+    /// Whether `new`, in place of this leaf, forbids something that this one allows.
+    #[inline]
+    pub const fn loses(self, new: Self) -> bool {
+        self.is_readable() && !new.is_readable()
+            || self.is_writable() && !new.is_writable()
+            || self.is_executable() && !new.is_executable()
     }
 
     /// The leaf with AF set.

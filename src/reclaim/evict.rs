@@ -89,11 +89,6 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
 fn release<M: Machine>(mm: &Mm<M>, folio: FolioLock<'_, M>) -> u64 {
     let frames = mm.frames();
     let frame = folio.frame();
-    if frames.record(frame).has(flag::KEPT) {
-        // The cache's own reference, from the write that failed: the cache has let go now.
-        frames.record(frame).clear(flag::KEPT);
-        frames.record(frame).count.fetch_sub(REFERENCE, Ordering::AcqRel);
-    }
     drop(folio);
     match frames.put(frame, REFERENCE) {
         Left::Nobody => {

@@ -23,6 +23,7 @@ mod evict;
 mod list;
 mod watermarks;
 
+pub use advise::Advice;
 pub(crate) use list::Reclaim;
 pub use watermarks::Watermarks;
 

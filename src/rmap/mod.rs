@@ -64,11 +64,6 @@ impl Home {
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub struct NodeId(pub(crate) u32);
 
-impl NodeId {
-    /// Nodes that a home can name.
-    pub(crate) const LIMIT: u32 = 1 << NODE_BITS;
-}
-
 /// Set in [`Node::root`] while the space lives.
 const ALIVE: u64 = 1 << 63;
 
@@ -127,8 +122,8 @@ mod tests {
 
     #[test]
     fn a_home_keeps_node_and_page() {
-        let home = Home::new(NodeId(NodeId::LIMIT - 1), Vpn::new((1 << 36) - 1));
-        assert_eq!(home.node(), NodeId(NodeId::LIMIT - 1));
+        let home = Home::new(NodeId((1 << NODE_BITS) - 1), Vpn::new((1 << 36) - 1));
+        assert_eq!(home.node(), NodeId((1 << NODE_BITS) - 1));
         assert_eq!(home.page(), Vpn::new((1 << 36) - 1));
     }
 }

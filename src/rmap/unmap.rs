@@ -4,7 +4,7 @@ use super::Home;
 use crate::frame::{FolioLock, MAP, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::pte::{Decoded, Leaf};
+use crate::pte::Decoded;
 use crate::swap::{Leaving, Prepared};
 use crate::table::{self, Cursor};
 use crate::tlb::Flush;
@@ -35,7 +35,7 @@ pub(crate) enum Refusal {
 }
 
 /// What became of a folio.
-pub(crate) enum Unmapped<'a, M: Machine + 'static> {
+pub(crate) enum Unmapped<'a, M: Machine> {
     /// Clean since birth: the entry is empty, the next touch makes the same page again.
     Discarded,
     /// A swap entry stands in its place; the contents wait for the flush to be written.
@@ -73,7 +73,7 @@ pub(crate) fn unmap<'a, M: Machine>(
         return Unmapped::Kept(Refusal::Pinned);
     }
     if ageing == Ageing::SecondChance && leaf.is_accessed() {
-        cursor.update(page, Leaf::without_access);
+        cursor.update(page, |leaf, _| leaf.without_access());
         // Without the invalidation a CPU that keeps the translation would not set the flag again, and a hot page
         // would look cold. One operation a page, one barrier pair a batch.
         flush.note(asid, page);

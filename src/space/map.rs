@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-use super::regions::Region;
+use super::protect::usable;
+use super::regions::{Region, Regions};
 use super::{Protection, Space};
 use crate::addr::{VirtAddr, Vpn, VpnRange};
 use crate::granule::Granule;
@@ -110,7 +111,7 @@ impl<M: Machine> Space<M> {
             let range = self.checked_range(mm, address, request.bytes)?;
             if address.bytes() < LOWEST_BYTES { Err(MapError::OutOfRange(address)) } else { Ok(range) }
         };
-        let occupied = |regions: &mut super::Regions, range: VpnRange| {
+        let occupied = |regions: &mut Regions, range: VpnRange| {
             regions.at_or_after(mm, range.start()).filter(|region| region.pages.start() < range.end())
         };
         let range = match request.placement {
@@ -144,16 +145,15 @@ impl<M: Machine> Space<M> {
                 Vpn::new(range.end().number().saturating_sub(most)).min(range.start())
             }
         };
-        // Freeing what was there may have used a spare for a cut.
-        regions.insert(mm, Region { pages: range, floor, protection: request.protection });
+        regions.insert(mm, Region { pages: range, floor, protection: usable(mm, request.protection) });
         regions.join(mm, range);
         Ok(range.start().base::<M::Granule>())
     }
 
     /// Whether the touch of `page` makes a growing region reach it; if so it has.
-    pub(super) fn grow(&self, mm: &Mm<M>, regions: &mut super::Regions, page: Vpn) -> Option<Region> {
+    pub(super) fn grow(&self, mm: &Mm<M>, regions: &mut Regions, page: Vpn) -> Option<Region> {
         let above = regions.at_or_after(mm, page)?;
-        if above.floor == above.pages.start() || page < above.floor {
+        if page < above.floor {
             return None;
         }
         let gap = STACK_GAP_BYTES >> M::Granule::SHIFT;
@@ -169,7 +169,7 @@ impl<M: Machine> Space<M> {
 }
 
 /// The highest gap of `pages` pages below `limit`, with room for growth below growing regions.
-fn find_gap<M: Machine>(mm: &Mm<M>, regions: &mut super::Regions, pages: u64, limit: Vpn) -> Option<Vpn> {
+fn find_gap<M: Machine>(mm: &Mm<M>, regions: &mut Regions, pages: u64, limit: Vpn) -> Option<Vpn> {
     let gap = STACK_GAP_BYTES >> M::Granule::SHIFT;
     let lowest = LOWEST_BYTES >> M::Granule::SHIFT;
     let mut top = limit.number();
@@ -180,10 +180,7 @@ fn find_gap<M: Machine>(mm: &Mm<M>, regions: &mut super::Regions, pages: u64, li
             return Some(Vpn::new(top - pages));
         }
         let region = below?;
-        top = match region.floor == region.pages.start() {
-            true => region.pages.start().number(),
-            // The whole room that it may grow into, and the gap, stay free.
-            false => region.floor.number().saturating_sub(gap),
-        };
+        // The whole room that it may grow into, and the gap below, stay free.
+        top = if region.grows() { region.floor.number().saturating_sub(gap) } else { region.pages.start().number() };
     }
 }

@@ -25,7 +25,7 @@ mod unmap;
 pub(crate) use asid::Asids;
 pub use fault::{Access, Fault, FaultError};
 pub use map::{Growth, MapError, MapRequest, Placement};
-pub(crate) use regions::Region;
+use regions::Region;
 
 pub use crate::pte::Protection;
 
@@ -63,7 +63,7 @@ impl fmt::Display for SpaceError {
 }
 
 /// One address space. Ends by [`Space::destroy`]; one that is merely dropped keeps its memory.
-pub struct Space<M: Machine + 'static> {
+pub struct Space<M: Machine> {
     node: NodeId,
     root: Pfn,
     asid: Asid,
@@ -86,6 +86,7 @@ impl<M: Machine> Space<M> {
         mm.frames().record(root.frame()).count.store(0, crate::sync::Ordering::Relaxed);
         let pfn = root.pfn();
         root.publish();
+        mm.machine().fence_contents();
         if let Some(node) = mm.node(node) {
             node.revive(pfn, asid);
         }
@@ -106,9 +107,8 @@ impl<M: Machine> Space<M> {
             node.kill();
         }
         let mut flush = Flush::new(mm);
-        flush.note_space(self.asid);
+        flush.retire(self.asid);
         self.unmap_pages(mm, self.pages(mm), &mut flush);
-        flush.note_space(self.asid);
         table::for_each_table(mm, self.root, &mut |table: Frame| flush.own_table(table));
         if let Some(root) = mm.frames().frame(self.root) {
             flush.own_table(root);
@@ -148,7 +148,7 @@ impl<M: Machine> Space<M> {
         mm: &Mm<M>,
         start: VirtAddr,
         bytes: u64,
-        mut visit: impl FnMut(Region, VpnRange),
+        mut visit: impl FnMut(VpnRange),
     ) -> Result<(), MapError> {
         let range = self.checked_range(mm, start, bytes)?;
         let mut regions = self.lock(mm);
@@ -166,7 +166,7 @@ impl<M: Machine> Space<M> {
             if part.is_empty() {
                 break;
             }
-            visit(region, part);
+            visit(part);
             page = part.end();
         }
         match gap {

@@ -27,6 +27,14 @@ pub(crate) struct Region {
     pub(crate) protection: Protection,
 }
 
+impl Region {
+    /// Whether a touch below it makes it larger.
+    #[inline]
+    pub(crate) fn grows(&self) -> bool {
+        self.floor < self.pages.start()
+    }
+}
+
 const NOTHING: Region =
     Region { pages: VpnRange::new(Vpn::new(0), 0), floor: Vpn::new(0), protection: Protection::empty() };
 
@@ -228,7 +236,9 @@ impl Regions {
     pub(crate) fn cut<M: Machine>(&mut self, mm: &Mm<M>, page: Vpn) {
         let Some(region) = self.search(mm, page).filter(|region| region.pages.start() < page) else { return };
         self.change(mm, region.pages.start(), |low| low.pages = VpnRange::between(region.pages.start(), page));
-        self.insert(mm, Region { pages: VpnRange::between(page, region.pages.end()), floor: page, ..region });
+        // Both parts of a growing region go on growing: the lower one now, the upper one once the lower is gone.
+        let floor = if region.grows() { region.floor } else { page };
+        self.insert(mm, Region { pages: VpnRange::between(page, region.pages.end()), floor, ..region });
     }
 
     /// Joins neighbours that differ in nothing, from the one before `range` to the one after.
@@ -238,8 +248,7 @@ impl Regions {
         };
         while low.pages.start() < range.end() {
             let Some(high) = self.at_or_after(mm, low.pages.end()) else { return };
-            let grows = |region: Region| region.floor != region.pages.start();
-            if high.pages.start() == low.pages.end() && high.protection == low.protection && !grows(low) && !grows(high) {
+            if high.pages.start() == low.pages.end() && high.protection == low.protection && !low.grows() && !high.grows() {
                 self.remove(mm, high.pages.start());
                 let pages = VpnRange::between(low.pages.start(), high.pages.end());
                 self.change(mm, low.pages.start(), |region| region.pages = pages);

@@ -8,7 +8,7 @@ use super::device::SwapDevice;
 use super::out::Leaving;
 use super::rooms::{Room, Rooms};
 use super::slot::{SlotLeft, SlotRecord, SlotState};
-use crate::frame::Frame;
+use crate::frame::{FolioLock, Frame, Frames, REFERENCE, flag};
 use crate::granule::Granule;
 use crate::machine::{MAX_CPUS, Machine};
 use crate::mte::TagImage;
@@ -16,7 +16,7 @@ use crate::pte::{Leaf, SwapEntry};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// What a porter gives to add a swap area.
-pub struct SwapArea<M: Machine + 'static> {
+pub struct SwapArea<M: Machine> {
     /// Where the data goes.
     pub device: &'static dyn SwapDevice<M>,
     /// Slots of the device: pages that it stores. At most 2^32 - 1.
@@ -67,7 +67,7 @@ const fn clusters_of(slots: u32) -> u32 {
 }
 
 /// A swap area that is on.
-pub struct Area<M: Machine + 'static> {
+pub struct Area<M: Machine> {
     number: u8,
     device: &'static dyn SwapDevice<M>,
     slots: u32,
@@ -238,10 +238,49 @@ impl<M: Machine> Area<M> {
         }
     }
 
+    /// Takes a reference to the frame that holds the page of `slot`, if one does.
+    ///
+    /// A frame leaves the cache under the cluster's lock ([`Area::wrote`]), and its reference of the cache's is given
+    /// back after. So it cannot become something else between the look and the reference.
+    pub(crate) fn get_cached(&self, frames: &Frames, slot: u64) -> Option<Frame> {
+        let record = self.slot(slot)?;
+        let _cluster = self.clusters.lock(self.cluster_records(), slot as u32 >> self.shift)?;
+        match record.state() {
+            SlotState::Cached { frame, .. } => frames.frame_at(frame).filter(|&frame| frames.get(frame)),
+            _ => None,
+        }
+    }
+
+    /// Whether `frame` holds the page of `slot`. Under its folio lock.
+    pub(crate) fn is_cached(&self, slot: u64, frame: Frame) -> bool {
+        let state = self.slot(slot).map(SlotRecord::state);
+        matches!(state, Some(SlotState::Cached { frame: found, .. }) if found == frame.index())
+    }
+
+    /// The device has the page of `slot`: its frame leaves the cache. When no swap entry is left, the slot is freed as well.
+    /// Under the folio lock.
+    #[inline]
+    pub(super) fn wrote(&self, slot: u32, shadow: u32) {
+        let Some(record) = self.slot(slot as u64) else { return };
+        let out = {
+            let _cluster = self.clusters.lock(self.cluster_records(), slot >> self.shift);
+            record.wrote(shadow)
+        };
+        if out.is_none() {
+            self.free_slot(slot);
+        }
+    }
+
+    /// The folio, whose slot no swap entry names any more, leaves the cache, and the slot is freed.
+    pub(crate) fn leave_cache(&self, frames: &Frames, folio: &FolioLock<'_, M>, slot: u32) {
+        uncache(frames, folio);
+        self.free_slot(slot);
+    }
+
     /// Writes to `words` the tags that were kept of a slot, in the saved form; says whether there were any.
     #[inline]
-    pub(crate) fn load_tags(&self, record: &SlotRecord, words: &mut [u64]) -> TagImage {
-        let image = record.tags();
+    pub(crate) fn load_tags(&self, slot: u64, words: &mut [u64]) -> TagImage {
+        let image = self.slot(slot).map_or(TagImage::Untagged, SlotRecord::tags);
         match image {
             TagImage::Untagged => {}
             TagImage::Uniform(tag) => words.fill(crate::mte::repeated(tag)),
@@ -252,9 +291,20 @@ impl<M: Machine> Area<M> {
     }
 }
 
+/// Takes the marks of the cache off a folio. The caller has a reference of its own.
+#[inline]
+pub(super) fn uncache<M: Machine>(frames: &Frames, folio: &FolioLock<'_, M>) {
+    let record = frames.record(folio.frame());
+    if record.has(flag::KEPT) {
+        // The cache's reference, taken when the device refused the page.
+        let _ = frames.put(folio.frame(), REFERENCE);
+    }
+    record.clear(flag::CACHED | flag::KEPT);
+}
+
 /// What a page needs to leave: a slot, and room for its tags. Dropped, it gives both back.
 #[must_use = "dropping what was prepared gives the slot back"]
-pub(crate) struct Prepared<'a, M: Machine + 'static> {
+pub(crate) struct Prepared<'a, M: Machine> {
     area: &'a Area<M>,
     slot: u32,
     room: Option<Room<'a>>,

@@ -6,7 +6,7 @@
 //! back in the list. When the list is empty a CPU takes from any cluster, others' current ones too: a single slot
 //! is never refused while one is free.
 
-use crate::sync::{AtomicU32, Ordering, Spin};
+use crate::sync::{AtomicU32, Ordering, Spin, SpinGuard};
 
 /// "No cluster".
 pub(super) const NONE: u32 = u32::MAX;
@@ -42,7 +42,7 @@ enum Place {
     Full,
 }
 
-struct State {
+pub(super) struct State {
     free: u32,
     /// Where the search for a free slot goes on.
     cursor: u32,
@@ -115,6 +115,12 @@ impl Clusters {
             }
         }
         None
+    }
+
+    /// Locks `cluster`, and with it the change of its slots between cached and not.
+    #[inline]
+    pub(super) fn lock<'a>(&self, records: &'a [ClusterRecord], cluster: u32) -> Option<SpinGuard<'a, State>> {
+        Some(records.get(cluster as usize)?.state.lock())
     }
 
     /// Gives a slot of `cluster` back: `free` marks it, under the cluster's lock.

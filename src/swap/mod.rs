@@ -33,6 +33,7 @@ pub(crate) use out::{Leaving, Written};
 pub(crate) use slot::SlotState;
 
 use crate::machine::Machine;
+use crate::mm::Mm;
 use crate::pte::SwapEntry;
 use crate::sync::{AtomicU32, Once, Ordering};
 
@@ -48,7 +49,7 @@ impl AreaId {
 }
 
 /// All swap areas.
-pub struct Swap<M: Machine + 'static> {
+pub struct Swap<M: Machine> {
     areas: [Once<Area<M>>; SwapEntry::AREAS],
     next: AtomicU32,
 }
@@ -89,5 +90,24 @@ impl<M: Machine> Swap<M> {
     pub fn areas(&self) -> impl Iterator<Item = &Area<M>> {
         let count = self.next.load(Ordering::Relaxed) as usize;
         self.areas.iter().take(count).filter_map(Once::get)
+    }
+}
+
+impl<M: Machine> Mm<M> {
+    /// Lets go of a page that is still in memory, and of its slot, if no swap entry names the slot any more: for whoever gave back the
+    /// last use of a slot that was cached. May sleep.
+    #[cold]
+    pub(crate) fn drop_unused(&self, entry: SwapEntry) {
+        let frames = self.frames();
+        let Some(area) = self.swap().area(entry.area()) else { return };
+        // When the frame has left meanwhile, who took it out found the slot without users and freed it.
+        let Some(frame) = area.get_cached(frames, entry.slot()) else { return };
+        let folio = frames.lock(self.machine(), frame);
+        let state = area.slot(entry.slot()).map(SlotRecord::state);
+        if state == Some(SlotState::Cached { frame: frame.index(), count: 0 }) {
+            area.leave_cache(frames, &folio, entry.slot() as u32);
+        }
+        drop(folio);
+        self.release_folios(&[frame]);
     }
 }

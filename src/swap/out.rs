@@ -1,7 +1,8 @@
 //! Write-out: the tags are kept, then the data goes to the device.
 
-use super::area::Area;
+use super::area::{Area, uncache};
 use super::rooms::Room;
+use super::slot::{SlotRecord, SlotState};
 use crate::addr::{Pfn, PfnRange};
 use crate::frame::{FolioLock, flag};
 use crate::granule::Granule;
@@ -14,7 +15,7 @@ use crate::mte::{Encoded, TagImage, encode};
 /// Made by [`Prepared::commit`](super::Prepared::commit) when the swap entry stands in a table. The slot belongs to the entry
 /// now; what is left here is the room that was reserved for the tags.
 #[must_use = "the page is in memory until it is written out"]
-pub(crate) struct Leaving<'a, M: Machine + 'static> {
+pub(crate) struct Leaving<'a, M: Machine> {
     pub(super) area: &'a Area<M>,
     pub(super) slot: u32,
     pub(super) room: Option<Room<'a>>,
@@ -81,15 +82,16 @@ impl<'a, M: Machine> Leaving<'a, M> {
         }
         if self.area.device().write(mm.machine(), PfnRange::new(frame, 1), self.slot).is_err() {
             mm.stats().write_errors.bump();
-            return Written::Kept;
+            if matches!(self.area.slot(self.slot as u64).map(SlotRecord::state), Some(SlotState::Cached { count: 1.., .. })) {
+                return Written::Kept;
+            }
+            // Its last swap entry went away meanwhile: nobody wants the page.
+            self.area.leave_cache(mm.frames(), folio, self.slot);
+            return Written::Gone;
         }
         mm.stats().swap_out.bump();
-        let wrote = self.area.slot(self.slot as u64).and_then(|slot| slot.wrote(mm.evicted()));
-        record.clear(flag::CACHED);
-        if wrote.is_none() {
-            // Its last swap entry went away meanwhile.
-            self.area.free_slot(self.slot);
-        }
+        self.area.wrote(self.slot, mm.evicted());
+        uncache(mm.frames(), folio);
         Written::Gone
     }
 }

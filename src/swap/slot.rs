@@ -28,7 +28,7 @@ const TAGS_SHIFT: u32 = 51;
 const TAGS_MASK: u64 = 0b111 << TAGS_SHIFT;
 
 const FREE: u64 = 0 << KIND_SHIFT;
-const BAD: u64 = 1 << KIND_SHIFT;
+// 1 is a slot that is never to be used.
 const TAKEN: u64 = 2 << KIND_SHIFT;
 const CACHED: u64 = 3 << KIND_SHIFT;
 const OUT: u64 = 4 << KIND_SHIFT;

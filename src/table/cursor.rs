@@ -26,6 +26,13 @@ impl Racy {
     }
 }
 
+/// A live leaf before and after a change.
+#[derive(Copy, Clone)]
+pub(crate) struct Change {
+    pub(crate) was: Leaf,
+    pub(crate) is: Leaf,
+}
+
 impl LeafTable {
     #[inline]
     fn entry(&self, page: Vpn) -> EntryAt {
@@ -65,10 +72,10 @@ impl<M: Machine> Cursor<'_, M> {
         decode::<M::Granule>(self.machine.load_entry(self.table.entry(page)), Level::LEAF)
     }
 
-    /// The proof that `leaf`, read through this cursor, is its page's only mapping.
+    /// Whether the table holds neither a leaf nor a swap entry.
     #[inline]
-    pub(crate) fn exclusive(&self, leaf: Leaf) -> Option<Exclusive<'_>> {
-        if leaf.is_exclusive() { Some(Exclusive::proven()) } else { None }
+    pub(crate) fn is_empty(&self) -> bool {
+        self.record.count.load(Ordering::Relaxed) == 0
     }
 
     /// The count of entries changes under the lock only, so that a load and a store suffice.
@@ -97,19 +104,25 @@ impl<M: Machine> Cursor<'_, M> {
     }
 
     /// Changes a live leaf in place, without losing what the hardware writes meanwhile; returns what it was.
-    /// `None` when the entry is no leaf. The change may touch permissions, AF, dirty and software bits only.
+    /// `None` when the entry is no leaf. The change may touch permissions, AF, dirty and software bits only; it is lent the proof
+    /// of exclusivity when the leaf has it.
     #[inline]
-    pub(crate) fn update(&mut self, page: Vpn, change: impl Fn(Leaf) -> Leaf) -> Option<Leaf> {
+    pub(crate) fn update(
+        &mut self,
+        page: Vpn,
+        change: impl Fn(Leaf, Option<&Exclusive<'_>>) -> Leaf,
+    ) -> Option<Change> {
         let at = self.table.entry(page);
         let mut raw = self.machine.load_entry(at);
         loop {
             let Decoded::Leaf(seen) = decode::<M::Granule>(raw, Level::LEAF) else { return None };
-            let new = change(seen).raw();
-            if new == raw {
-                return Some(seen);
+            let proof = Exclusive::proven();
+            let new = change(seen, seen.is_exclusive().then_some(&proof));
+            if new == seen {
+                return Some(Change { was: seen, is: new });
             }
-            match self.machine.compare_exchange_entry(at, raw, new) {
-                Ok(()) => return Some(seen),
+            match self.machine.compare_exchange_entry(at, raw, new.raw()) {
+                Ok(()) => return Some(Change { was: seen, is: new }),
                 Err(now) => raw = now,
             }
         }

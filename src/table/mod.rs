@@ -7,11 +7,11 @@
 //! A walk from the root down reads table descriptors without a lock. It may be done by whoever holds the space's lock (faults and
 //! calls) or the family lock (reclaim): tables are only taken away under both. Making a table needs the space lock.
 //!
-//! A read without the lock gives a [`Racy`]: worth a guess about what to prepare, confirmed under the lock.
+//! A read without the lock gives a `Racy`: worth a guess about what to prepare, confirmed under the lock.
 
 mod cursor;
 
-pub(crate) use cursor::{Cursor, Racy};
+pub(crate) use cursor::{Change, Cursor};
 
 use crate::addr::{Pfn, Vpn, VpnRange};
 use crate::frame::{Frame, Kind, OwnedFrame};

@@ -6,7 +6,8 @@
 use ebbtide::addr::VirtAddr;
 use ebbtide::granule::{Granule, K4};
 use ebbtide::machine::{Features, Machine};
-use ebbtide::space::{Access, Advice, Fault, Growth, MapError, MapRequest, Placement, Protection};
+use ebbtide::reclaim::Advice;
+use ebbtide::space::{Access, Fault, Growth, MapError, MapRequest, Placement, Protection};
 
 use super::{Errno, Outcome};
 use crate::kernel::{elf, global, process};

@@ -1,0 +1,213 @@
+//! Faults: from a program's access to an entry that allows it.
+
+use super::swap_in::Missing;
+use super::{Protection, Region, Space};
+use crate::addr::{PfnRange, VirtAddr, Vpn};
+use crate::frame::{Kind, MAP, flag};
+use crate::machine::{Machine, Tags};
+use crate::mm::Mm;
+use crate::pte::{CodeSynced, Decoded, Exclusive, Leaf};
+use crate::rmap::Home;
+use crate::sync::Ordering;
+use crate::table::{self, Change, LeafTable};
+use crate::tlb;
+
+/// What a program tried to do.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub enum Access {
+    /// A load, or a cache operation.
+    Read,
+    /// A store, of data or of a tag.
+    Write,
+    /// An instruction fetch.
+    Execute,
+}
+
+impl Access {
+    /// Whether `protection` allows it. The right to store or to fetch includes the right to load.
+    #[inline]
+    fn is_allowed(self, protection: Protection) -> bool {
+        protection.intersects(match self {
+            Self::Read => Protection::READ.union(Protection::WRITE).union(Protection::EXEC),
+            Self::Write => Protection::WRITE,
+            Self::Execute => Protection::EXEC,
+        })
+    }
+}
+
+/// A translation, access flag or permission fault at EL0, or of the kernel on a program's behalf.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct Fault {
+    /// Any byte of the page.
+    pub address: VirtAddr,
+    /// What was tried.
+    pub access: Access,
+}
+
+/// Why a fault was not resolved. The entry is as it was.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub enum FaultError {
+    /// No region is there.
+    NotMapped,
+    /// The region forbids the access.
+    Protection,
+    /// No memory, and nothing left to reclaim.
+    NoMemory,
+    /// The page is out and its slot cannot be read: the device failed, or the entry names no slot in use.
+    Unreadable {
+        /// The swap area's number.
+        area: u8,
+        /// The slot within the area.
+        slot: u64,
+    },
+}
+
+/// How far one look at the entry came.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(super) enum Step {
+    /// The access will succeed.
+    Done,
+    /// The entry is another now: look again.
+    Again,
+}
+
+impl<M: Machine> Space<M> {
+    /// Resolves a fault: on return the access can be repeated.
+    ///
+    /// # Errors
+    /// [`FaultError`], each variant as it says there.
+    #[inline]
+    pub fn handle_fault(&self, mm: &Mm<M>, fault: Fault) -> Result<(), FaultError> {
+        mm.stats().faults.bump();
+        let resolved = self.resolve(mm, fault.address.vpn::<M::Granule>(), fault.access);
+        if let Err(error) = resolved {
+            refused(mm, error);
+        }
+        resolved
+    }
+
+    #[inline]
+    fn resolve(&self, mm: &Mm<M>, page: Vpn, access: Access) -> Result<(), FaultError> {
+        let mut regions = self.lock(mm);
+        let region = match regions.find(mm, page) {
+            Some(region) => region,
+            None => self.grow(mm, &mut regions, page).ok_or(FaultError::NotMapped)?,
+        };
+        if !access.is_allowed(region.protection) {
+            return Err(FaultError::Protection);
+        }
+        let table = table::find_or_make(mm, self.root, self.node, page).ok_or(FaultError::NoMemory)?;
+        loop {
+            let step = match table.peek(mm.machine(), page).guess::<M>() {
+                Decoded::Empty => self.first_touch(mm, table, page, region, access)?,
+                Decoded::Leaf(_) => self.upgrade(mm, table, page, access)?,
+                Decoded::Swapped(entry) => self.swap_in(mm, Missing { page, table, region, entry }, access)?,
+                Decoded::Table(_) | Decoded::Unknown(_) => return Err(FaultError::NotMapped),
+            };
+            if step == Step::Done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Maps a new page, zero in data and tags.
+    #[inline]
+    fn first_touch(
+        &self,
+        mm: &Mm<M>,
+        table: LeafTable,
+        page: Vpn,
+        region: Region,
+        access: Access,
+    ) -> Result<Step, FaultError> {
+        let folio = mm.take_frame(Kind::Folio).ok_or(FaultError::NoMemory)?;
+        let record = mm.frames().record(folio.frame());
+        let tags = if region.protection.contains(Protection::TAGGED) {
+            record.set(flag::TAGS_VALID);
+            Tags::Include
+        } else {
+            Tags::Ignore
+        };
+        mm.machine().zero(PfnRange::new(folio.pfn(), 1), tags);
+        Home::new(self.node, page).store(&record.home);
+        let mut leaf = Leaf::page::<M::Granule>(folio.pfn(), region.protection);
+        if region.protection.contains(Protection::WRITE) {
+            // Nobody else knows of the folio yet.
+            leaf = leaf.with_write(&Exclusive::proven());
+        }
+        if access == Access::Write {
+            leaf = leaf.with_dirty();
+        }
+        {
+            let Some(mut cursor) = table.lock(mm) else { return Err(FaultError::NotMapped) };
+            if cursor.read(page) != Decoded::Empty {
+                return Ok(Step::Again);
+            }
+            record.count.store(MAP, Ordering::Relaxed);
+            cursor.map(page, leaf);
+        }
+        mm.reclaim().insert(mm.frames(), folio.publish());
+        mm.stats().first_touches.bump();
+        Ok(if access == Access::Execute { Step::Again } else { Step::Done })
+    }
+
+    /// Adds to a live entry what it lacks for the access. When it lacks nothing, this CPU's TLB was stale.
+    #[inline]
+    fn upgrade(&self, mm: &Mm<M>, table: LeafTable, page: Vpn, access: Access) -> Result<Step, FaultError> {
+        let stats = mm.stats();
+        let Some(mut cursor) = table.lock(mm) else { return Err(FaultError::NotMapped) };
+        let Decoded::Leaf(seen) = cursor.read(page) else { return Ok(Step::Again) };
+        let changed = match access {
+            Access::Read => cursor.update(page, |leaf, _| leaf.with_access()),
+            // Without the proof the page would have to be copied; as nothing shares pages yet, every leaf has it.
+            Access::Write => cursor.update(page, |leaf, proof| {
+                let leaf = leaf.with_access();
+                proof.map_or(leaf, |proof| leaf.with_write(proof).with_dirty())
+            }),
+            Access::Execute => {
+                let synced = self.sync_code(mm, seen);
+                cursor.update(page, |leaf, _| leaf.with_access().with_execute(&synced))
+            }
+        };
+        drop(cursor);
+        let Some(Change { was, is }) = changed else { return Ok(Step::Again) };
+        if is == was {
+            stats.faults_spurious.bump();
+        } else if is.is_executable() != was.is_executable() {
+            stats.faults_execute.bump();
+        } else {
+            stats.faults_flag.bump();
+        }
+        // An entry without the access flag is in no TLB (Arm ARM, D8.5.1). Another may be in this CPU's, with fewer rights than
+        // it has now; other CPUs find out by a fault of their own.
+        if was.is_accessed() {
+            tlb::invalidate_here(mm.machine(), self.asid, page);
+        }
+        Ok(Step::Done)
+    }
+
+    /// Makes the instruction side see the frame of `leaf`. Once for each life of a frame: what a program stores to a page that
+    /// it may execute already, it syncs itself, as the architecture asks.
+    fn sync_code(&self, mm: &Mm<M>, leaf: Leaf) -> CodeSynced {
+        let pfn = leaf.pfn::<M::Granule>();
+        let record = mm.frames().frame(pfn).map(|frame| mm.frames().record(frame));
+        if !record.is_some_and(|record| record.has(flag::CODE_SYNCED)) {
+            mm.machine().sync_code(PfnRange::new(pfn, 1));
+            if let Some(record) = record {
+                record.set(flag::CODE_SYNCED);
+            }
+        }
+        CodeSynced::proven()
+    }
+}
+
+#[cold]
+fn refused<M: Machine>(mm: &Mm<M>, error: FaultError) {
+    let stats = mm.stats();
+    match error {
+        FaultError::NotMapped => stats.faults_unmapped.bump(),
+        FaultError::Protection => stats.faults_forbidden.bump(),
+        FaultError::NoMemory => stats.faults_no_memory.bump(),
+        FaultError::Unreadable { .. } => stats.faults_unreadable.bump(),
+    }
+}

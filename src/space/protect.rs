@@ -1,0 +1,133 @@
+//! Changing what a program may do with a range.
+//!
+//! A right that the regions lose is taken from the entries, and from every TLB, before the call returns. The right to store is given
+//! to entries at once where the page is exclusive; the right to execute waits for the fetch, which pays for the code sync.
+//!
+//! **Becoming tagged.** An entry of a tagged region has another memory type, which only break-before-make may change: the entry is
+//! taken away, the flush completes, the tags of the page are zeroed if they are some earlier owner's, and the entry comes
+//! back. The leaf table's lock is held throughout, so that nobody takes the hole for an empty entry.
+
+use arrayvec::ArrayVec;
+
+use super::{MapError, Protection, Space};
+use crate::addr::{VirtAddr, Vpn, VpnRange};
+use crate::frame::flag;
+use crate::machine::{Features, Machine};
+use crate::mm::Mm;
+use crate::pte::{Decoded, Leaf};
+use crate::table::{Change, Cursor};
+use crate::tlb::Flush;
+
+/// Pages that become tagged behind one flush. Two barriers over 16 pages are small beside the zeroing of their tags, and the table's
+/// lock is held for no more than these.
+const TAGGING: usize = 16;
+
+impl<M: Machine> Space<M> {
+    /// Gives a range another protection. A tagged region stays tagged.
+    ///
+    /// # Errors
+    /// [`MapError::Misaligned`], [`MapError::OutOfRange`]; [`MapError::NotMapped`] when any part has no region, and
+    /// [`MapError::NoMemory`] when there is none for a region's record. Nothing is changed then.
+    pub fn protect(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), MapError> {
+        let range = self.checked_range(mm, start, bytes)?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        let protection = usable(mm, protection);
+        let mut regions = self.lock(mm);
+        let mut page = range.start();
+        while page < range.end() {
+            page = match regions.find(mm, page) {
+                Some(region) => region.pages.end(),
+                None => return Err(MapError::NotMapped(page.base::<M::Granule>())),
+            };
+        }
+        regions.reserve(mm).ok_or(MapError::NoMemory)?;
+        regions.cut(mm, range.start());
+        regions.cut(mm, range.end());
+        let mut flush = Flush::new(mm);
+        let mut page = range.start();
+        while let Some(region) = regions.at_or_after(mm, page)
+            && region.pages.start() < range.end()
+        {
+            let new = protection | region.protection & Protection::TAGGED;
+            regions.change(mm, region.pages.start(), |region| region.protection = new);
+            self.protect_pages(mm, region.pages, new, &mut flush);
+            page = region.pages.end();
+        }
+        regions.join(mm, range);
+        Ok(())
+    }
+
+    fn protect_pages(&self, mm: &Mm<M>, range: VpnRange, protection: Protection, flush: &mut Flush<'_, M>) {
+        self.for_each_leaf_table(mm, range, |table, part| {
+            let mut page = part.start();
+            while page < part.end() {
+                let Some(mut cursor) = table.lock(mm) else { return };
+                let mut untagged: ArrayVec<(Vpn, Leaf), TAGGING> = ArrayVec::new();
+                while page < part.end() && !untagged.is_full() {
+                    if let Decoded::Leaf(leaf) = cursor.read(page) {
+                        if protection.contains(Protection::TAGGED) && !leaf.is_tagged() {
+                            untagged.extend(cursor.take(page).map(|leaf| (page, leaf)));
+                            flush.note(self.asid, page);
+                        } else {
+                            self.protect_page(mm, &mut cursor, page, protection, flush);
+                        }
+                    }
+                    page = page.offset(1);
+                }
+                if !untagged.is_empty() {
+                    flush.complete();
+                }
+                for (page, leaf) in untagged {
+                    tag_page(mm, &leaf);
+                    cursor.map(page, leaf.with_protection(Protection::all()));
+                    self.protect_page(mm, &mut cursor, page, protection, flush);
+                }
+            }
+        });
+    }
+
+    fn protect_page(
+        &self,
+        mm: &Mm<M>,
+        cursor: &mut Cursor<'_, M>,
+        page: Vpn,
+        protection: Protection,
+        flush: &mut Flush<'_, M>,
+    ) {
+        let changed = cursor.update(page, |leaf, proof| {
+            let leaf = leaf.with_protection(protection);
+            match proof {
+                Some(proof) if protection.contains(Protection::WRITE) => leaf.with_write(proof),
+                _ => leaf,
+            }
+        });
+        let Some(Change { was, is }) = changed else { return };
+        if was.loses(is) {
+            flush.note(self.asid, page);
+        }
+        if !protection.contains(Protection::EXEC)
+            && let Some(frame) = mm.frames().frame(was.pfn::<M::Granule>())
+        {
+            // What is stored from now on, the program need not sync before it may execute again.
+            mm.frames().record(frame).clear(flag::CODE_SYNCED);
+        }
+    }
+}
+
+/// Zeroes the tags of an untagged page that is to show them. Nobody can reach the page.
+fn tag_page<M: Machine>(mm: &Mm<M>, leaf: &Leaf) {
+    let pfn = leaf.pfn::<M::Granule>();
+    let Some(frame) = mm.frames().frame(pfn) else { return };
+    let record = mm.frames().record(frame);
+    if !record.has(flag::TAGS_VALID) {
+        mm.machine().zero_tags(pfn);
+        record.set(flag::TAGS_VALID);
+    }
+}
+
+/// What of `protection` this machine has: without MTE no region is tagged.
+pub(super) fn usable<M: Machine>(mm: &Mm<M>, protection: Protection) -> Protection {
+    if mm.machine().features().contains(Features::MTE) { protection } else { protection - Protection::TAGGED }
+}

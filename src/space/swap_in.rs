@@ -1,0 +1,161 @@
+//! Swap-in: from a swap entry to a mapped page.
+//!
+//! The order is read, restore tags, map, give the slot back. A page is shown only whole, with its data and its tags; a slot is
+//! given back only when the page is mapped. The page is mapped dirty: once its slot is gone, memory holds the only copy.
+
+use super::fault::{Access, FaultError, Step};
+use super::{Protection, Region, Space};
+use crate::addr::{Pfn, PfnRange, Vpn};
+use crate::frame::{FolioLock, Kind, MAP, OwnedFrame, flag};
+use crate::granule::Granule;
+use crate::machine::Machine;
+use crate::mm::Mm;
+use crate::mte::TagImage;
+use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry};
+use crate::rmap::Home;
+use crate::swap::{Area, SlotState};
+use crate::sync::Ordering;
+use crate::table::LeafTable;
+
+/// A page that is out, as a fault found it.
+#[derive(Copy, Clone)]
+pub(super) struct Missing {
+    pub(super) page: Vpn,
+    pub(super) table: LeafTable,
+    pub(super) region: Region,
+    /// What its entry said before the lock.
+    pub(super) entry: SwapEntry,
+}
+
+impl Missing {
+    /// The leaf that shows the page in `frame`.
+    #[inline]
+    fn leaf<G: Granule>(&self, frame: Pfn) -> Leaf {
+        let leaf = Leaf::page::<G>(frame, self.region.protection).with_dirty();
+        if !self.entry.is_exclusive() {
+            leaf.without_exclusive()
+        } else if self.region.protection.contains(Protection::WRITE) {
+            // The entry was the slot's only user, so nobody else will map the page.
+            leaf.with_write(&Exclusive::proven())
+        } else {
+            leaf
+        }
+    }
+
+    fn unreadable(&self) -> FaultError {
+        FaultError::Unreadable { area: self.entry.area(), slot: self.entry.slot() }
+    }
+}
+
+impl<M: Machine> Space<M> {
+    /// Maps a page that is out.
+    #[inline]
+    pub(super) fn swap_in(&self, mm: &Mm<M>, missing: Missing, access: Access) -> Result<Step, FaultError> {
+        let area = mm.swap().area(missing.entry.area()).ok_or_else(|| missing.unreadable())?;
+        let slot = area.slot(missing.entry.slot()).ok_or_else(|| missing.unreadable())?;
+        let step = match slot.state() {
+            SlotState::Out { shadow, .. } => {
+                let folio = self.read(mm, area, missing)?;
+                let step = self.show(mm, area, missing, folio);
+                if step == Step::Done {
+                    mm.stats().swap_in.bump();
+                    mm.returned(shadow);
+                }
+                step
+            }
+            SlotState::Cached { .. } => self.map_cached(mm, area, missing)?,
+            SlotState::Free | SlotState::Taken | SlotState::Bad => {
+                match missing.table.peek(mm.machine(), missing.page).guess::<M>() {
+                    Decoded::Swapped(now) if now == missing.entry => return Err(missing.unreadable()),
+                    _ => Step::Again,
+                }
+            }
+        };
+        // A page comes back without the right to execute: a fetch looks again, and adds it.
+        Ok(if access == Access::Execute { Step::Again } else { step })
+    }
+
+    /// A frame with the slot's data and tags.
+    #[inline]
+    fn read<'a>(&self, mm: &'a Mm<M>, area: &Area<M>, missing: Missing) -> Result<OwnedFrame<'a>, FaultError> {
+        let folio = mm.take_frame_urgently(Kind::Folio).ok_or(FaultError::NoMemory)?;
+        let run = PfnRange::new(folio.pfn(), 1);
+        if area.device().read(mm.machine(), missing.entry.slot() as u32, run).is_err() {
+            mm.stats().read_errors.bump();
+            return Err(missing.unreadable());
+        }
+        let record = mm.frames().record(folio.frame());
+        let mut words = M::Granule::ZERO_TAGS;
+        match area.load_tags(missing.entry.slot(), words.as_mut()) {
+            TagImage::Untagged if missing.region.protection.contains(Protection::TAGGED) => {
+                // Untagged when it left; the region has become tagged since.
+                mm.machine().zero_tags(folio.pfn());
+                record.set(flag::TAGS_VALID);
+            }
+            TagImage::Untagged => {}
+            TagImage::Uniform(_) | TagImage::Packed(_) | TagImage::Raw(_) => {
+                mm.machine().store_tags(folio.pfn(), words.as_ref());
+                record.set(flag::TAGS_VALID);
+            }
+        }
+        Home::new(self.node, missing.page).store(&record.home);
+        Ok(folio)
+    }
+
+    /// Maps a folio that was read, unless the entry is another by now.
+    #[inline]
+    fn show(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing, folio: OwnedFrame<'_>) -> Step {
+        let leaf = missing.leaf::<M::Granule>(folio.pfn());
+        let cached = {
+            let Some(mut cursor) = missing.table.lock(mm) else { return Step::Again };
+            if cursor.read(missing.page) != Decoded::Swapped(missing.entry) {
+                return Step::Again;
+            }
+            mm.frames().record(folio.frame()).count.store(MAP, Ordering::Relaxed);
+            cursor.map_back(missing.page, leaf);
+            area.put(missing.entry.slot())
+        };
+        mm.reclaim().insert(mm.frames(), folio.publish());
+        if cached.is_some() {
+            mm.drop_unused(missing.entry);
+        }
+        Step::Done
+    }
+
+    /// Maps a folio that never left: on its way out until now, or kept as its device failed.
+    #[cold]
+    fn map_cached(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing) -> Result<Step, FaultError> {
+        let frames = mm.frames();
+        let Some(frame) = area.get_cached(frames, missing.entry.slot()) else { return Ok(Step::Again) };
+        let folio = frames.lock(mm.machine(), frame);
+        let step = self.show_cached(mm, area, missing, &folio);
+        drop(folio);
+        mm.release_folios(&[frame]);
+        Ok(step)
+    }
+
+    fn show_cached(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing, folio: &FolioLock<'_, M>) -> Step {
+        let (frames, frame) = (mm.frames(), folio.frame());
+        let record = frames.record(frame);
+        if !area.is_cached(missing.entry.slot(), frame) {
+            return Step::Again;
+        }
+        if missing.region.protection.contains(Protection::TAGGED) && !record.has(flag::TAGS_VALID) {
+            mm.machine().zero_tags(frames.pfn(frame));
+            record.set(flag::TAGS_VALID);
+        }
+        let Some(mut cursor) = missing.table.lock(mm) else { return Step::Again };
+        if cursor.read(missing.page) != Decoded::Swapped(missing.entry) {
+            return Step::Again;
+        }
+        record.count.fetch_add(MAP, Ordering::Relaxed);
+        cursor.map_back(missing.page, missing.leaf::<M::Granule>(frames.pfn(frame)));
+        let unused = area.put(missing.entry.slot()).is_some();
+        drop(cursor);
+        if unused {
+            area.leave_cache(frames, folio, missing.entry.slot() as u32);
+        }
+        mm.stats().swap_cache_hits.bump();
+        Step::Done
+    }
+}

@@ -1,0 +1,93 @@
+//! Taking pages away: munmap, MADV_DONTNEED, and the end of a space.
+
+use arrayvec::ArrayVec;
+
+use super::regions::Regions;
+use super::{MapError, Space};
+use crate::addr::{VirtAddr, VpnRange};
+use crate::machine::Machine;
+use crate::mm::Mm;
+use crate::pte::{Decoded, SwapEntry};
+use crate::table::LeafTable;
+use crate::tlb::{self, Flush};
+
+impl<M: Machine> Space<M> {
+    /// Removes whatever is mapped in a range; holes are no error.
+    ///
+    /// # Errors
+    /// [`MapError::Empty`], [`MapError::Misaligned`], [`MapError::OutOfRange`]; [`MapError::NoMemory`] when a region would have
+    /// to be cut and there is no memory for the second part's record.
+    pub fn unmap(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64) -> Result<(), MapError> {
+        let range = self.checked_range(mm, start, bytes)?;
+        if range.is_empty() {
+            return Err(MapError::Empty);
+        }
+        let mut regions = self.lock(mm);
+        regions.reserve(mm).ok_or(MapError::NoMemory)?;
+        self.remove(mm, &mut regions, range);
+        Ok(())
+    }
+
+    /// Removes regions, and what is mapped. After [`Regions::reserve`]; leaves what one more insertion may need.
+    pub(super) fn remove(&self, mm: &Mm<M>, regions: &mut Regions, range: VpnRange) {
+        regions.cut(mm, range.start());
+        regions.cut(mm, range.end());
+        while let Some(region) = regions.at_or_after(mm, range.start())
+            && region.pages.start() < range.end()
+        {
+            regions.remove(mm, region.pages.start());
+        }
+        self.unmap_pages(mm, range, &mut Flush::new(mm));
+    }
+
+    /// Takes every page of `range` away, present or out. Under the space's lock, or at its end.
+    pub(crate) fn unmap_pages(&self, mm: &Mm<M>, range: VpnRange, flush: &mut Flush<'_, M>) {
+        self.for_each_leaf_table(mm, range, |table, mut part| {
+            while !part.is_empty() {
+                if !flush.has_room() {
+                    flush.complete();
+                }
+                part = self.unmap_some(mm, table, part, flush);
+            }
+        });
+    }
+
+    /// Takes pages away from the first of `part` on, as many as the flush has room for; returns the rest.
+    fn unmap_some(&self, mm: &Mm<M>, table: LeafTable, part: VpnRange, flush: &mut Flush<'_, M>) -> VpnRange {
+        let frames = mm.frames();
+        let mut unused: ArrayVec<SwapEntry, { tlb::CAPACITY }> = ArrayVec::new();
+        let mut page = part.start();
+        {
+            let Some(mut cursor) = table.lock(mm) else { return VpnRange::new(part.end(), 0) };
+            while page < part.end() && flush.has_room() && !unused.is_full() {
+                if cursor.is_empty() {
+                    page = part.end();
+                    break;
+                }
+                match cursor.read(page) {
+                    Decoded::Leaf(leaf) => {
+                        cursor.take(page);
+                        flush.note(self.asid, page);
+                        if let Some(frame) = frames.frame(leaf.pfn::<M::Granule>()) {
+                            frames.map_to_reference(frame);
+                            flush.own(frame);
+                        }
+                    }
+                    Decoded::Swapped(entry) => {
+                        cursor.drop_swapped(page);
+                        let area = mm.swap().area(entry.area());
+                        if area.is_some_and(|area| area.put(entry.slot()).is_some()) {
+                            unused.push(entry);
+                        }
+                    }
+                    Decoded::Empty | Decoded::Table(_) | Decoded::Unknown(_) => {}
+                }
+                page = page.offset(1);
+            }
+        }
+        for entry in unused {
+            mm.drop_unused(entry);
+        }
+        VpnRange::between(page, part.end())
+    }
+}
