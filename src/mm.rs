@@ -97,15 +97,19 @@ impl<M: Machine> Mm<M> {
             unsafe { frames.release(run) };
         }
         let zeroed = |kind| {
-            let (frame, _) =
-                frames.take(machine.cpu(), 0, kind, Urgency::Normal).ok_or(SetupError::TooFewFrames)?;
+            let (frame, _) = frames.take(machine.cpu(), 0, kind, Urgency::Normal).ok_or(SetupError::TooFewFrames)?;
             machine.zero(PfnRange::new(frame.pfn(), 1), Tags::Ignore);
-            let pfn = frame.pfn();
-            frame.publish();
-            Ok(pfn)
+            Ok(frame)
         };
-        let empty_root = zeroed(Kind::Table)?;
-        let nodes = Slab::new(zeroed(Kind::Records)?);
+        let table = zeroed(Kind::Table)?;
+        machine.fence_contents();
+        let empty_root = table.pfn();
+        table.publish();
+        let directory = zeroed(Kind::Records)?;
+        let nodes = Slab::new(directory.pfn());
+        directory.publish();
+        // The first frame of nodes lasts for the first 64 spaces (4 KiB / 64 B).
+        nodes.grow(&machine, zeroed(Kind::Records)?).ok_or(SetupError::TooFewFrames)?;
         let reclaim = Reclaim::new(frames.managed_frames());
         frames.set_watermarks(reclaim.watermarks().reserve, reclaim.watermarks().low);
         Ok(Self {
