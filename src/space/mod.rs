@@ -175,6 +175,14 @@ impl<M: Machine> Space<M> {
         }
     }
 
+    /// Whether all of a range is mapped.
+    ///
+    /// # Errors
+    /// [`MapError::Misaligned`], [`MapError::OutOfRange`]; [`MapError::NotMapped`] with the first page that is not.
+    pub fn check_mapped(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64) -> Result<(), MapError> {
+        self.for_each_region(mm, start, bytes, |_| {})
+    }
+
     /// A program's range in whole pages: `start` aligned, the length rounded up.
     fn checked_range(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64) -> Result<VpnRange, MapError> {
         if !start.is_page_aligned::<M::Granule>() {

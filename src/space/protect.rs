@@ -23,24 +23,25 @@ use crate::tlb::Flush;
 const TAGGING: usize = 16;
 
 impl<M: Machine> Space<M> {
-    /// Gives a range another protection. A tagged region stays tagged.
+    /// Gives a range another protection, up to its first page that has no region. A tagged region stays tagged.
     ///
     /// # Errors
-    /// [`MapError::Misaligned`], [`MapError::OutOfRange`]; [`MapError::NotMapped`] when any part has no region, and
-    /// [`MapError::NoMemory`] when there is none for a region's record. Nothing is changed then.
+    /// [`MapError::Misaligned`], [`MapError::OutOfRange`], [`MapError::NoMemory`] when there is none for a region's record: nothing
+    /// was changed. [`MapError::NotMapped`] with the first page that has no region: what comes before it was changed, as on Linux.
     pub fn protect(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), MapError> {
-        let range = self.checked_range(mm, start, bytes)?;
-        if range.is_empty() {
-            return Ok(());
-        }
+        let wanted = self.checked_range(mm, start, bytes)?;
         let protection = usable(mm, protection);
         let mut regions = self.lock(mm);
-        let mut page = range.start();
-        while page < range.end() {
-            page = match regions.find(mm, page) {
-                Some(region) => region.pages.end(),
-                None => return Err(MapError::NotMapped(page.base::<M::Granule>())),
-            };
+        let mut end = wanted.start();
+        while end < wanted.end()
+            && let Some(region) = regions.find(mm, end)
+        {
+            end = region.pages.end();
+        }
+        let range = wanted.intersection(VpnRange::between(wanted.start(), end));
+        let done = if range == wanted { Ok(()) } else { Err(MapError::NotMapped(end.base::<M::Granule>())) };
+        if range.is_empty() {
+            return done;
         }
         regions.reserve(mm).ok_or(MapError::NoMemory)?;
         regions.cut(mm, range.start());
@@ -56,7 +57,7 @@ impl<M: Machine> Space<M> {
             page = region.pages.end();
         }
         regions.join(mm, range);
-        Ok(())
+        done
     }
 
     fn protect_pages(&self, mm: &Mm<M>, range: VpnRange, protection: Protection, flush: &mut Flush<'_, M>) {

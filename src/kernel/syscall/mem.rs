@@ -221,8 +221,10 @@ pub fn madvise(pointer: u64, bytes: u64, advice: u64) -> Outcome {
     if start.bytes() > USER_END || length > USER_END - start.bytes() {
         return Err(Errno::ENOMEM);
     }
-    if let Some(advice) = advice {
-        process::space().advise(global::mm(), start, length, advice).map_err(map_errno)?;
+    match advice {
+        Some(advice) => process::space().advise(global::mm(), start, length, advice),
+        None => process::space().check_mapped(global::mm(), start, length),
     }
+    .map_err(map_errno)?;
     Ok(0)
 }
