@@ -101,6 +101,11 @@ impl Buddy {
         Some(block)
     }
 
+    /// Takes a block of at most 2^`most` frames: the largest such order that is to be had.
+    fn take_up_to(&mut self, frames: &Frames, most: u32, reserve: u64) -> Option<(Frame, u32)> {
+        (0..=most).rev().find_map(|order| Some((self.take(frames, order, reserve)?, order)))
+    }
+
     /// Gives a block back, merged with its free buddies.
     pub(super) fn give(&mut self, frames: &Frames, block: Frame, order: u32) {
         self.free += 1 << order;
@@ -140,13 +145,18 @@ impl Magazine {
         self.refill(frames, buddy, reserve)
     }
 
+    /// Refills by blocks: the largest that fit, so that a batch costs one or two list operations when memory is whole.
     #[cold]
     fn refill(&mut self, frames: &Frames, buddy: &Spin<Buddy>, reserve: u64) -> Option<Refill> {
         let mut buddy = buddy.lock();
         while self.len < BATCH {
-            let Some(frame) = buddy.take(frames, 0, reserve) else { break };
-            self.frames[self.len] = frame;
-            self.len += 1;
+            let order = (BATCH - self.len).ilog2();
+            let Some((block, order)) = buddy.take_up_to(frames, order, reserve) else { break };
+            // From the top down, so that frames are handed out in ascending order.
+            for index in (0..1 << order).rev() {
+                self.frames[self.len] = Frame(block.0 + index);
+                self.len += 1;
+            }
         }
         self.len = self.len.checked_sub(1)?;
         Some(Refill::Refilled(self.frames[self.len], buddy.free()))
