@@ -208,12 +208,21 @@ impl<M: Machine> Mm<M> {
         self.nodes.give(&self.machine, id.0);
     }
 
-    /// Takes one frame, reclaiming when there is none. With a spinning lock held this would be an error.
+    /// Takes one frame, reclaiming when there is none. Called with no spinning lock held.
     ///
     /// `None` when nothing is left to reclaim. The caller has a clear error to report and everything as it was.
     #[inline]
     pub(crate) fn take_frame(&self, kind: Kind) -> Option<OwnedFrame<'_>> {
         crate::sync::assert_may_sleep();
+        match self.frames.take_near(self.machine.cpu(), kind) {
+            Some(frame) => Some(frame),
+            None => self.take_frame_afar(kind),
+        }
+    }
+
+    /// Takes one frame out of the buddy lists, or by reclaim.
+    #[cold]
+    fn take_frame_afar(&self, kind: Kind) -> Option<OwnedFrame<'_>> {
         match self.frames.take(self.machine.cpu(), 0, kind, Urgency::Normal) {
             Some((frame, Pressure::None)) => Some(frame),
             Some((frame, Pressure::Low)) => {

@@ -126,28 +126,23 @@ impl Buddy {
     }
 }
 
-/// What an allocation found about the state of memory.
-pub(super) enum Refill {
-    /// The frame came from the magazine: nothing new is known.
-    Hit(Frame),
-    /// The magazine was refilled; this many frames are left in the buddy lists.
-    Refilled(Frame, u64),
-}
-
 impl Magazine {
-    /// Takes one frame, refilling from `buddy` when empty.
+    /// Takes one frame, if there is one.
     #[inline]
-    pub(super) fn take(&mut self, frames: &Frames, buddy: &Spin<Buddy>, reserve: u64) -> Option<Refill> {
-        if self.len > 0 {
-            self.len -= 1;
-            return Some(Refill::Hit(self.frames[self.len & (MAGAZINE - 1)]));
-        }
-        self.refill(frames, buddy, reserve)
+    pub(super) fn take(&mut self) -> Option<Frame> {
+        self.len = self.len.checked_sub(1)?;
+        Some(self.frames[self.len & (MAGAZINE - 1)])
     }
 
-    /// Refills by blocks: the largest that fit, so that a batch costs one or two list operations when memory is whole.
-    #[cold]
-    fn refill(&mut self, frames: &Frames, buddy: &Spin<Buddy>, reserve: u64) -> Option<Refill> {
+    /// Refills an empty magazine and takes one frame; says as well how many frames are left in the buddy lists.
+    ///
+    /// By blocks, the largest that fit, so that a batch costs one or two list operations when memory is whole.
+    pub(super) fn refill_and_take(
+        &mut self,
+        frames: &Frames,
+        buddy: &Spin<Buddy>,
+        reserve: u64,
+    ) -> Option<(Frame, u64)> {
         let mut buddy = buddy.lock();
         while self.len < BATCH {
             let order = (BATCH - self.len).ilog2();
@@ -158,8 +153,7 @@ impl Magazine {
                 self.len += 1;
             }
         }
-        self.len = self.len.checked_sub(1)?;
-        Some(Refill::Refilled(self.frames[self.len], buddy.free()))
+        Some((self.take()?, buddy.free()))
     }
 
     /// Puts one frame back, draining half to `buddy` when full.

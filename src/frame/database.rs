@@ -3,7 +3,7 @@
 use core::mem;
 use core::ptr::NonNull;
 
-use super::buddy::{Buddy, Magazine, MAX_ORDER, Refill, Urgency};
+use super::buddy::{Buddy, MAX_ORDER, Magazine, Urgency};
 use super::{Frame, FrameRecord, Kind, REFERENCE, flag};
 use crate::addr::{Pfn, PfnRange};
 use crate::machine::MAX_CPUS;
@@ -126,10 +126,18 @@ impl Frames {
         if self.span.covers(buddy) { self.frame(buddy.start()) } else { None }
     }
 
-    /// Takes 2^`order` frames as a block nobody else knows of. `cpu` is the caller's.
+    /// Takes one frame from the calling CPU's magazine, if there is one: the way of most faults. `cpu` is the caller's.
     ///
     /// Contents and tags are some earlier owner's.
     #[inline]
+    pub(crate) fn take_near(&self, cpu: usize, kind: Kind) -> Option<OwnedFrame<'_>> {
+        let frame = self.magazines[cpu % MAX_CPUS].lock().take()?;
+        Some(self.own(cpu, frame, kind, 0))
+    }
+
+    /// Takes 2^`order` frames as a block nobody else knows of, and says how much is left. `cpu` is the caller's.
+    ///
+    /// Contents and tags are some earlier owner's.
     pub(crate) fn take(
         &self,
         cpu: usize,
@@ -142,21 +150,22 @@ impl Frames {
             Urgency::Reserve => 0,
         };
         let (frame, left) = if order == 0 {
-            match self.magazines[cpu % MAX_CPUS].lock().take(self, &self.buddy, reserve)? {
-                Refill::Hit(frame) => (frame, u64::MAX),
-                Refill::Refilled(frame, left) => (frame, left),
-            }
+            self.magazines[cpu % MAX_CPUS].lock().refill_and_take(self, &self.buddy, reserve)?
         } else {
             self.take_block(order, reserve)?
         };
+        let pressure = if left < self.low.load(Ordering::Relaxed) { Pressure::Low } else { Pressure::None };
+        Some((self.own(cpu, frame, kind, order), pressure))
+    }
+
+    #[inline]
+    fn own(&self, cpu: usize, frame: Frame, kind: Kind, order: u32) -> OwnedFrame<'_> {
         let record = self.record(frame);
         record.begin(kind, order);
         record.count.store(REFERENCE, Ordering::Relaxed);
-        let pressure = if left < self.low.load(Ordering::Relaxed) { Pressure::Low } else { Pressure::None };
-        Some((OwnedFrame { frames: self, frame, cpu }, pressure))
+        OwnedFrame { frames: self, frame, cpu: (cpu % MAX_CPUS) as u32 }
     }
 
-    #[cold]
     fn take_block(&self, order: u32, reserve: u64) -> Option<(Frame, u64)> {
         let mut buddy = self.buddy.lock();
         let head = buddy.take(self, order, reserve)?;
@@ -189,7 +198,7 @@ impl Frames {
 pub struct OwnedFrame<'a> {
     frames: &'a Frames,
     frame: Frame,
-    cpu: usize,
+    cpu: u32,
 }
 
 impl OwnedFrame<'_> {
@@ -216,6 +225,6 @@ impl OwnedFrame<'_> {
 
 impl Drop for OwnedFrame<'_> {
     fn drop(&mut self) {
-        self.frames.free(self.cpu, self.frame);
+        self.frames.free(self.cpu as usize, self.frame);
     }
 }

@@ -1,7 +1,6 @@
 //! Faults: from a program's access to an entry that allows it.
 
-use super::swap_in::Missing;
-use super::{Protection, Region, Space};
+use super::{Protection, Space};
 use crate::addr::{PfnRange, VirtAddr, Vpn};
 use crate::frame::{Kind, MAP, flag};
 use crate::machine::{Machine, Tags};
@@ -62,6 +61,14 @@ pub enum FaultError {
     },
 }
 
+/// A page that faulted, and what the space has for it.
+#[derive(Copy, Clone)]
+pub(super) struct Found {
+    pub(super) page: Vpn,
+    pub(super) table: LeafTable,
+    pub(super) protection: Protection,
+}
+
 /// How far one look at the entry came.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub(super) enum Step {
@@ -89,40 +96,48 @@ impl<M: Machine> Space<M> {
     #[inline]
     fn resolve(&self, mm: &Mm<M>, page: Vpn, access: Access) -> Result<(), FaultError> {
         let mut regions = self.lock(mm);
-        let region = match regions.find(mm, page) {
-            Some(region) => region,
-            None => self.grow(mm, &mut regions, page).ok_or(FaultError::NotMapped)?,
+        let Some(region) = regions.find(mm, page).or_else(|| self.grow(mm, &mut regions, page)) else {
+            return Err(FaultError::NotMapped);
         };
-        if !access.is_allowed(region.protection) {
+        let protection = region.protection;
+        if !access.is_allowed(protection) {
             return Err(FaultError::Protection);
         }
-        let table = table::find_or_make(mm, self.root, self.node, page).ok_or(FaultError::NoMemory)?;
-        loop {
-            let step = match table.peek(mm.machine(), page).guess::<M>() {
-                Decoded::Empty => self.first_touch(mm, table, page, region, access)?,
-                Decoded::Leaf(_) => self.upgrade(mm, table, page, access)?,
-                Decoded::Swapped(entry) => self.swap_in(mm, Missing { page, table, region, entry }, access)?,
-                Decoded::Table(_) | Decoded::Unknown(_) => return Err(FaultError::NotMapped),
-            };
-            if step == Step::Done {
-                return Ok(());
-            }
+        let Some(table) = table::find_or_make(mm, self.root, self.node, page) else {
+            return Err(FaultError::NoMemory);
+        };
+        let seen = Found { page, table, protection };
+        match self.look(mm, seen, access)? {
+            Step::Done => Ok(()),
+            Step::Again => self.look_again(mm, seen, access),
         }
+    }
+
+    /// Does what the entry, as it is now, needs.
+    #[inline]
+    fn look(&self, mm: &Mm<M>, at: Found, access: Access) -> Result<Step, FaultError> {
+        match at.table.peek(mm.machine(), at.page).guess::<M>() {
+            Decoded::Empty => self.first_touch(mm, at, access),
+            Decoded::Leaf(_) => self.upgrade(mm, at, access),
+            Decoded::Swapped(entry) => self.swap_in(mm, at, entry, access),
+            Decoded::Table(_) | Decoded::Unknown(_) => Err(FaultError::NotMapped),
+        }
+    }
+
+    /// The rare further looks: after a race, or for a fetch from a page that has just come.
+    #[cold]
+    fn look_again(&self, mm: &Mm<M>, at: Found, access: Access) -> Result<(), FaultError> {
+        while self.look(mm, at, access)? == Step::Again {}
+        Ok(())
     }
 
     /// Maps a new page, zero in data and tags.
     #[inline]
-    fn first_touch(
-        &self,
-        mm: &Mm<M>,
-        table: LeafTable,
-        page: Vpn,
-        region: Region,
-        access: Access,
-    ) -> Result<Step, FaultError> {
-        let folio = mm.take_frame(Kind::Folio).ok_or(FaultError::NoMemory)?;
+    fn first_touch(&self, mm: &Mm<M>, at: Found, access: Access) -> Result<Step, FaultError> {
+        let Found { page, table, protection } = at;
+        let Some(folio) = mm.take_frame(Kind::Folio) else { return Err(FaultError::NoMemory) };
         let record = mm.frames().record(folio.frame());
-        let tags = if region.protection.contains(Protection::TAGGED) {
+        let tags = if protection.contains(Protection::TAGGED) {
             record.set(flag::TAGS_VALID);
             Tags::Include
         } else {
@@ -130,8 +145,8 @@ impl<M: Machine> Space<M> {
         };
         mm.machine().zero(PfnRange::new(folio.pfn(), 1), tags);
         Home::new(self.node, page).store(&record.home);
-        let mut leaf = Leaf::page::<M::Granule>(folio.pfn(), region.protection);
-        if region.protection.contains(Protection::WRITE) {
+        let mut leaf = Leaf::page::<M::Granule>(folio.pfn(), protection);
+        if protection.contains(Protection::WRITE) {
             // Nobody else knows of the folio yet.
             leaf = leaf.with_write(&Exclusive::proven());
         }
@@ -153,7 +168,8 @@ impl<M: Machine> Space<M> {
 
     /// Adds to a live entry what it lacks for the access. When it lacks nothing, this CPU's TLB was stale.
     #[inline]
-    fn upgrade(&self, mm: &Mm<M>, table: LeafTable, page: Vpn, access: Access) -> Result<Step, FaultError> {
+    fn upgrade(&self, mm: &Mm<M>, at: Found, access: Access) -> Result<Step, FaultError> {
+        let Found { page, table, .. } = at;
         let stats = mm.stats();
         let Some(mut cursor) = table.lock(mm) else { return Err(FaultError::NotMapped) };
         let Decoded::Leaf(seen) = cursor.read(page) else { return Ok(Step::Again) };

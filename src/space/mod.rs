@@ -25,7 +25,6 @@ mod unmap;
 pub(crate) use asid::Asids;
 pub use fault::{Access, Fault, FaultError};
 pub use map::{Growth, MapError, MapRequest, Placement};
-use regions::Region;
 
 pub use crate::pte::Protection;
 

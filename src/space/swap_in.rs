@@ -3,9 +3,9 @@
 //! The order is read, restore tags, map, give the slot back. A page is shown only whole, with its data and its tags; a slot is
 //! given back only when the page is mapped. The page is mapped dirty: once its slot is gone, memory holds the only copy.
 
-use super::fault::{Access, FaultError, Step};
-use super::{Protection, Region, Space};
-use crate::addr::{Pfn, PfnRange, Vpn};
+use super::fault::{Access, FaultError, Found, Step};
+use super::{Protection, Space};
+use crate::addr::{Pfn, PfnRange};
 use crate::frame::{FolioLock, Kind, MAP, OwnedFrame, flag};
 use crate::granule::Granule;
 use crate::machine::Machine;
@@ -15,26 +15,23 @@ use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry};
 use crate::rmap::Home;
 use crate::swap::{Area, SlotState};
 use crate::sync::Ordering;
-use crate::table::LeafTable;
 
-/// A page that is out, as a fault found it.
+/// A page that is out.
 #[derive(Copy, Clone)]
-pub(super) struct Missing {
-    pub(super) page: Vpn,
-    pub(super) table: LeafTable,
-    pub(super) region: Region,
+struct Missing {
+    at: Found,
     /// What its entry said before the lock.
-    pub(super) entry: SwapEntry,
+    entry: SwapEntry,
 }
 
 impl Missing {
     /// The leaf that shows the page in `frame`.
     #[inline]
     fn leaf<G: Granule>(&self, frame: Pfn) -> Leaf {
-        let leaf = Leaf::page::<G>(frame, self.region.protection).with_dirty();
+        let leaf = Leaf::page::<G>(frame, self.at.protection).with_dirty();
         if !self.entry.is_exclusive() {
             leaf.without_exclusive()
-        } else if self.region.protection.contains(Protection::WRITE) {
+        } else if self.at.protection.contains(Protection::WRITE) {
             // The entry was the slot's only user, so nobody else will map the page.
             leaf.with_write(&Exclusive::proven())
         } else {
@@ -42,6 +39,7 @@ impl Missing {
         }
     }
 
+    #[cold]
     fn unreadable(&self) -> FaultError {
         FaultError::Unreadable { area: self.entry.area(), slot: self.entry.slot() }
     }
@@ -50,12 +48,20 @@ impl Missing {
 impl<M: Machine> Space<M> {
     /// Maps a page that is out.
     #[inline]
-    pub(super) fn swap_in(&self, mm: &Mm<M>, missing: Missing, access: Access) -> Result<Step, FaultError> {
-        let area = mm.swap().area(missing.entry.area()).ok_or_else(|| missing.unreadable())?;
-        let slot = area.slot(missing.entry.slot()).ok_or_else(|| missing.unreadable())?;
+    pub(super) fn swap_in(
+        &self,
+        mm: &Mm<M>,
+        at: Found,
+        entry: SwapEntry,
+        access: Access,
+    ) -> Result<Step, FaultError> {
+        let missing = Missing { at, entry };
+        let Some(area) = mm.swap().area(entry.area()) else { return Err(missing.unreadable()) };
+        let Some(slot) = area.slot(entry.slot()) else { return Err(missing.unreadable()) };
         let step = match slot.state() {
             SlotState::Out { shadow, .. } => {
-                let folio = self.read(mm, area, missing)?;
+                let Some(folio) = mm.take_frame_urgently(Kind::Folio) else { return Err(FaultError::NoMemory) };
+                self.read(mm, area, missing, &folio)?;
                 let step = self.show(mm, area, missing, folio);
                 if step == Step::Done {
                     mm.stats().swap_in.bump();
@@ -65,7 +71,7 @@ impl<M: Machine> Space<M> {
             }
             SlotState::Cached { .. } => self.map_cached(mm, area, missing)?,
             SlotState::Free | SlotState::Taken | SlotState::Bad => {
-                match missing.table.peek(mm.machine(), missing.page).guess::<M>() {
+                match missing.at.table.peek(mm.machine(), missing.at.page).guess::<M>() {
                     Decoded::Swapped(now) if now == missing.entry => return Err(missing.unreadable()),
                     _ => Step::Again,
                 }
@@ -75,10 +81,9 @@ impl<M: Machine> Space<M> {
         Ok(if access == Access::Execute { Step::Again } else { step })
     }
 
-    /// A frame with the slot's data and tags.
+    /// Fills a fresh folio with the slot's data and tags.
     #[inline]
-    fn read<'a>(&self, mm: &'a Mm<M>, area: &Area<M>, missing: Missing) -> Result<OwnedFrame<'a>, FaultError> {
-        let folio = mm.take_frame_urgently(Kind::Folio).ok_or(FaultError::NoMemory)?;
+    fn read(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing, folio: &OwnedFrame<'_>) -> Result<(), FaultError> {
         let run = PfnRange::new(folio.pfn(), 1);
         if area.device().read(mm.machine(), missing.entry.slot() as u32, run).is_err() {
             mm.stats().read_errors.bump();
@@ -87,7 +92,7 @@ impl<M: Machine> Space<M> {
         let record = mm.frames().record(folio.frame());
         let mut words = M::Granule::ZERO_TAGS;
         match area.load_tags(missing.entry.slot(), words.as_mut()) {
-            TagImage::Untagged if missing.region.protection.contains(Protection::TAGGED) => {
+            TagImage::Untagged if missing.at.protection.contains(Protection::TAGGED) => {
                 // Untagged when it left; the region has become tagged since.
                 mm.machine().zero_tags(folio.pfn());
                 record.set(flag::TAGS_VALID);
@@ -98,8 +103,8 @@ impl<M: Machine> Space<M> {
                 record.set(flag::TAGS_VALID);
             }
         }
-        Home::new(self.node, missing.page).store(&record.home);
-        Ok(folio)
+        Home::new(self.node, missing.at.page).store(&record.home);
+        Ok(())
     }
 
     /// Maps a folio that was read, unless the entry is another by now.
@@ -107,12 +112,12 @@ impl<M: Machine> Space<M> {
     fn show(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing, folio: OwnedFrame<'_>) -> Step {
         let leaf = missing.leaf::<M::Granule>(folio.pfn());
         let cached = {
-            let Some(mut cursor) = missing.table.lock(mm) else { return Step::Again };
-            if cursor.read(missing.page) != Decoded::Swapped(missing.entry) {
+            let Some(mut cursor) = missing.at.table.lock(mm) else { return Step::Again };
+            if cursor.read(missing.at.page) != Decoded::Swapped(missing.entry) {
                 return Step::Again;
             }
             mm.frames().record(folio.frame()).count.store(MAP, Ordering::Relaxed);
-            cursor.map_back(missing.page, leaf);
+            cursor.map_back(missing.at.page, leaf);
             area.put(missing.entry.slot())
         };
         mm.reclaim().insert(mm.frames(), folio.publish());
@@ -140,16 +145,16 @@ impl<M: Machine> Space<M> {
         if !area.is_cached(missing.entry.slot(), frame) {
             return Step::Again;
         }
-        if missing.region.protection.contains(Protection::TAGGED) && !record.has(flag::TAGS_VALID) {
+        if missing.at.protection.contains(Protection::TAGGED) && !record.has(flag::TAGS_VALID) {
             mm.machine().zero_tags(frames.pfn(frame));
             record.set(flag::TAGS_VALID);
         }
-        let Some(mut cursor) = missing.table.lock(mm) else { return Step::Again };
-        if cursor.read(missing.page) != Decoded::Swapped(missing.entry) {
+        let Some(mut cursor) = missing.at.table.lock(mm) else { return Step::Again };
+        if cursor.read(missing.at.page) != Decoded::Swapped(missing.entry) {
             return Step::Again;
         }
         record.count.fetch_add(MAP, Ordering::Relaxed);
-        cursor.map_back(missing.page, missing.leaf::<M::Granule>(frames.pfn(frame)));
+        cursor.map_back(missing.at.page, missing.leaf::<M::Granule>(frames.pfn(frame)));
         let unused = area.put(missing.entry.slot()).is_some();
         drop(cursor);
         if unused {
