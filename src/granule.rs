@@ -36,7 +36,7 @@ pub trait Granule: 'static + Send + Sync + Sized {
     const TAG_WORDS: usize = Self::TAG_BYTES / 8;
 
     /// A page's packed tags: [`Granule::TAG_WORDS`] words.
-    type TagWords: AsRef<[u64]> + AsMut<[u64]>;
+    type TagWords: Copy + AsRef<[u64]> + AsMut<[u64]>;
     /// All tags zero.
     const ZERO_TAGS: Self::TagWords;
 }

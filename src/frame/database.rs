@@ -93,6 +93,14 @@ impl Frames {
         self.buddy.lock().free()
     }
 
+    /// Brings the frames at all CPUs' hands back to the buddy lists.
+    #[cold]
+    pub(crate) fn gather(&self) {
+        for magazine in &self.magazines {
+            magazine.lock().drain(self, &self.buddy, 0);
+        }
+    }
+
     /// The record of a frame.
     #[inline]
     pub(crate) fn record(&self, frame: Frame) -> &FrameRecord {

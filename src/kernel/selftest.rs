@@ -65,9 +65,7 @@ fn contents(machine: &Hardware) -> ! {
     // SAFETY: as above.
     let write = |frame, index, value: u64| unsafe { word(frame, index).write_volatile(value) };
     let all_tags = |frame, expected: u64| {
-        let mut tags = [0; K4::TAG_WORDS];
-        machine.load_tags(frame, &mut tags);
-        tags == [if mte { expected } else { 0 }; K4::TAG_WORDS]
+        machine.load_tags(frame) == [if mte { expected } else { 0 }; K4::TAG_WORDS]
     };
     let fill =
         |frame, factor: u64| (0..WORDS).for_each(|index| write(frame, index, factor.wrapping_mul(index as u64 + 1)));
@@ -119,13 +117,12 @@ fn tag_digest(machine: &Hardware) -> ! {
         machine.zero(PfnRange::new(frame, 1), Tags::Include);
     }
     write_tags(first, &pattern);
-    let (mut saved, mut again, mut copied) = ([0; WORDS], [0; WORDS], [0; WORDS]);
-    machine.load_tags(first, &mut saved);
+    let saved = machine.load_tags(first);
     machine.store_tags(second, &saved);
-    machine.load_tags(second, &mut again);
+    let again = machine.load_tags(second);
     machine.zero_tags(second);
     machine.copy_page(first, second, Tags::Include);
-    machine.load_tags(second, &mut copied);
+    let copied = machine.load_tags(second);
     if saved != pattern || again != pattern || copied != pattern {
         console::death(format_args!("self-test tag-digest failed: tags were lost (1)"));
         console::exit(1);

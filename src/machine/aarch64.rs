@@ -12,6 +12,7 @@ mod contents;
 mod invalidate;
 
 use core::arch::asm;
+use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
@@ -273,22 +274,23 @@ unsafe impl<B: Board> Machine for Aarch64<B> {
     }
 
     #[inline]
-    fn load_tags(&self, frame: Pfn, into: &mut [u64]) {
-        debug_assert!(into.len() == <B::Granule as Granule>::TAG_WORDS);
-        if self.features.contains(Features::MTE) {
-            // SAFETY: as for `zero`; one word stands for 256 bytes of the frame.
-            unsafe { self.blocks.load_tags(self.frame(frame), &mut into[..<B::Granule as Granule>::TAG_WORDS]) }
-        } else {
-            into.fill(0);
+    fn load_tags(&self, frame: Pfn) -> <B::Granule as Granule>::TagWords {
+        if !self.features.contains(Features::MTE) {
+            return B::Granule::ZERO_TAGS;
+        }
+        let mut tags = MaybeUninit::<<B::Granule as Granule>::TagWords>::uninit();
+        // SAFETY: as for `zero`; one word stands for 256 bytes of the frame, and the array of `TAG_WORDS` words is written whole.
+        unsafe {
+            self.blocks.load_tags(self.frame(frame), tags.as_mut_ptr().cast(), B::Granule::TAG_WORDS);
+            tags.assume_init()
         }
     }
 
     #[inline]
-    fn store_tags(&self, frame: Pfn, from: &[u64]) {
-        debug_assert!(from.len() == <B::Granule as Granule>::TAG_WORDS);
+    fn store_tags(&self, frame: Pfn, tags: &<B::Granule as Granule>::TagWords) {
         if self.features.contains(Features::MTE) {
             // SAFETY: as for `zero`; one word stands for 256 bytes of the frame.
-            unsafe { self.blocks.store_tags(self.frame(frame), &from[..<B::Granule as Granule>::TAG_WORDS]) }
+            unsafe { self.blocks.store_tags(self.frame(frame), tags.as_ref()) }
         }
     }
 

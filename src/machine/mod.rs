@@ -250,11 +250,10 @@ pub unsafe trait Machine: Send + Sync + Sized + 'static {
     fn repeated_word(&self, frame: Pfn) -> Option<u64>;
 
     /// Reads a page's tags: nibble `i % 16` of word `i / 16` is the tag of granule `i`, whatever GMID_EL1.BS is.
-    /// `into` holds [`Granule::TAG_WORDS`] words.
-    fn load_tags(&self, frame: Pfn, into: &mut [u64]);
+    fn load_tags(&self, frame: Pfn) -> <Self::Granule as Granule>::TagWords;
 
     /// Writes a page's tags in the form of [`Machine::load_tags`].
-    fn store_tags(&self, frame: Pfn, from: &[u64]);
+    fn store_tags(&self, frame: Pfn, tags: &<Self::Granule as Granule>::TagWords);
 
     /// A view of a frame that holds the library's own records.
     fn window(&self, frame: Pfn) -> Window<'_>;

@@ -60,6 +60,15 @@ pub const fn repeated(tag: u8) -> u64 {
     (tag & 0xf) as u64 * LOW_NIBBLES
 }
 
+/// How many nibbles of a word that has only their lowest bits are set.
+///
+/// The product's top nibble is the sum of 15 nibbles; the 16th is added apart, as the sum would wrap. A population count
+/// without FP/SIMD registers takes a dozen instructions.
+#[inline]
+const fn ones(low_nibbles: u64) -> u32 {
+    ((low_nibbles & LOW_NIBBLES >> 4).wrapping_mul(LOW_NIBBLES) >> 60) as u32 + (low_nibbles >> 60) as u32
+}
+
 /// Encodes a page's tags, given in the saved form.
 #[inline]
 pub fn encode<G: Granule>(tags: &[u64]) -> Encoded {
@@ -76,10 +85,10 @@ pub fn encode<G: Granule>(tags: &[u64]) -> Encoded {
             continue;
         }
         let mut edges = (differs | differs >> 1 | differs >> 2 | differs >> 3) & LOW_NIBBLES;
+        if found + ones(edges) > runs {
+            return Encoded::Raw;
+        }
         while edges != 0 {
-            if found == runs {
-                return Encoded::Raw;
-            }
             let nibble = edges.trailing_zeros() / 4;
             let start = index as u64 * NIBBLES as u64 + nibble as u64;
             packed |= (word >> (4 * nibble) & 0xf) << (4 * found);
@@ -91,11 +100,11 @@ pub fn encode<G: Granule>(tags: &[u64]) -> Encoded {
     if found == 1 { Encoded::Uniform((packed & 0xf) as u8) } else { Encoded::Packed(packed) }
 }
 
-/// Writes the tags that `packed` stands for, in the saved form.
-pub fn unpack<G: Granule>(packed: u64, tags: &mut [u64]) {
+/// The tags that `packed` stands for, in the saved form.
+pub fn unpack<G: Granule>(packed: u64) -> G::TagWords {
     let bits = start_bits::<G>();
     let runs = max_runs::<G>();
-    let granules = tags.len() as u64 * NIBBLES as u64;
+    let granules = 1 << bits;
     let start_of = |run: u32| {
         if run == 0 {
             return 0;
@@ -108,9 +117,10 @@ pub fn unpack<G: Granule>(packed: u64, tags: &mut [u64]) {
             start => start,
         }
     };
+    let mut tags = G::ZERO_TAGS;
     let mut run = 0;
     let mut end = start_of(1);
-    for (index, word) in tags.iter_mut().enumerate() {
+    for (index, word) in tags.as_mut().iter_mut().enumerate() {
         let first = index as u64 * NIBBLES as u64;
         if end >= first + NIBBLES as u64 {
             *word = repeated((packed >> (4 * run) & 0xf) as u8);
@@ -129,6 +139,7 @@ pub fn unpack<G: Granule>(packed: u64, tags: &mut [u64]) {
             end = start_of(run + 1);
         }
     }
+    tags
 }
 
 #[cfg(test)]
@@ -151,15 +162,14 @@ mod tests {
 
     fn round_trip<G: Granule>(runs: &[(usize, u8)]) {
         let tags = tags_of_runs::<G>(runs);
-        let mut back = vec![0u64; G::TAG_WORDS];
-        match encode::<G>(&tags) {
-            Encoded::Uniform(tag) => back.fill(repeated(tag)),
-            Encoded::Packed(packed) => unpack::<G>(packed, &mut back),
+        let back = match encode::<G>(&tags) {
+            Encoded::Uniform(tag) => vec![repeated(tag); G::TAG_WORDS],
+            Encoded::Packed(packed) => unpack::<G>(packed).as_ref().to_vec(),
             Encoded::Raw => {
                 assert!(runs.len() as u32 > max_runs::<G>(), "{runs:?} should fit");
                 return;
             }
-        }
+        };
         assert_eq!(tags, back, "{runs:?}");
     }
 

@@ -23,7 +23,9 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
 
     let mut kept = Batch::new();
     let mut discarded: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
-    let mut leaving: ArrayVec<(FolioLock<'_, M>, Leaving<'_, M>), BATCH> = ArrayVec::new();
+    // Two arrays in step: entries that small are moved by registers.
+    let mut leaving: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
+    let mut ways: ArrayVec<Leaving<'_, M>, BATCH> = ArrayVec::new();
     // A slot that a page turned out not to need serves the next one.
     let mut spare: Option<Prepared<'_, M>> = None;
     let mut flush = Flush::new(mm);
@@ -36,7 +38,10 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
         if frames.maps(frame) == 0 && frames.record(frame).has(flag::CACHED) {
             // Written once in vain; its swap entry is in place already.
             match Leaving::again(mm, &folio) {
-                Some(again) => leaving.push((folio, again)),
+                Some(again) => {
+                    leaving.push(folio);
+                    ways.push(again);
+                }
                 None => kept.push(frame),
             }
             continue;
@@ -46,7 +51,10 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
         }
         match unmap(mm, &folio, &mut spare, ageing, &mut flush) {
             Unmapped::Discarded => discarded.push(folio),
-            Unmapped::Leaving(out) => leaving.push((folio, out)),
+            Unmapped::Leaving(way) => {
+                leaving.push(folio);
+                ways.push(way);
+            }
             Unmapped::Kept(refusal) => {
                 match refusal {
                     Refusal::Referenced => stats.referenced.bump(),
@@ -67,8 +75,8 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
         stats.clean_discards.bump();
         freed += release(mm, folio);
     }
-    for (folio, out) in leaving {
-        match out.write_out(mm, &folio) {
+    for (folio, way) in leaving.into_iter().zip(ways) {
+        match way.write_out(mm, &folio) {
             Written::Gone => freed += release(mm, folio),
             Written::Kept => {
                 // The cache keeps a reference of its own from now on; ours goes back with the others.

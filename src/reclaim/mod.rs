@@ -80,7 +80,9 @@ impl<M: Machine> Mm<M> {
                 return Some(frame);
             }
             if progress == Progress::Nothing {
-                return None;
+                // Frames at other CPUs' hands are free as well.
+                self.frames().gather();
+                return Some(self.frames().take(self.machine().cpu(), 0, kind, Urgency::Normal)?.0);
             }
         }
     }

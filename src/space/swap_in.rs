@@ -10,10 +10,9 @@ use crate::frame::{FolioLock, Kind, MAP, OwnedFrame, flag};
 use crate::granule::Granule;
 use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::mte::TagImage;
 use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry};
 use crate::rmap::Home;
-use crate::swap::{Area, SlotState};
+use crate::swap::{Area, SlotRecord, SlotState};
 use crate::sync::Ordering;
 
 /// A page that is out.
@@ -61,7 +60,7 @@ impl<M: Machine> Space<M> {
         let step = match slot.state() {
             SlotState::Out { shadow, .. } => {
                 let Some(folio) = mm.take_frame_urgently(Kind::Folio) else { return Err(FaultError::NoMemory) };
-                self.read(mm, area, missing, &folio)?;
+                self.read(mm, area, slot, missing, &folio)?;
                 let step = self.show(mm, area, missing, folio);
                 if step == Step::Done {
                     mm.stats().swap_in.bump();
@@ -83,25 +82,31 @@ impl<M: Machine> Space<M> {
 
     /// Fills a fresh folio with the slot's data and tags.
     #[inline]
-    fn read(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing, folio: &OwnedFrame<'_>) -> Result<(), FaultError> {
+    fn read(
+        &self,
+        mm: &Mm<M>,
+        area: &Area<M>,
+        slot: &SlotRecord,
+        missing: Missing,
+        folio: &OwnedFrame<'_>,
+    ) -> Result<(), FaultError> {
         let run = PfnRange::new(folio.pfn(), 1);
         if area.device().read(mm.machine(), missing.entry.slot() as u32, run).is_err() {
             mm.stats().read_errors.bump();
             return Err(missing.unreadable());
         }
         let record = mm.frames().record(folio.frame());
-        let mut words = M::Granule::ZERO_TAGS;
-        match area.load_tags(missing.entry.slot(), words.as_mut()) {
-            TagImage::Untagged if missing.at.protection.contains(Protection::TAGGED) => {
+        match area.load_tags(slot) {
+            Some(tags) => {
+                mm.machine().store_tags(folio.pfn(), &tags);
+                record.set(flag::TAGS_VALID);
+            }
+            None if missing.at.protection.contains(Protection::TAGGED) => {
                 // Untagged when it left; the region has become tagged since.
                 mm.machine().zero_tags(folio.pfn());
                 record.set(flag::TAGS_VALID);
             }
-            TagImage::Untagged => {}
-            TagImage::Uniform(_) | TagImage::Packed(_) | TagImage::Raw(_) => {
-                mm.machine().store_tags(folio.pfn(), words.as_ref());
-                record.set(flag::TAGS_VALID);
-            }
+            None => {}
         }
         Home::new(self.node, missing.at.page).store(&record.home);
         Ok(())

@@ -6,14 +6,14 @@ use core::ptr::NonNull;
 use super::cluster::{self, ClusterRecord, Clusters};
 use super::device::SwapDevice;
 use super::out::Leaving;
-use super::rooms::{Room, Rooms};
+use super::rooms::Rooms;
 use super::slot::{SlotLeft, SlotRecord, SlotState};
 use crate::frame::{FolioLock, Frame, Frames, REFERENCE, flag};
 use crate::granule::Granule;
 use crate::machine::{MAX_CPUS, Machine};
 use crate::mte::TagImage;
 use crate::pte::{Leaf, SwapEntry};
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, Ordering};
 
 /// What a porter gives to add a swap area.
 pub struct SwapArea<M: Machine> {
@@ -77,7 +77,7 @@ pub struct Area<M: Machine> {
     clusters: Clusters,
     /// The cluster that each CPU fills.
     current: [AtomicU32; MAX_CPUS],
-    rooms: Rooms,
+    rooms: Rooms<M::Granule>,
     /// Slots not free. Drops only after a freed slot's clean-up.
     used: AtomicU32,
 }
@@ -108,10 +108,13 @@ impl<M: Machine> Area<M> {
         // SAFETY: the three arrays lie one after the other within `needed` bytes; each element's size is a multiple of its
         // alignment of at most 8, and so is each array's start.
         let (rooms, cluster_records) = unsafe {
-            let rooms: NonNull<AtomicU64> = records.add(slots as usize).cast();
-            (rooms, rooms.add(tag_rooms as usize * M::Granule::TAG_WORDS).cast::<ClusterRecord>())
+            let rooms: NonNull<<M::Granule as Granule>::TagWords> = records.add(slots as usize).cast();
+            (rooms, rooms.add(tag_rooms as usize).cast::<ClusterRecord>())
         };
-        const { assert!(align_of::<ClusterRecord>() <= 8 && align_of::<SlotRecord>() == 8) };
+        const {
+            assert!(align_of::<ClusterRecord>() <= 8 && align_of::<SlotRecord>() == 8);
+            assert!(align_of::<<M::Granule as Granule>::TagWords>() == 8);
+        };
         // SAFETY: as above; zero is a free slot's record and an empty room, and each cluster record is written.
         unsafe {
             memory.write_bytes(0, slots as usize * size_of::<SlotRecord>() + tag_rooms as usize * M::Granule::TAG_BYTES);
@@ -131,7 +134,7 @@ impl<M: Machine> Area<M> {
             clusters: Clusters::new(0),
             current: [const { AtomicU32::new(cluster::NONE) }; MAX_CPUS],
             // SAFETY: the rooms are zeroed above and lie within the area's own memory.
-            rooms: unsafe { Rooms::new(rooms, M::Granule::TAG_WORDS, tag_rooms) },
+            rooms: unsafe { Rooms::new(rooms, tag_rooms) },
             used: AtomicU32::new(0),
         })
     }
@@ -277,17 +280,34 @@ impl<M: Machine> Area<M> {
         self.free_slot(slot);
     }
 
-    /// Writes to `words` the tags that were kept of a slot, in the saved form; says whether there were any.
+    /// The tags that were kept of a slot; `None` for a page that had none of its own.
     #[inline]
-    pub(crate) fn load_tags(&self, slot: u64, words: &mut [u64]) -> TagImage {
-        let image = self.slot(slot).map_or(TagImage::Untagged, SlotRecord::tags);
-        match image {
-            TagImage::Untagged => {}
-            TagImage::Uniform(tag) => words.fill(crate::mte::repeated(tag)),
-            TagImage::Packed(runs) => crate::mte::unpack::<M::Granule>(runs, words),
-            TagImage::Raw(room) => self.rooms.load(room, words),
+    pub(crate) fn load_tags(&self, slot: &SlotRecord) -> Option<<M::Granule as Granule>::TagWords> {
+        match slot.tags() {
+            TagImage::Untagged => None,
+            TagImage::Uniform(tag) => {
+                let mut words = M::Granule::ZERO_TAGS;
+                words.as_mut().fill(crate::mte::repeated(tag));
+                Some(words)
+            }
+            TagImage::Packed(runs) => Some(crate::mte::unpack::<M::Granule>(runs)),
+            TagImage::Raw(room) => Some(self.rooms.load(room)),
         }
-        image
+    }
+
+    /// Gives back a room that was reserved and is not needed.
+    #[inline]
+    pub(super) fn give_room(&self, room: Option<u32>) {
+        if let Some(room) = room {
+            self.rooms.give(room);
+        }
+    }
+
+    /// Writes an image to a room that was reserved; the room is the slot's that will name it.
+    #[inline]
+    pub(super) fn keep_image(&self, room: u32, image: &<M::Granule as Granule>::TagWords) -> TagImage {
+        self.rooms.store(room, image);
+        TagImage::Raw(room)
     }
 }
 
@@ -307,7 +327,7 @@ pub(super) fn uncache<M: Machine>(frames: &Frames, folio: &FolioLock<'_, M>) {
 pub(crate) struct Prepared<'a, M: Machine> {
     area: &'a Area<M>,
     slot: u32,
-    room: Option<Room<'a>>,
+    room: Option<u32>,
 }
 
 impl<'a, M: Machine> Prepared<'a, M> {
@@ -321,7 +341,7 @@ impl<'a, M: Machine> Prepared<'a, M> {
     #[inline]
     pub(crate) fn reserve_room(&mut self) -> Option<()> {
         if self.room.is_none() {
-            self.room = Some(Room { number: self.area.rooms.take()?, pool: &self.area.rooms });
+            self.room = Some(self.area.rooms.take()?);
         }
         Some(())
     }
@@ -350,8 +370,8 @@ impl<'a, M: Machine> Prepared<'a, M> {
 
     /// The swap entry stands in a table: the slot is the entry's from now on.
     #[inline]
-    pub(crate) fn commit(mut self) -> Leaving<'a, M> {
-        let leaving = Leaving { area: self.area, slot: self.slot, room: self.room.take() };
+    pub(crate) fn commit(self) -> Leaving<'a, M> {
+        let leaving = Leaving { area: self.area, slot: self.slot, room: self.room };
         core::mem::forget(self);
         leaving
     }
@@ -359,6 +379,7 @@ impl<'a, M: Machine> Prepared<'a, M> {
 
 impl<M: Machine> Drop for Prepared<'_, M> {
     fn drop(&mut self) {
+        self.area.give_room(self.room);
         self.area.free_slot(self.slot);
     }
 }

@@ -1,11 +1,9 @@
 //! Write-out: the tags are kept, then the data goes to the device.
 
 use super::area::{Area, uncache};
-use super::rooms::Room;
 use super::slot::{SlotRecord, SlotState};
 use crate::addr::{Pfn, PfnRange};
 use crate::frame::{FolioLock, flag};
-use crate::granule::Granule;
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::mte::{Encoded, TagImage, encode};
@@ -18,7 +16,7 @@ use crate::mte::{Encoded, TagImage, encode};
 pub(crate) struct Leaving<'a, M: Machine> {
     pub(super) area: &'a Area<M>,
     pub(super) slot: u32,
-    pub(super) room: Option<Room<'a>>,
+    pub(super) room: Option<u32>,
 }
 
 /// What became of a page that was to be written out.
@@ -44,10 +42,9 @@ impl<'a, M: Machine> Leaving<'a, M> {
     /// Keeps the tags of `frame` with the slot. Cannot fail: room for the worst case was reserved.
     #[inline]
     fn save_tags(&mut self, mm: &Mm<M>, frame: Pfn) {
-        let mut words = M::Granule::ZERO_TAGS;
-        mm.machine().load_tags(frame, words.as_mut());
+        let tags = mm.machine().load_tags(frame);
         let stats = mm.stats();
-        let image = match (encode::<M::Granule>(words.as_ref()), self.room.take()) {
+        let image = match (encode::<M::Granule>(tags.as_ref()), self.room) {
             (Encoded::Uniform(tag), _) => {
                 stats.tags_uniform.bump();
                 TagImage::Uniform(tag)
@@ -58,7 +55,8 @@ impl<'a, M: Machine> Leaving<'a, M> {
             }
             (Encoded::Raw, Some(room)) => {
                 stats.tags_raw.bump();
-                TagImage::Raw(room.keep(words.as_ref()))
+                self.room = None;
+                self.area.keep_image(room, &tags)
             }
             // A second write of the same page: the first kept them.
             (Encoded::Raw, None) => return,
@@ -93,5 +91,12 @@ impl<'a, M: Machine> Leaving<'a, M> {
         self.area.wrote(self.slot, mm.evicted());
         uncache(mm.frames(), folio);
         Written::Gone
+    }
+}
+
+impl<M: Machine> Drop for Leaving<'_, M> {
+    #[inline]
+    fn drop(&mut self) {
+        self.area.give_room(self.room);
     }
 }

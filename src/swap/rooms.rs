@@ -2,7 +2,8 @@
 
 use core::ptr::NonNull;
 
-use crate::sync::{Ordering, AtomicU64, Spin};
+use crate::granule::Granule;
+use crate::sync::Spin;
 
 /// "No room" in the free list.
 const NONE: u32 = u32::MAX;
@@ -15,24 +16,37 @@ struct FreeRooms {
     free: u32,
 }
 
-/// A pool of equal rooms of `words` 64-bit words.
-pub(super) struct Rooms {
-    base: NonNull<AtomicU64>,
-    words: usize,
+/// A pool of rooms of one page's packed tags each.
+pub(super) struct Rooms<G: Granule> {
+    base: NonNull<G::TagWords>,
     rooms: u32,
     free: Spin<FreeRooms>,
 }
 
-// SAFETY: the memory is reached as shared atomics, the rest is locked.
-unsafe impl Send for Rooms {}
+// SAFETY: a room is reached only by who took it, and the list of free rooms is locked.
+unsafe impl<G: Granule> Send for Rooms<G> {}
 // SAFETY: as above.
-unsafe impl Sync for Rooms {}
+unsafe impl<G: Granule> Sync for Rooms<G> {}
 
-impl Rooms {
+impl<G: Granule> Rooms<G> {
     /// # Safety
-    /// `base` points to `rooms * words` words that stay, initialised, and are the pool's alone, for its life.
-    pub(super) unsafe fn new(base: NonNull<AtomicU64>, words: usize, rooms: u32) -> Self {
-        Self { base, words, rooms, free: Spin::new(FreeRooms { first: NONE, fresh: 0, free: rooms }) }
+    /// `base` points to `rooms` initialised images that stay, and are the pool's alone, for its life.
+    pub(super) unsafe fn new(base: NonNull<G::TagWords>, rooms: u32) -> Self {
+        Self { base, rooms, free: Spin::new(FreeRooms { first: NONE, fresh: 0, free: rooms }) }
+    }
+
+    /// The image in a room, if the room exists.
+    #[inline]
+    fn image(&self, room: u32) -> Option<NonNull<G::TagWords>> {
+        // SAFETY: `new` promises `rooms` images; `room` is below.
+        if room < self.rooms { Some(unsafe { self.base.add(room as usize) }) } else { None }
+    }
+
+    /// The word of a free room that names the next free one.
+    #[inline]
+    fn link(&self, room: u32) -> Option<NonNull<u64>> {
+        const { assert!(size_of::<G::TagWords>() >= size_of::<u64>()) };
+        Some(self.image(room)?.cast())
     }
 
     /// Takes a room.
@@ -41,7 +55,8 @@ impl Rooms {
         let mut free = self.free.lock();
         let room = if free.first != NONE {
             let room = free.first;
-            free.first = self.words(room)?.first()?.load(Ordering::Relaxed) as u32;
+            // SAFETY: the room is free and in the list, whose lock is held.
+            free.first = unsafe { self.link(room)?.read() } as u32;
             room
         } else if free.fresh < self.rooms {
             free.fresh += 1;
@@ -57,65 +72,31 @@ impl Rooms {
     #[inline]
     pub(super) fn give(&self, room: u32) {
         let mut free = self.free.lock();
-        if let Some(word) = self.words(room).and_then(<[AtomicU64]>::first) {
-            word.store(free.first as u64, Ordering::Relaxed);
-            free.first = room;
-            free.free += 1;
-        }
-    }
-
-    /// The words of a room, if it exists.
-    #[inline]
-    fn words(&self, room: u32) -> Option<&[AtomicU64]> {
-        if room >= self.rooms {
-            return None;
-        }
-        // SAFETY: `new` promises `rooms * words` initialised words; `room` is below `rooms`.
-        Some(unsafe { core::slice::from_raw_parts(self.base.add(room as usize * self.words).as_ptr(), self.words) })
+        let Some(link) = self.link(room) else { return };
+        // SAFETY: the caller's room is nobody's any more but the list's, whose lock is held.
+        unsafe { link.write(free.first.into()) };
+        free.first = room;
+        free.free += 1;
     }
 
     /// Writes an image to a room that the caller took.
     #[inline]
-    pub(super) fn store(&self, room: u32, image: &[u64]) {
-        for (word, &value) in self.words(room).unwrap_or(&[]).iter().zip(image) {
-            word.store(value, Ordering::Relaxed);
+    pub(super) fn store(&self, room: u32, image: &G::TagWords) {
+        if let Some(to) = self.image(room) {
+            // SAFETY: only the room's holder reaches it.
+            unsafe { to.write(*image) }
         }
     }
 
-    /// Reads the image in a room.
+    /// Reads the image in a room that the caller's slot names.
     #[inline]
-    pub(super) fn load(&self, room: u32, image: &mut [u64]) {
-        for (value, word) in image.iter_mut().zip(self.words(room).unwrap_or(&[])) {
-            *value = word.load(Ordering::Relaxed);
-        }
+    pub(super) fn load(&self, room: u32) -> G::TagWords {
+        // SAFETY: only the users of the room's slot reach it, and none of them writes.
+        self.image(room).map_or(G::ZERO_TAGS, |from| unsafe { from.read() })
     }
 
     /// Rooms in all, and free ones.
     pub(super) fn count(&self) -> (u32, u32) {
         (self.rooms, self.free.lock().free)
-    }
-}
-
-/// A room that its holder took. Dropped, it goes back.
-#[must_use = "dropping a room gives it back"]
-pub(super) struct Room<'a> {
-    pub(super) pool: &'a Rooms,
-    pub(super) number: u32,
-}
-
-impl Room<'_> {
-    /// Writes an image and leaves the room to the slot that names it.
-    #[inline]
-    pub(super) fn keep(self, image: &[u64]) -> u32 {
-        let number = self.number;
-        self.pool.store(number, image);
-        core::mem::forget(self);
-        number
-    }
-}
-
-impl Drop for Room<'_> {
-    fn drop(&mut self) {
-        self.pool.give(self.number);
     }
 }

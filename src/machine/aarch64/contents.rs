@@ -130,15 +130,16 @@ impl Blocks {
     /// Reads the tags of whole pages.
     ///
     /// # Safety
-    /// As [`Blocks::zero`] with tags, for 256 bytes for each word of `into`; `into` holds a multiple of 16 words.
+    /// As [`Blocks::zero`] with tags, for 256 bytes for each word; `into` has room for `words` words, a multiple of 16. All of
+    /// them are written.
     #[inline]
-    pub(super) unsafe fn load_tags(&self, at: *mut u8, into: &mut [u64]) {
-        // SAFETY: the caller's promise; the slice is as long as it says.
+    pub(super) unsafe fn load_tags(&self, at: *mut u8, into: *mut u64, words: usize) {
+        // SAFETY: the caller's promise.
         unsafe {
             if usize::from(self.tags) == WORD_SPAN {
-                ebbtide_load_tags(untagged(at), into.as_mut_ptr(), into.len());
+                ebbtide_load_tags(untagged(at), into, words);
             } else {
-                ebbtide_load_tags_any(untagged(at), into.as_mut_ptr(), into.len(), self.tags.into());
+                ebbtide_load_tags_any(untagged(at), into, words, self.tags.into());
             }
         }
     }
@@ -146,7 +147,7 @@ impl Blocks {
     /// Writes the tags of whole pages.
     ///
     /// # Safety
-    /// As [`Blocks::load_tags`].
+    /// As [`Blocks::zero`] with tags, for 256 bytes for each word of `from`, which holds a multiple of 16 words.
     #[inline]
     pub(super) unsafe fn store_tags(&self, at: *mut u8, from: &[u64]) {
         // SAFETY: the caller's promise; the slice is as long as it says.

@@ -152,18 +152,20 @@ unsafe impl<G: Granule> Machine for Emu<G> {
         })
     }
 
-    fn load_tags(&self, frame: Pfn, into: &mut [u64]) {
+    fn load_tags(&self, frame: Pfn) -> G::TagWords {
+        let mut tags = G::ZERO_TAGS;
         self.logged(Op::LoadTags { frame }, |state, _| {
             state.read_contents(frame, "load_tags");
             state.need_tags(frame, "load_tags");
-            self.ram.read_tags(frame, into);
+            self.ram.read_tags(frame, tags.as_mut());
         });
+        tags
     }
 
-    fn store_tags(&self, frame: Pfn, from: &[u64]) {
+    fn store_tags(&self, frame: Pfn, tags: &G::TagWords) {
         self.logged(Op::StoreTags { frame }, |state, cpu| {
             state.write_contents(cpu, frame, "store_tags");
-            self.ram.write_tags(frame, from);
+            self.ram.write_tags(frame, tags.as_ref());
             let slot = self.ram.slot(frame);
             state.frames[slot].tags_set = true;
         });

@@ -150,7 +150,6 @@ fn a_live_entry_is_exchanged() {
 
 #[test]
 fn contents_are_read_when_no_program_writes() {
-    let mut tags = [0; K4::TAG_WORDS];
     // A copy before the unmap; between unmap and flush; of a clean page that the hardware may make dirty.
     naive(Law::ReadWhileWritable, |rig| {
         let frame = rig.page();
@@ -182,7 +181,7 @@ fn contents_are_read_when_no_program_writes() {
     let rig = Small::quiet();
     let frame = rig.page();
     rig.map(VA, frame, PAGE | TAGGED);
-    rig.emu.expect_violation(Law::ReadWhileWritable, || rig.emu.load_tags(frame, &mut tags));
+    rig.emu.expect_violation(Law::ReadWhileWritable, || rig.emu.load_tags(frame));
 }
 
 #[test]
@@ -313,7 +312,7 @@ fn nothing_old_is_shown() {
     naive(Law::TagsUnset, |rig| {
         let frame = rig.frames(1);
         rig.emu.zero(frame, Tags::Ignore);
-        rig.emu.load_tags(frame.start(), &mut [0; K4::TAG_WORDS]);
+        rig.emu.load_tags(frame.start());
     });
 }
 

@@ -8,18 +8,17 @@ use crate::granule::{K16, K64};
 use crate::swap::{DeviceFlags, SwapDevice};
 
 /// Where one page of the life is.
-#[derive(Clone)]
-enum Page {
+enum Page<G: Granule> {
     Absent,
     Here(Pfn),
     /// In the slot of the page's number, with these tags.
-    Out(Vec<u64>),
+    Out(G::TagWords),
 }
 
 struct Life<G: Granule> {
     rig: Rig<G>,
     device: TestDevice,
-    pages: RefCell<Vec<Page>>,
+    pages: RefCell<Vec<Page<G>>>,
     /// Frames to use again, so that what is stale shows.
     free: RefCell<Vec<Pfn>>,
     rng: RefCell<adversary::Rng>,
@@ -32,7 +31,7 @@ impl<G: Granule> Life<G> {
         Self {
             rig: Rig::new(config),
             device: TestDevice::new(pages as u32, DeviceFlags::SYNCHRONOUS),
-            pages: RefCell::new(std::vec![Page::Absent; pages]),
+            pages: RefCell::new((0..pages).map(|_| Page::Absent).collect()),
             free: RefCell::default(),
             rng: RefCell::new(adversary::Rng::new(!seed)),
         }
@@ -91,8 +90,7 @@ impl<G: Granule> Life<G> {
         let mut pages = self.pages.borrow_mut();
         if let Page::Here(frame) = pages[page] {
             self.rig.unmap(Self::va(page));
-            let mut tags = std::vec![0; G::TAG_WORDS];
-            self.rig.emu.load_tags(frame, &mut tags);
+            let tags = self.rig.emu.load_tags(frame);
             self.device.write(&self.rig.emu, PfnRange::new(frame, 1), page as u32).expect("no failure was asked for");
             self.rig.emu.note_freed(PfnRange::new(frame, 1));
             self.free.borrow_mut().push(frame);
