@@ -1,0 +1,248 @@
+//! The emulated machine with a prompter: a test may stop a thread at its n-th step and let another play meanwhile.
+//!
+//! [`Stage`] is [`Emu`] behind the same trait, with one addition: before each operation of the seam the calling thread's
+//! [`Cue`], if it has one, is asked. [`meanwhile`] builds on it: one call of the library is interrupted at each of its
+//! steps in turn, and another CPU does something of its own in between. What two CPUs can do to each other with one
+//! change of turns is so tried in full, not by luck.
+
+use std::cell::RefCell;
+use std::sync::mpsc;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use ebbtide::addr::{Pfn, PfnRange};
+use ebbtide::granule::Granule;
+use ebbtide::machine::emu::{Emu, TestDevice};
+use ebbtide::machine::{Asid, Cached, EntryAt, Features, Machine, Reach, Scope, Tags, Window};
+use ebbtide::swap::{DeviceError, DeviceFlags, SwapDevice};
+use ebbtide::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// What a thread does before a certain one of its steps.
+struct Cue {
+    steps: u64,
+    at: u64,
+    act: Option<Box<dyn FnOnce()>>,
+}
+
+thread_local! {
+    static CUE: RefCell<Option<Cue>> = const { RefCell::new(None) };
+}
+
+/// The emulated machine as the library sees it in these tests.
+pub struct Stage<G: Granule> {
+    /// The machine behind it.
+    pub emu: Emu<G>,
+    /// Calls of [`Machine::sync_code`].
+    pub syncs: AtomicU64,
+}
+
+impl<G: Granule> Stage<G> {
+    pub fn new(emu: Emu<G>) -> Self {
+        Self { emu, syncs: AtomicU64::new(0) }
+    }
+
+    fn step(&self) {
+        let act = CUE.with_borrow_mut(|cue| {
+            let cue = cue.as_mut()?;
+            cue.steps += 1;
+            if cue.steps > cue.at { cue.act.take() } else { None }
+        });
+        if let Some(act) = act {
+            act();
+        }
+    }
+}
+
+/// Runs `body` and, before its step number `at`, `act`; says whether there was such a step.
+pub fn at_step<R>(at: u64, act: impl FnOnce() + 'static, body: impl FnOnce() -> R) -> (R, bool) {
+    CUE.set(Some(Cue { steps: 0, at, act: Some(Box::new(act)) }));
+    let result = body();
+    let cue = CUE.take();
+    (result, cue.is_some_and(|cue| cue.act.is_none()))
+}
+
+/// Longer than what another CPU does in a test, unless it waits for the interrupted one.
+const TURN: Duration = Duration::from_millis(5);
+
+/// Runs `call` once for each of its steps, and in each run lets `other`, on a thread of its own, go ahead before that step.
+/// When `other` waits for something that `call` holds, `call` goes on after a while. `play` makes the scene for one
+/// run and checks it afterwards; it calls what it is given to raise the curtain.
+pub fn meanwhile(mut play: impl FnMut(&dyn Fn(&mut dyn FnMut(), &(dyn Fn() + Sync)) -> bool)) {
+    for at in 0.. {
+        let again = std::cell::Cell::new(false);
+        play(&|call, other| {
+            let (go, started) = mpsc::channel::<()>();
+            let (done, finished) = mpsc::channel::<()>();
+            let interrupted = std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    // An error means that the call is over, or broke down.
+                    let _ = started.recv();
+                    other();
+                    let _ = done.send(());
+                });
+                let act = move || {
+                    let _ = go.send(());
+                    let _ = finished.recv_timeout(TURN);
+                };
+                at_step(at, act, call).1
+            });
+            again.set(interrupted);
+            interrupted
+        });
+        if !again.get() {
+            return;
+        }
+    }
+}
+
+// SAFETY: each function is that of `Emu`.
+unsafe impl<G: Granule> Machine for Stage<G> {
+    type Granule = G;
+
+    fn load_entry(&self, at: EntryAt) -> u64 {
+        self.step();
+        self.emu.load_entry(at)
+    }
+
+    fn store_entry(&self, at: EntryAt, raw: u64) {
+        self.step();
+        self.emu.store_entry(at, raw);
+    }
+
+    fn exchange_entry(&self, at: EntryAt, raw: u64) -> u64 {
+        self.step();
+        self.emu.exchange_entry(at, raw)
+    }
+
+    fn compare_exchange_entry(&self, at: EntryAt, seen: u64, raw: u64) -> Result<(), u64> {
+        self.step();
+        self.emu.compare_exchange_entry(at, seen, raw)
+    }
+
+    fn fence_tables(&self) {
+        self.step();
+        self.emu.fence_tables();
+    }
+
+    fn fence_contents(&self) {
+        self.step();
+        self.emu.fence_contents();
+    }
+
+    fn fence_invalidations(&self) {
+        self.step();
+        self.emu.fence_invalidations();
+    }
+
+    fn invalidate(&self, asid: Asid, scope: Scope, cached: Cached, reach: Reach) {
+        self.step();
+        self.emu.invalidate(asid, scope, cached, reach);
+    }
+
+    fn install_root(&self, root: Pfn, asid: Asid) {
+        self.step();
+        self.emu.install_root(root, asid);
+    }
+
+    fn zero(&self, run: PfnRange, tags: Tags) {
+        self.step();
+        self.emu.zero(run, tags);
+    }
+
+    fn zero_tags(&self, frame: Pfn) {
+        self.step();
+        self.emu.zero_tags(frame);
+    }
+
+    fn copy_page(&self, from: Pfn, to: Pfn, tags: Tags) {
+        self.step();
+        self.emu.copy_page(from, to, tags);
+    }
+
+    fn repeated_word(&self, frame: Pfn) -> Option<u64> {
+        self.step();
+        self.emu.repeated_word(frame)
+    }
+
+    fn load_tags(&self, frame: Pfn) -> G::TagWords {
+        self.step();
+        self.emu.load_tags(frame)
+    }
+
+    fn store_tags(&self, frame: Pfn, tags: &G::TagWords) {
+        self.step();
+        self.emu.store_tags(frame, tags);
+    }
+
+    fn window(&self, frame: Pfn) -> Window<'_> {
+        self.emu.window(frame)
+    }
+
+    fn sync_code(&self, run: PfnRange) {
+        self.step();
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.emu.sync_code(run);
+    }
+
+    fn features(&self) -> Features {
+        self.emu.features()
+    }
+
+    fn asid_bits(&self) -> u32 {
+        self.emu.asid_bits()
+    }
+
+    fn va_bits(&self) -> u32 {
+        self.emu.va_bits()
+    }
+
+    fn cpu(&self) -> usize {
+        self.emu.cpu()
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.emu.now_ns()
+    }
+
+    fn relax(&self) {
+        self.emu.relax();
+    }
+
+    fn wait(&self, word: &AtomicU32, seen: u32) {
+        self.emu.wait(word, seen);
+    }
+
+    fn wake(&self, word: &AtomicU32) {
+        self.emu.wake(word);
+    }
+}
+
+/// The library wants its devices for ever; a test's device goes with the test, behind a small port that stays.
+#[derive(Default)]
+pub struct Port(RwLock<Option<Arc<TestDevice>>>);
+
+impl Port {
+    pub fn plug(&self, device: Option<Arc<TestDevice>>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = device;
+    }
+
+    fn device(&self) -> Result<Arc<TestDevice>, DeviceError> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(DeviceError)
+    }
+}
+
+impl<G: Granule> SwapDevice<Stage<G>> for Port {
+    fn flags(&self) -> DeviceFlags {
+        DeviceFlags::SYNCHRONOUS
+    }
+
+    fn write(&self, stage: &Stage<G>, frames: PfnRange, slot: u32) -> Result<(), DeviceError> {
+        stage.step();
+        self.device()?.write(&stage.emu, frames, slot)
+    }
+
+    fn read(&self, stage: &Stage<G>, slot: u32, frames: PfnRange) -> Result<(), DeviceError> {
+        stage.step();
+        self.device()?.read(&stage.emu, slot, frames)
+    }
+}
