@@ -84,30 +84,30 @@ fn short_lives_of_two_programs_against_the_adversary() {
 
 #[test]
 fn long_lives_under_pressure() {
-    long_lives::<K4>(1..5, 1500, Setup { cpus: 3, ..TIGHT }, 3, false);
+    long_lives::<K4>(1..9, 3000, Setup { cpus: 3, ..TIGHT }, 3, false);
 }
 
 #[test]
 fn long_lives_beside_a_program_that_never_waits() {
-    long_lives::<K4>(11..15, 1200, Setup { cpus: 3, ..TIGHT }, 2, true);
+    long_lives::<K4>(11..19, 2500, Setup { cpus: 3, ..TIGHT }, 2, true);
 }
 
 #[test]
 fn long_lives_without_hardware_updates() {
     for features in [Features::MTE, Features::MTE | Features::HW_ACCESS, Features::empty()] {
-        long_lives::<K4>(21..23, 1200, Setup { cpus: 2, features, ..TIGHT }, 2, true);
+        long_lives::<K4>(21..24, 2000, Setup { cpus: 2, features, ..TIGHT }, 2, true);
     }
 }
 
 #[test]
 fn long_lives_with_few_slots_and_rooms() {
     for (slots, tag_rooms) in [(0, 0), (1, 1), (17, 2), (40, 40), (200, 0), (200, 9)] {
-        long_lives::<K4>(31..33, 900, Setup { slots, tag_rooms, ..TIGHT }, 2, false);
+        long_lives::<K4>(31..34, 1500, Setup { slots, tag_rooms, ..TIGHT }, 2, false);
     }
 }
 
 #[test]
 fn long_lives_at_the_other_granules() {
-    long_lives::<K16>(41..43, 500, Setup { cpus: 2, ..TIGHT }, 2, true);
-    long_lives::<K64>(51..52, 250, Setup { cpus: 2, ..TIGHT }, 2, true);
+    long_lives::<K16>(41..43, 1000, Setup { cpus: 2, ..TIGHT }, 2, true);
+    long_lives::<K64>(51..53, 400, Setup { cpus: 2, ..TIGHT }, 2, true);
 }

@@ -1,6 +1,7 @@
 //! Self-tests that end the machine: each must die in its own way, or print its one line.
 
 use core::hint::black_box;
+use core::mem::MaybeUninit;
 
 use ebbtide::Mm;
 use ebbtide::addr::{Pfn, PfnRange};
@@ -65,7 +66,7 @@ fn contents(machine: &Hardware) -> ! {
     // SAFETY: as above.
     let write = |frame, index, value: u64| unsafe { word(frame, index).write_volatile(value) };
     let all_tags = |frame, expected: u64| {
-        machine.load_tags(frame) == [if mte { expected } else { 0 }; K4::TAG_WORDS]
+        *machine.load_tags(frame, &mut MaybeUninit::uninit()) == [if mte { expected } else { 0 }; K4::TAG_WORDS]
     };
     let fill =
         |frame, factor: u64| (0..WORDS).for_each(|index| write(frame, index, factor.wrapping_mul(index as u64 + 1)));
@@ -117,12 +118,12 @@ fn tag_digest(machine: &Hardware) -> ! {
         machine.zero(PfnRange::new(frame, 1), Tags::Include);
     }
     write_tags(first, &pattern);
-    let saved = machine.load_tags(first);
+    let saved = *machine.load_tags(first, &mut MaybeUninit::uninit());
     machine.store_tags(second, &saved);
-    let again = machine.load_tags(second);
+    let again = *machine.load_tags(second, &mut MaybeUninit::uninit());
     machine.zero_tags(second);
     machine.copy_page(first, second, Tags::Include);
-    let copied = machine.load_tags(second);
+    let copied = *machine.load_tags(second, &mut MaybeUninit::uninit());
     if saved != pattern || again != pattern || copied != pattern {
         console::death(format_args!("self-test tag-digest failed: tags were lost (1)"));
         console::exit(1);

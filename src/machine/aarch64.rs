@@ -24,7 +24,7 @@ use aarch64_cpu::registers::{
 use crate::addr::{Pfn, PfnRange};
 use crate::granule::Granule;
 use crate::machine::tlbi;
-use crate::machine::{Asid, Board, Cached, EntryAt, Features, Machine, Reach, Scope, Tags, Window};
+use crate::machine::{Asid, Board, Cached, EntryAt, Features, Machine, Reach, Scope, TagWords, Tags, Window};
 use crate::sync::AtomicU32;
 use contents::Blocks;
 use invalidate::Invalidate;
@@ -274,20 +274,19 @@ unsafe impl<B: Board> Machine for Aarch64<B> {
     }
 
     #[inline]
-    fn load_tags(&self, frame: Pfn) -> <B::Granule as Granule>::TagWords {
+    fn load_tags<'a>(&self, frame: Pfn, into: &'a mut MaybeUninit<TagWords<Self>>) -> &'a TagWords<Self> {
         if !self.features.contains(Features::MTE) {
-            return B::Granule::ZERO_TAGS;
+            return into.write(B::Granule::ZERO_TAGS);
         }
-        let mut tags = MaybeUninit::<<B::Granule as Granule>::TagWords>::uninit();
-        // SAFETY: as for `zero`; one word stands for 256 bytes of the frame, and the array of `TAG_WORDS` words is written whole.
+        // SAFETY: as for `zero`; one word stands for 256 bytes of the frame, and all `TAG_WORDS` words of the array are written.
         unsafe {
-            self.blocks.load_tags(self.frame(frame), tags.as_mut_ptr().cast(), B::Granule::TAG_WORDS);
-            tags.assume_init()
+            self.blocks.load_tags(self.frame(frame), into.as_mut_ptr().cast(), B::Granule::TAG_WORDS);
+            into.assume_init_ref()
         }
     }
 
     #[inline]
-    fn store_tags(&self, frame: Pfn, tags: &<B::Granule as Granule>::TagWords) {
+    fn store_tags(&self, frame: Pfn, tags: &TagWords<Self>) {
         if self.features.contains(Features::MTE) {
             // SAFETY: as for `zero`; one word stands for 256 bytes of the frame.
             unsafe { self.blocks.store_tags(self.frame(frame), tags.as_ref()) }

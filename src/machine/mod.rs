@@ -22,6 +22,7 @@ pub mod emu;
 pub mod tlbi;
 
 use core::marker::PhantomData;
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
 use crate::addr::{Pfn, VpnRange};
@@ -189,6 +190,9 @@ impl<'a> Window<'a> {
     }
 }
 
+/// A page's packed tags on the machine `M`.
+pub type TagWords<M> = <<M as Machine>::Granule as Granule>::TagWords;
+
 /// What the library calls. See the module's head for the promises of both sides.
 ///
 /// # Safety
@@ -250,10 +254,11 @@ pub unsafe trait Machine: Send + Sync + Sized + 'static {
     fn repeated_word(&self, frame: Pfn) -> Option<u64>;
 
     /// Reads a page's tags: nibble `i % 16` of word `i / 16` is the tag of granule `i`, whatever GMID_EL1.BS is.
-    fn load_tags(&self, frame: Pfn) -> <Self::Granule as Granule>::TagWords;
+    /// Writes all of `into`, and returns it.
+    fn load_tags<'a>(&self, frame: Pfn, into: &'a mut MaybeUninit<TagWords<Self>>) -> &'a TagWords<Self>;
 
     /// Writes a page's tags in the form of [`Machine::load_tags`].
-    fn store_tags(&self, frame: Pfn, tags: &<Self::Granule as Granule>::TagWords);
+    fn store_tags(&self, frame: Pfn, tags: &TagWords<Self>);
 
     /// A view of a frame that holds the library's own records.
     fn window(&self, frame: Pfn) -> Window<'_>;

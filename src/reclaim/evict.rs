@@ -71,11 +71,11 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
     flush.complete();
 
     let mut freed = 0;
-    for folio in discarded {
+    for folio in discarded.drain(..) {
         stats.clean_discards.bump();
         freed += release(mm, folio);
     }
-    for (folio, way) in leaving.into_iter().zip(ways) {
+    for (folio, way) in leaving.drain(..).zip(ways.drain(..)) {
         match way.write_out(mm, &folio) {
             Written::Gone => freed += release(mm, folio),
             Written::Kept => {

@@ -10,10 +10,10 @@ use super::rooms::Rooms;
 use super::slot::{SlotLeft, SlotRecord, SlotState};
 use crate::frame::{FolioLock, Frame, Frames, REFERENCE, flag};
 use crate::granule::Granule;
-use crate::machine::{MAX_CPUS, Machine};
+use crate::machine::{MAX_CPUS, Machine, TagWords};
 use crate::mte::TagImage;
 use crate::pte::{Leaf, SwapEntry};
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// What a porter gives to add a swap area.
 pub struct SwapArea<M: Machine> {
@@ -108,13 +108,10 @@ impl<M: Machine> Area<M> {
         // SAFETY: the three arrays lie one after the other within `needed` bytes; each element's size is a multiple of its
         // alignment of at most 8, and so is each array's start.
         let (rooms, cluster_records) = unsafe {
-            let rooms: NonNull<<M::Granule as Granule>::TagWords> = records.add(slots as usize).cast();
-            (rooms, rooms.add(tag_rooms as usize).cast::<ClusterRecord>())
+            let rooms: NonNull<AtomicU64> = records.add(slots as usize).cast();
+            (rooms, rooms.add(tag_rooms as usize * M::Granule::TAG_WORDS).cast::<ClusterRecord>())
         };
-        const {
-            assert!(align_of::<ClusterRecord>() <= 8 && align_of::<SlotRecord>() == 8);
-            assert!(align_of::<<M::Granule as Granule>::TagWords>() == 8);
-        };
+        const { assert!(align_of::<ClusterRecord>() <= 8 && align_of::<SlotRecord>() == 8) };
         // SAFETY: as above; zero is a free slot's record and an empty room, and each cluster record is written.
         unsafe {
             memory.write_bytes(0, slots as usize * size_of::<SlotRecord>() + tag_rooms as usize * M::Granule::TAG_BYTES);
@@ -282,7 +279,7 @@ impl<M: Machine> Area<M> {
 
     /// The tags that were kept of a slot; `None` for a page that had none of its own.
     #[inline]
-    pub(crate) fn load_tags(&self, slot: &SlotRecord) -> Option<<M::Granule as Granule>::TagWords> {
+    pub(crate) fn load_tags(&self, slot: &SlotRecord) -> Option<TagWords<M>> {
         match slot.tags() {
             TagImage::Untagged => None,
             TagImage::Uniform(tag) => {
@@ -305,7 +302,7 @@ impl<M: Machine> Area<M> {
 
     /// Writes an image to a room that was reserved; the room is the slot's that will name it.
     #[inline]
-    pub(super) fn keep_image(&self, room: u32, image: &<M::Granule as Granule>::TagWords) -> TagImage {
+    pub(super) fn keep_image(&self, room: u32, image: &TagWords<M>) -> TagImage {
         self.rooms.store(room, image);
         TagImage::Raw(room)
     }

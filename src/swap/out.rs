@@ -1,5 +1,7 @@
 //! Write-out: the tags are kept, then the data goes to the device.
 
+use core::mem::MaybeUninit;
+
 use super::area::{Area, uncache};
 use super::slot::{SlotRecord, SlotState};
 use crate::addr::{Pfn, PfnRange};
@@ -42,7 +44,8 @@ impl<'a, M: Machine> Leaving<'a, M> {
     /// Keeps the tags of `frame` with the slot. Cannot fail: room for the worst case was reserved.
     #[inline]
     fn save_tags(&mut self, mm: &Mm<M>, frame: Pfn) {
-        let tags = mm.machine().load_tags(frame);
+        let mut words = MaybeUninit::uninit();
+        let tags = mm.machine().load_tags(frame, &mut words);
         let stats = mm.stats();
         let image = match (encode::<M::Granule>(tags.as_ref()), self.room) {
             (Encoded::Uniform(tag), _) => {
@@ -56,7 +59,7 @@ impl<'a, M: Machine> Leaving<'a, M> {
             (Encoded::Raw, Some(room)) => {
                 stats.tags_raw.bump();
                 self.room = None;
-                self.area.keep_image(room, &tags)
+                self.area.keep_image(room, tags)
             }
             // A second write of the same page: the first kept them.
             (Encoded::Raw, None) => return,

@@ -1,9 +1,10 @@
 //! Rooms for raw tag images: a pool sized once, so that saving tags never allocates.
 
+use core::marker::PhantomData;
 use core::ptr::NonNull;
 
 use crate::granule::Granule;
-use crate::sync::Spin;
+use crate::sync::{AtomicU64, Ordering, Spin};
 
 /// "No room" in the free list.
 const NONE: u32 = u32::MAX;
@@ -18,12 +19,13 @@ struct FreeRooms {
 
 /// A pool of rooms of one page's packed tags each.
 pub(super) struct Rooms<G: Granule> {
-    base: NonNull<G::TagWords>,
+    base: NonNull<AtomicU64>,
     rooms: u32,
     free: Spin<FreeRooms>,
+    granule: PhantomData<G>,
 }
 
-// SAFETY: a room is reached only by who took it, and the list of free rooms is locked.
+// SAFETY: the memory is reached as shared atomics, the rest is locked.
 unsafe impl<G: Granule> Send for Rooms<G> {}
 // SAFETY: as above.
 unsafe impl<G: Granule> Sync for Rooms<G> {}
@@ -31,22 +33,21 @@ unsafe impl<G: Granule> Sync for Rooms<G> {}
 impl<G: Granule> Rooms<G> {
     /// # Safety
     /// `base` points to `rooms` initialised images that stay, and are the pool's alone, for its life.
-    pub(super) unsafe fn new(base: NonNull<G::TagWords>, rooms: u32) -> Self {
-        Self { base, rooms, free: Spin::new(FreeRooms { first: NONE, fresh: 0, free: rooms }) }
+    pub(super) unsafe fn new(base: NonNull<AtomicU64>, rooms: u32) -> Self {
+        Self { base, rooms, free: Spin::new(FreeRooms { first: NONE, fresh: 0, free: rooms }), granule: PhantomData }
     }
 
-    /// The image in a room, if the room exists.
+    /// The words of a room, if the room exists.
     #[inline]
-    fn image(&self, room: u32) -> Option<NonNull<G::TagWords>> {
-        // SAFETY: `new` promises `rooms` images; `room` is below.
-        if room < self.rooms { Some(unsafe { self.base.add(room as usize) }) } else { None }
-    }
-
-    /// The word of a free room that names the next free one.
-    #[inline]
-    fn link(&self, room: u32) -> Option<NonNull<u64>> {
-        const { assert!(size_of::<G::TagWords>() >= size_of::<u64>()) };
-        Some(self.image(room)?.cast())
+    fn words(&self, room: u32) -> Option<&[AtomicU64]> {
+        if room >= self.rooms {
+            return None;
+        }
+        // SAFETY: `new` promises `rooms` initialised images of `TAG_WORDS` words each; `room` is below.
+        unsafe {
+            let first = self.base.add(room as usize * G::TAG_WORDS);
+            Some(core::slice::from_raw_parts(first.as_ptr(), G::TAG_WORDS))
+        }
     }
 
     /// Takes a room.
@@ -55,8 +56,7 @@ impl<G: Granule> Rooms<G> {
         let mut free = self.free.lock();
         let room = if free.first != NONE {
             let room = free.first;
-            // SAFETY: the room is free and in the list, whose lock is held.
-            free.first = unsafe { self.link(room)?.read() } as u32;
+            free.first = self.words(room)?.first()?.load(Ordering::Relaxed) as u32;
             room
         } else if free.fresh < self.rooms {
             free.fresh += 1;
@@ -72,27 +72,30 @@ impl<G: Granule> Rooms<G> {
     #[inline]
     pub(super) fn give(&self, room: u32) {
         let mut free = self.free.lock();
-        let Some(link) = self.link(room) else { return };
-        // SAFETY: the caller's room is nobody's any more but the list's, whose lock is held.
-        unsafe { link.write(free.first.into()) };
+        let Some(link) = self.words(room).and_then(<[AtomicU64]>::first) else { return };
+        link.store(free.first.into(), Ordering::Relaxed);
         free.first = room;
         free.free += 1;
     }
 
     /// Writes an image to a room that the caller took.
+    ///
+    /// Word by word, of a length that is known at compile time: a call of memcpy costs more.
     #[inline]
     pub(super) fn store(&self, room: u32, image: &G::TagWords) {
-        if let Some(to) = self.image(room) {
-            // SAFETY: only the room's holder reaches it.
-            unsafe { to.write(*image) }
+        for (to, &word) in self.words(room).unwrap_or(&[]).iter().zip(image.as_ref()) {
+            to.store(word, Ordering::Relaxed);
         }
     }
 
     /// Reads the image in a room that the caller's slot names.
     #[inline]
     pub(super) fn load(&self, room: u32) -> G::TagWords {
-        // SAFETY: only the users of the room's slot reach it, and none of them writes.
-        self.image(room).map_or(G::ZERO_TAGS, |from| unsafe { from.read() })
+        let mut image = G::ZERO_TAGS;
+        for (word, from) in image.as_mut().iter_mut().zip(self.words(room).unwrap_or(&[])) {
+            *word = from.load(Ordering::Relaxed);
+        }
+        image
     }
 
     /// Rooms in all, and free ones.

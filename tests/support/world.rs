@@ -27,6 +27,7 @@ pub const ARENA: u64 = 64;
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub enum What {
     Load,
+    LoadRun,
     Store,
     StoreRun,
     LoadTag,
@@ -50,8 +51,8 @@ impl What {
     pub const ALL: [Self; 32] = [
         Self::Load,
         Self::Load,
-        Self::Load,
-        Self::Store,
+        Self::LoadRun,
+        Self::LoadRun,
         Self::Store,
         Self::Store,
         Self::StoreRun,
@@ -62,6 +63,7 @@ impl What {
         Self::StoreTag,
         Self::FillTags,
         Self::FillTags,
+        Self::FillTags,
         Self::WrongTag,
         Self::Fetch,
         Self::Fetch,
@@ -70,9 +72,8 @@ impl What {
         Self::Map,
         Self::Map,
         Self::Map,
+        Self::Map,
         Self::Unmap,
-        Self::Unmap,
-        Self::Protect,
         Self::Protect,
         Self::Protect,
         Self::DontNeed,
@@ -162,6 +163,9 @@ pub struct World<G: Granule> {
 }
 
 impl<G: Granule> World<G> {
+    /// Tag granules of a page.
+    const GRANULES: usize = G::SIZE / TAG_GRANULE_BYTES;
+
     /// The first address of the arena: it straddles two leaf tables.
     fn arena() -> u64 {
         (3 * G::ENTRIES as u64 - ARENA / 2) << G::SHIFT
@@ -185,7 +189,7 @@ impl<G: Granule> World<G> {
         let log = Arc::clone(&stored);
         rig.emu().set_tag_check(cpu, TagCheck::None);
         rig.emu().set_background(move |emu, dice| {
-            let place = Self::arena() + (dice % ARENA << G::SHIFT) + (G::SIZE as u64 - 8);
+            let place = Self::arena() + ((dice % ARENA) << G::SHIFT) + (G::SIZE as u64 - 8);
             let value = dice | 1;
             if emu.access(cpu, place, Access::Store(value)).is_ok() {
                 log.lock().unwrap().insert(place, value);
@@ -346,7 +350,8 @@ impl<G: Granule> World<G> {
 
     /// One tag, a few runs, or a tag each: what is kept of them is different.
     fn fill_tags(&mut self, cpu: usize, page: u64, choice: u16) {
-        let granules = G::SIZE / TAG_GRANULE_BYTES;
+        // What is refused is refused throughout.
+        let granules = if self.allows(self.on[cpu], page, Access::StoreTag(0)).is_ok() { Self::GRANULES } else { 1 };
         let mut dice = Dice::new(choice.into());
         let run = match choice % 3 {
             0 => granules,
@@ -385,12 +390,11 @@ impl<G: Granule> World<G> {
 
     /// Every word and every tag of a page.
     fn check_page(&mut self, cpu: usize, page: u64) {
-        for index in 0..G::ENTRIES {
-            self.load(cpu, page, index, Access::Load);
+        if self.allows(self.on[cpu], page, Access::Load).is_err() {
+            return self.load(cpu, page, 0, Access::Load);
         }
-        for granule in 0..G::SIZE / TAG_GRANULE_BYTES {
-            self.load_tag(cpu, page, granule);
-        }
+        (0..G::ENTRIES).for_each(|index| self.load(cpu, page, index, Access::Load));
+        (0..Self::GRANULES).for_each(|granule| self.load_tag(cpu, page, granule));
     }
 
     fn first_gap(&self, actor: usize, start: u64, pages: u64) -> Option<u64> {
@@ -411,9 +415,19 @@ impl<G: Granule> World<G> {
         true
     }
 
+    /// Mostly what leaves pages usable, else any.
+    fn protection(op: Op) -> Protection {
+        match op.choice >> 4 & 3 {
+            0 => Protection::READ | Protection::WRITE,
+            1 => Protection::all(),
+            2 => Protection::READ | Protection::WRITE | Protection::TAGGED,
+            _ => Protection::from_bits_truncate(u32::from(op.choice >> 6)),
+        }
+    }
+
     fn map(&mut self, cpu: usize, op: Op, start: u64, pages: u64) {
         let actor = self.on[cpu];
-        let protection = Protection::from_bits_truncate(u32::from(op.choice >> 4));
+        let protection = Self::protection(op);
         let address = VirtAddr::new(start << G::SHIFT);
         let placement = match op.choice % 4 {
             0 => Placement::Anywhere { hint: VirtAddr::new(0) },
@@ -421,7 +435,7 @@ impl<G: Granule> World<G> {
             2 => Placement::FixedNoReplace(address),
             _ => Placement::Fixed(address),
         };
-        if self.actors[actor].pages.len() as u64 > 3 * ARENA && op.choice % 4 == 0 {
+        if self.actors[actor].pages.len() as u64 > 3 * ARENA && op.choice.is_multiple_of(4) {
             return;
         }
         let request = MapRequest { placement, bytes: pages << G::SHIFT, protection, growth: Growth::Fixed };
@@ -455,10 +469,7 @@ impl<G: Granule> World<G> {
     }
 
     fn protect(&mut self, actor: usize, op: Op, start: u64, pages: u64) {
-        // All at once is as likely as any other set: most pages stay usable.
-        let usual = [Protection::READ | Protection::WRITE, Protection::all()][usize::from(op.choice >> 8 & 1)];
-        let chosen = Protection::from_bits_truncate(u32::from(op.choice >> 4));
-        let protection = if op.choice & 1 == 0 { usual } else { chosen };
+        let protection = Self::protection(op);
         let space = self.actors[actor].space.as_ref().expect("the caller looked");
         let result = space.protect(&self.rig.mm, Vpn::new(start).base::<G>(), pages << G::SHIFT, protection);
         if !self.called(actor, start, pages, result) {
@@ -497,7 +508,7 @@ impl<G: Granule> World<G> {
     /// The page that an operation means: one of the arena, or any that is mapped.
     fn target(&self, actor: usize, op: Op) -> u64 {
         let mapped = &self.actors[actor].pages;
-        if op.choice & 0x8000 != 0 && !mapped.is_empty() {
+        if op.what != What::Map && op.choice & 0xc000 != 0 && !mapped.is_empty() {
             let nth = usize::from(op.page) % mapped.len();
             if let Some((&page, _)) = mapped.iter().nth(nth) {
                 return page;
@@ -522,6 +533,7 @@ impl<G: Granule> World<G> {
         let granule = index * 8 / TAG_GRANULE_BYTES;
         match op.what {
             What::Load => self.load(cpu, page, index, Access::Load),
+            What::LoadRun => (page..page + pages).for_each(|page| self.load(cpu, page, index, Access::Load)),
             What::Fetch => self.load(cpu, page, index, Access::Fetch),
             What::Store => self.store(cpu, page, index),
             What::StoreRun => (page..page + pages).for_each(|page| self.store(cpu, page, index)),
@@ -563,5 +575,6 @@ impl<G: Granule> World<G> {
         }
         (0..self.actors.len()).for_each(|actor| self.end_space(actor));
         self.rig.check_nothing_leaked();
+        if std::env::var_os("SHOW").is_some() { let mut t=String::new(); self.rig.mm.stats().for_each(|n,v| if v>0 { t.push_str(&format!("{n}={v} ")) }); eprintln!("{t}"); } //SHOW
     }
 }

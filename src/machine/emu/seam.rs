@@ -1,5 +1,6 @@
 //! [`Machine`] for [`Emu`]: each function is one step, preceded by the adversary's moves.
 
+use core::mem::MaybeUninit;
 use std::time::Duration;
 
 use crate::addr::{Pfn, PfnRange};
@@ -152,8 +153,8 @@ unsafe impl<G: Granule> Machine for Emu<G> {
         })
     }
 
-    fn load_tags(&self, frame: Pfn) -> G::TagWords {
-        let mut tags = G::ZERO_TAGS;
+    fn load_tags<'a>(&self, frame: Pfn, into: &'a mut MaybeUninit<G::TagWords>) -> &'a G::TagWords {
+        let tags = into.write(G::ZERO_TAGS);
         self.logged(Op::LoadTags { frame }, |state, _| {
             state.read_contents(frame, "load_tags");
             state.need_tags(frame, "load_tags");

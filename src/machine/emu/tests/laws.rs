@@ -1,5 +1,7 @@
 //! Each law, broken by naive code and kept by right code.
 
+use core::mem::MaybeUninit;
+
 use super::*;
 
 type Small = Rig<K4>;
@@ -181,7 +183,7 @@ fn contents_are_read_when_no_program_writes() {
     let rig = Small::quiet();
     let frame = rig.page();
     rig.map(VA, frame, PAGE | TAGGED);
-    rig.emu.expect_violation(Law::ReadWhileWritable, || rig.emu.load_tags(frame));
+    rig.emu.expect_violation(Law::ReadWhileWritable, || _ = rig.emu.load_tags(frame, &mut MaybeUninit::uninit()));
 }
 
 #[test]
@@ -312,7 +314,7 @@ fn nothing_old_is_shown() {
     naive(Law::TagsUnset, |rig| {
         let frame = rig.frames(1);
         rig.emu.zero(frame, Tags::Ignore);
-        rig.emu.load_tags(frame.start());
+        rig.emu.load_tags(frame.start(), &mut MaybeUninit::uninit());
     });
 }
 

@@ -2,6 +2,7 @@
 //! may see anything but what it wrote.
 
 use core::cell::RefCell;
+use core::mem::MaybeUninit;
 
 use super::*;
 use crate::granule::{K16, K64};
@@ -90,7 +91,7 @@ impl<G: Granule> Life<G> {
         let mut pages = self.pages.borrow_mut();
         if let Page::Here(frame) = pages[page] {
             self.rig.unmap(Self::va(page));
-            let tags = self.rig.emu.load_tags(frame);
+            let tags = *self.rig.emu.load_tags(frame, &mut MaybeUninit::uninit());
             self.device.write(&self.rig.emu, PfnRange::new(frame, 1), page as u32).expect("no failure was asked for");
             self.rig.emu.note_freed(PfnRange::new(frame, 1));
             self.free.borrow_mut().push(frame);

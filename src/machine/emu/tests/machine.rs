@@ -1,5 +1,7 @@
 //! What programs see.
 
+use core::mem::MaybeUninit;
+
 use super::*;
 use crate::granule::{K16, K64};
 
@@ -119,7 +121,7 @@ fn tags_travel_in_the_packed_form() {
     let mut user = rig.emu.user(0, Err::<(), Fault>);
     user.tag_page(VA, |index| index as u8 & 0xf).unwrap();
     rig.unmap(VA);
-    let words = rig.emu.load_tags(one);
+    let words = *rig.emu.load_tags(one, &mut MaybeUninit::uninit());
     assert_eq!(words, [0xfedc_ba98_7654_3210; K4::TAG_WORDS]);
     rig.emu.store_tags(two, &words);
     rig.emu.fence_contents();
