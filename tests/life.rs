@@ -34,6 +34,8 @@ fn short_lives<G: Granule>(cases: u32, setup: Setup, spaces: usize) {
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let done = runner.run(&(1..1000u64, vec(any_op(), 1..80)), |(seed, ops)| {
         let mut world = World::<G>::new(Setup { seed, ..setup }, spaces, false);
+        // Tagged memory to begin with.
+        world.step(Op { what: What::Map, cpu: 0, page: 20, pages: 23, choice: 0x23 });
         ops.into_iter().for_each(|op| world.step(op));
         world.finish();
         Ok(())
