@@ -80,7 +80,8 @@ impl<M: Machine> Mm<M> {
     /// [`SetupError`] when the memory cannot be managed; nothing was changed then.
     ///
     /// # Safety
-    /// 1. `memory.records` points to as many zeroed records as the span has frames; they stay, and are the library's alone.
+    /// 1. `memory.records` points to as many zeroed records as the span has frames; they stay, and are the library's
+    ///    alone.
     /// 2. The frames of `memory.free` are the library's alone, lie within the span, and do not overlap.
     /// 3. The machine answers for all of them.
     pub unsafe fn new(machine: M, memory: Memory<'_>) -> Result<Self, SetupError> {
@@ -130,7 +131,8 @@ impl<M: Machine> Mm<M> {
     /// [`SwapOnError`]; nothing was changed then.
     ///
     /// # Safety
-    /// `area.memory` is `area.bytes` bytes of mapped memory that stay, and are the library's alone, for the life of `self`.
+    /// `area.memory` is `area.bytes` bytes of mapped memory that stay, and are the library's alone, for the life of
+    /// `self`.
     pub unsafe fn swap_on(&self, area: SwapArea<M>) -> Result<AreaId, SwapOnError> {
         // SAFETY: the same promise.
         unsafe { self.swap.add(area) }

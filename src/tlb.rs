@@ -1,9 +1,10 @@
 //! The flush: it owns what was removed from the tables until no CPU can reach it any more.
 //!
-//! **Protocol.** Whoever removes an entry, or takes a right away from one, notes the page in a [`Flush`] and moves what
-//! the entry held (a frame's reference, a detached table) into it, all under the leaf table's lock. [`Flush::complete`],
-//! or dropping the flush, orders the table stores (DSB ISHST), invalidates every noted run on every CPU, waits (DSB ISH),
-//! and only then gives the frames and tables back. So "freed before flushed" has no spelling.
+//! **Protocol.** Whoever removes an entry, or takes a right away from one, notes the page in a [`Flush`] and moves
+//! what the entry held (a frame's reference, a detached table) into it, all under the leaf table's lock.
+//! [`Flush::complete`], or dropping the flush, orders the table stores (DSB ISHST), invalidates every noted run on
+//! every CPU, waits (DSB ISH), and only then gives the frames and tables back. So "freed before flushed" has no
+//! spelling.
 //!
 //! A batch pays one pair of barriers, whatever its size. Adjacent pages become one run, and a run is one range
 //! invalidation where the CPU has them.
@@ -72,8 +73,8 @@ impl<'a, M: Machine> Flush<'a, M> {
         }
     }
 
-    /// Removes every translation of a space that no CPU has installed, tables' as well, and waits until that is done. As no
-    /// walker can enter its tables again, what is taken out of them from now on needs no invalidation.
+    /// Removes every translation of a space that no CPU has installed, tables' as well, and waits until that is done.
+    /// As no walker can enter its tables again, what is taken out of them from now on needs no invalidation.
     pub(crate) fn retire(&mut self, asid: Asid) {
         let machine = self.mm.machine();
         machine.fence_tables();
@@ -136,8 +137,8 @@ impl<'a, M: Machine> Flush<'a, M> {
     }
 }
 
-/// Removes the calling CPU's translation of a page whose entry became more permissive: enough, as another CPU with the old one
-/// faults and does the same.
+/// Removes the calling CPU's translation of a page whose entry became more permissive: enough, as another CPU with
+/// the old one faults and does the same.
 #[inline]
 pub(crate) fn invalidate_here<M: Machine>(machine: &M, asid: Asid, page: Vpn) {
     machine.fence_tables();

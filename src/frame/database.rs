@@ -41,7 +41,8 @@ impl Frames {
     /// A database for `span` with every frame reserved.
     ///
     /// # Safety
-    /// `records` points to `span.pages()` zeroed records that stay in place, and are the database's alone, for its life.
+    /// `records` points to `span.pages()` zeroed records that stay in place, and are the database's alone, for its
+    /// life.
     pub(crate) unsafe fn new(span: PfnRange, records: NonNull<FrameRecord>) -> Self {
         Self {
             span,
@@ -190,7 +191,10 @@ impl Frames {
     pub(crate) fn free(&self, cpu: usize, frame: Frame) {
         let record = self.record(frame);
         debug_assert!(matches!(record.kind(), Kind::Folio | Kind::Table | Kind::Records), "{:?}", record.kind());
-        debug_assert!(!record.has(flag::LISTED) && !record.has(flag::CACHED), "a freed frame is still listed or cached");
+        debug_assert!(
+            !record.has(flag::LISTED) && !record.has(flag::CACHED),
+            "a freed frame is still listed or cached"
+        );
         let order = record.order();
         record.begin(Kind::Tail, 0);
         if order == 0 {

@@ -1,8 +1,9 @@
 //! A folio's count and its lock.
 //!
-//! **Count.** `maps` counts leaf entries, `references` those who may look at the folio without mapping it, `pins` those
-//! who let a device or the kernel write to it. [`Frames::get`] takes a reference unless the count is zero: a folio on its
-//! way to the allocator cannot be revived. [`Frames::put`] gives one back and says whether it was the last.
+//! **Count.** `maps` counts leaf entries, `references` those who may look at the folio without mapping it, `pins`
+//! those who let a device or the kernel write to it. [`Frames::get`] takes a reference unless the count is zero: a
+//! folio on its way to the allocator cannot be revived. [`Frames::put`] gives one back and says whether it was the
+//! last.
 //!
 //! **Lock.** One bit of the flags word. Reclaim takes it by [`Frames::try_lock`] only; a fault may sleep for it, and
 //! then confirms again all that it knew.

@@ -11,8 +11,8 @@
 //!
 //! A frame leaves "free" as an [`OwnedFrame`], which gives it back when dropped: what is prepared undoes itself.
 //!
-//! **Locks.** `flags` and `count` change by atomic steps. The folio lock is a bit of `flags`; it sleeps. `home`, `slot` and
-//! the list links belong to whoever holds what the [`FrameRecord`] says at each.
+//! **Locks.** `flags` and `count` change by atomic steps. The folio lock is a bit of `flags`; it sleeps. `home`,
+//! `slot` and the list links belong to whoever holds what the [`FrameRecord`] says at each.
 
 mod buddy;
 mod database;
@@ -20,9 +20,9 @@ mod folio;
 pub mod slab;
 
 pub use buddy::{MAX_ORDER, Urgency};
+pub(crate) use database::Pressure;
 pub use database::{Frames, OwnedFrame};
 pub use folio::FolioLock;
-pub(crate) use database::Pressure;
 pub(crate) use folio::{Left, MAP, REFERENCE};
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};

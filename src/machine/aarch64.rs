@@ -278,7 +278,8 @@ unsafe impl<B: Board> Machine for Aarch64<B> {
         if !self.features.contains(Features::MTE) {
             return into.write(B::Granule::ZERO_TAGS);
         }
-        // SAFETY: as for `zero`; one word stands for 256 bytes of the frame, and all `TAG_WORDS` words of the array are written.
+        // SAFETY: as for `zero`; one word stands for 256 bytes of the frame, and all `TAG_WORDS` words of the array
+        // are written.
         unsafe {
             self.blocks.load_tags(self.frame(frame), into.as_mut_ptr().cast(), B::Granule::TAG_WORDS);
             into.assume_init_ref()

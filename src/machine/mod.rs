@@ -3,7 +3,7 @@
 //! Two traits, seen from both sides:
 //!
 //! - [`Board`] is what a porter writes: six facts about a kernel (where a frame is mapped, which CPU this is, what
-//!   time it is, how to spin, how to sleep, how to wake). [`aarch64::Aarch64`] makes a [`Machine`] of it.
+//!   time it is, how to spin, how to sleep, how to wake). `aarch64::Aarch64` makes a [`Machine`] of it.
 //! - [`Machine`] is what the library calls: descriptors, barriers and TLB invalidation, page contents, and the rest.
 //!   Besides the real one there is the emulated machine of [`emu`] (feature `emu`).
 //!
@@ -37,10 +37,10 @@ pub const MAX_CPUS: usize = 16;
 /// # Safety
 /// The implementer promises, for as long as any [`Mm`](crate::Mm) uses the board:
 ///
-/// 1. `frame_ptr` returns, for each frame of the ranges given to the library, the frame's first byte in a mapping that
-///    stays, is readable and writable at EL1 and never executable, is Normal Write-Back memory (Normal Tagged where the CPU
-///    has MTE2), and whose bits 59:56 are 0 or 0xf. Two different frames never overlap. Nothing else in the kernel
-///    writes there. A mistake lets the library overwrite the kernel.
+/// 1. `frame_ptr` returns, for each frame of the ranges given to the library, the frame's first byte in a mapping
+///    that stays, is readable and writable at EL1 and never executable, is Normal Write-Back memory (Normal Tagged
+///    where the CPU has MTE2), and whose bits 59:56 are 0 or 0xf. Two different frames never overlap. Nothing else in
+///    the kernel writes there. A mistake lets the library overwrite the kernel.
 /// 2. `cpu` returns a number below [`MAX_CPUS`] that no other CPU returns at the same time, and that does not change
 ///    while the library is on the stack: EL1 is not preempted inside the library. A mistake corrupts per-CPU lists.
 /// 3. `wait` returns, at the latest, some time after a `wake` of the same word that follows the word's change. It may
@@ -233,7 +233,8 @@ pub unsafe trait Machine: Send + Sync + Sized + 'static {
     /// way: DSB ISH. Without it a freed frame may still be written.
     fn fence_invalidations(&self);
 
-    /// Removes cached translations. Takes effect at the next [`Machine::fence_invalidations`]. May remove more than asked.
+    /// Removes cached translations. Takes effect at the next [`Machine::fence_invalidations`]. May remove more than
+    /// asked.
     fn invalidate(&self, asid: Asid, scope: Scope, cached: Cached, reach: Reach);
 
     /// Makes `root` the calling CPU's user translation table and orders it for what follows (ISB).

@@ -1,7 +1,8 @@
 //! Tag images: what is kept of a page's allocation tags while the page is out. Pure.
 //!
-//! A page has a 4-bit tag for every 16 bytes: 256 granules and 128 bytes at 4 KiB. The saved form is ours, whatever the
-//! registers do: nibble `i % 16` of word `i / 16` is the tag of granule `i`, so the lowest address is the lowest nibble.
+//! A page has a 4-bit tag for every 16 bytes: 256 granules and 128 bytes at 4 KiB. The saved form is ours, whatever
+//! the registers do: nibble `i % 16` of word `i / 16` is the tag of granule `i`, so the lowest address is the lowest
+//! nibble.
 //!
 //! | kind | what is kept | where |
 //! |---|---|---|
@@ -11,9 +12,9 @@
 //! | raw | all of them | a room of the area's pool |
 //!
 //! **Packed form.** Memory from an allocator has one tag an object, so that most pages are a few runs. `r` runs have
-//! `r` tags of 4 bits and `r - 1` starts of `b` bits, where a page has 2^b granules; `4 r + b (r - 1) <= 64` gives 6 runs
-//! at 4 KiB (24 + 40 bits), 5 at 16 KiB (20 + 40) and 4 at 64 KiB (16 + 36). Tags stand in the low bits, starts above them in
-//! ascending order; a start of 0 says that there are no more runs, as only the first run starts at 0.
+//! `r` tags of 4 bits and `r - 1` starts of `b` bits, where a page has 2^b granules; `4 r + b (r - 1) <= 64` gives 6
+//! runs at 4 KiB (24 + 40 bits), 5 at 16 KiB (20 + 40) and 4 at 64 KiB (16 + 36). Tags stand in the low bits, starts
+//! above them in ascending order; a start of 0 says that there are no more runs, as only the first run starts at 0.
 
 use crate::granule::{Granule, TAG_GRANULE_BYTES};
 
@@ -62,8 +63,8 @@ pub const fn repeated(tag: u8) -> u64 {
 
 /// How many nibbles of a word that has only their lowest bits are set.
 ///
-/// The product's top nibble is the sum of 15 nibbles; the 16th is added apart, as the sum would wrap. A population count
-/// without FP/SIMD registers takes a dozen instructions.
+/// The product's top nibble is the sum of 15 nibbles; the 16th is added apart, as the sum would wrap. A population
+/// count without FP/SIMD registers takes a dozen instructions.
 #[inline]
 const fn ones(low_nibbles: u64) -> u32 {
     ((low_nibbles & LOW_NIBBLES >> 4).wrapping_mul(LOW_NIBBLES) >> 60) as u32 + (low_nibbles >> 60) as u32

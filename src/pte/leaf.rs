@@ -38,8 +38,8 @@ bitflags::bitflags! {
 
 /// The proof that a page has no mapping but the entry at hand: what a writable anonymous leaf needs.
 ///
-/// Neither `Copy` nor `Clone`. [`Cursor::update`](crate::table::Cursor::update) lends one for as long as it holds the leaf
-/// table's lock, so that it cannot outlive what makes it true.
+/// Neither `Copy` nor `Clone`. [`Cursor::update`](crate::table::Cursor::update) lends one for as long as it holds the
+/// leaf table's lock, so that it cannot outlive what makes it true.
 pub struct Exclusive<'cursor>(PhantomData<&'cursor ()>);
 
 impl Exclusive<'_> {

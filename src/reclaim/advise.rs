@@ -25,8 +25,8 @@ impl<M: Machine> Space<M> {
     /// [`Advice::PageOut`] goes as far as slots and tag rooms reach, and that it does not go further is no error.
     ///
     /// # Errors
-    /// [`MapError::Misaligned`], [`MapError::OutOfRange`]: nothing was done. [`MapError::NotMapped`]: a part has no region; the advice
-    /// was followed in the others.
+    /// [`MapError::Misaligned`], [`MapError::OutOfRange`]: nothing was done. [`MapError::NotMapped`]: a part has no
+    /// region; the advice was followed in the others.
     pub fn advise(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64, advice: Advice) -> Result<(), MapError> {
         let mut flush = Flush::new(mm);
         self.for_each_region(mm, start, bytes, |part| match advice {

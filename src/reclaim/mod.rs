@@ -1,16 +1,17 @@
 //! Reclaim: which pages leave, when, and how many.
 //!
-//! **The list.** Folios that a table maps, and cached ones whose write failed, stand in one list through their records, in the
-//! order in which they came. Reclaim takes from the old end. A page used since it was last looked at (its access flag)
-//! goes to the young end with the flag cleared: second chance. As a pass over the list clears every flag, the next
-//! one finds something to evict even when all is in use: there is no livelock.
+//! **The list.** Folios that a table maps, and cached ones whose write failed, stand in one list through their
+//! records, in the order in which they came. Reclaim takes from the old end. A page used since it was last looked at
+//! (its access flag) goes to the young end with the flag cleared: second chance. As a pass over the list clears every
+//! flag, the next one finds something to evict even when all is in use: there is no livelock.
 //!
 //! **Watermarks**, in free frames: below *low* the background reclaimer wakes, and works until *high* are free. An
-//! ordinary allocation leaves *reserve* frames alone. A fault or call that finds nothing reclaims for itself ([`Mm::take_frame`]);
-//! it gives up, with a clear error to its caller, when two passes over the whole list freed nothing.
+//! ordinary allocation leaves *reserve* frames alone. A fault or call that finds nothing reclaims for itself
+//! ([`Mm::take_frame`]); it gives up, with a clear error to its caller, when two passes over the whole list freed
+//! nothing.
 //!
-//! **Batches.** Reclaim isolates up to [`BATCH`] folios with one hold of the list's lock, unmaps them, completes one flush, then
-//! writes them out. It takes folios by try-lock only and never a space's lock.
+//! **Batches.** Reclaim isolates up to [`BATCH`] folios with one hold of the list's lock, unmaps them, completes one
+//! flush, then writes them out. It takes folios by try-lock only and never a space's lock.
 //!
 //! **Refaults.** The eviction clock counts pages that left. A slot keeps the clock of its page's leaving; when the page
 //! comes back after no more evictions than there are frames, a memory of twice the size would have kept it: that is

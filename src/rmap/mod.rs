@@ -4,11 +4,11 @@
 //! once there is sharing, its descendants) may map it, and only at that page. So the reverse map costs one word in the
 //! frame record and allocates nothing per page.
 //!
-//! **Protocol.** A home is an allegation until the leaf entry under the table's lock confirms it: the reader takes the
-//! node's family lock (shared), finds the node alive, walks its tables, locks the leaf table, and compares the entry's frame.
-//! Nodes are never freed to another type, so a stale home leads to a dead node or to an entry that names another
-//! frame, not astray. Exit marks the node dead under the family lock (exclusive) before it takes tables away: tables
-//! die last.
+//! **Protocol.** A home is an allegation until the leaf entry under the table's lock confirms it: the reader takes
+//! the node's family lock (shared), finds the node alive, walks its tables, locks the leaf table, and compares the
+//! entry's frame. Nodes are never freed to another type, so a stale home leads to a dead node or to an entry that
+//! names another frame, not astray. Exit marks the node dead under the family lock (exclusive) before it takes tables
+//! away: tables die last.
 
 mod unmap;
 

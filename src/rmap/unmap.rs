@@ -1,6 +1,7 @@
 //! Unmapping a folio at its home, for reclaim.
 
 use super::Home;
+use crate::addr::Vpn;
 use crate::frame::{FolioLock, MAP, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
@@ -8,7 +9,6 @@ use crate::pte::Decoded;
 use crate::swap::{Leaving, Prepared};
 use crate::table::{self, Cursor};
 use crate::tlb::Flush;
-use crate::addr::Vpn;
 
 /// Whether a page's recent use saves it.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -44,9 +44,9 @@ pub(crate) enum Unmapped<'a, M: Machine> {
     Kept(Refusal),
 }
 
-/// Takes the folio out of the table of its home. `spare` is a prepared slot, if there is one; it is used up only by a folio that
-/// leaves. The pages whose translations go are noted in `flush`; the count of the entry is given back at once, as the caller holds
-/// a reference of its own.
+/// Takes the folio out of the table of its home. `spare` is a prepared slot, if there is one; it is used up only by a
+/// folio that leaves. The pages whose translations go are noted in `flush`; the count of the entry is given back at
+/// once, as the caller holds a reference of its own.
 pub(crate) fn unmap<'a, M: Machine>(
     mm: &'a Mm<M>,
     folio: &FolioLock<'_, M>,

@@ -194,16 +194,16 @@ impl<M: Machine> Space<M> {
         } else {
             stats.faults_flag.bump();
         }
-        // An entry without the access flag is in no TLB (Arm ARM, D8.5.1). Another may be in this CPU's, with fewer rights than
-        // it has now; other CPUs find out by a fault of their own.
+        // An entry without the access flag is in no TLB (Arm ARM, D8.5.1). Another may be in this CPU's, with fewer
+        // rights than it has now; other CPUs find out by a fault of their own.
         if was.is_accessed() {
             tlb::invalidate_here(mm.machine(), self.asid, page);
         }
         Ok(Step::Done)
     }
 
-    /// Makes the instruction side see the frame of `leaf`. Once for each life of a frame: what a program stores to a page that
-    /// it may execute already, it syncs itself, as the architecture asks.
+    /// Makes the instruction side see the frame of `leaf`. Once for each life of a frame: what a program stores to a
+    /// page that it may execute already, it syncs itself, as the architecture asks.
     fn sync_code(&self, mm: &Mm<M>, leaf: Leaf) -> CodeSynced {
         let pfn = leaf.pfn::<M::Granule>();
         let record = mm.frames().frame(pfn).map(|frame| mm.frames().record(frame));

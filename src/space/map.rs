@@ -29,8 +29,8 @@ pub enum Placement {
 pub enum Growth {
     /// It keeps its size.
     Fixed,
-    /// A touch below it, as far as this many bytes below its end and with [`STACK_GAP_BYTES`] to the region below, makes it
-    /// reach there: a stack.
+    /// A touch below it, as far as this many bytes below its end and with [`STACK_GAP_BYTES`] to the region below,
+    /// makes it reach there: a stack.
     Down {
         /// The size that it grows to at most, in bytes.
         limit_bytes: u64,
@@ -94,8 +94,8 @@ impl<M: Machine> Space<M> {
     /// Makes a region and returns its first byte. No page comes into being before it is touched, and none is promised.
     ///
     /// # Errors
-    /// [`MapError::Empty`], [`MapError::Misaligned`] (a fixed address), [`MapError::OutOfRange`], [`MapError::Occupied`]
-    /// ([`Placement::FixedNoReplace`]), [`MapError::NoRoom`], [`MapError::NoMemory`].
+    /// [`MapError::Empty`], [`MapError::Misaligned`] (a fixed address), [`MapError::OutOfRange`],
+    /// [`MapError::Occupied`] ([`Placement::FixedNoReplace`]), [`MapError::NoRoom`], [`MapError::NoMemory`].
     pub fn map(&self, mm: &Mm<M>, request: MapRequest) -> Result<VirtAddr, MapError> {
         if request.bytes == 0 {
             return Err(MapError::Empty);

@@ -1,18 +1,18 @@
 //! Address spaces: regions, faults, and the calls that change them.
 //!
-//! **Protocol.** A [`Space`] has one sleeping lock around its list of [`Region`]s. Faults and calls hold it from start to end, so
-//! that between them a region and the entries under it agree; it is never taken by reclaim, which meets the space only in its
-//! tables, under the family lock and the leaf table's lock. So a fault may reclaim, and sleep for a device, with its
-//! space locked.
+//! **Protocol.** A [`Space`] has one sleeping lock around its list of regions. Faults and calls hold it from
+//! start to end, so that between them a region and the entries under it agree; it is never taken by reclaim, which
+//! meets the space only in its tables, under the family lock and the leaf table's lock. So a fault may reclaim, and
+//! sleep for a device, with its space locked.
 //!
 //! Each call has two halves. *Prepare* finds everything that can fail: arguments, regions, frames, tables, room in the
 //! region list. *Commit* changes regions first, then entries, and cannot fail.
 //!
-//! A region says what is allowed; an entry says what is there. A right that a region has and an entry lacks is added at the next
-//! fault; a right that a region lost is taken from the entries before the call returns, on every CPU.
+//! A region says what is allowed; an entry says what is there. A right that a region has and an entry lacks is added
+//! at the next fault; a right that a region lost is taken from the entries before the call returns, on every CPU.
 //!
-//! **Ending.** [`Space::destroy`] marks the node dead under the family lock, so that reclaim stays out, takes every entry
-//! away, then the tables, behind one invalidation of the whole ASID.
+//! **Ending.** [`Space::destroy`] marks the node dead under the family lock, so that reclaim stays out, takes every
+//! entry away, then the tables, behind one invalidation of the whole ASID.
 
 mod asid;
 mod fault;
@@ -98,8 +98,8 @@ impl<M: Machine> Space<M> {
         mm.machine().install_root(self.root, self.asid);
     }
 
-    /// Ends the space: gives back every frame, slot, tag room and table. No CPU may run in it: the calling CPU, if it did, is
-    /// left with the empty root.
+    /// Ends the space: gives back every frame, slot, tag room and table. No CPU may run in it: the calling CPU, if it
+    /// did, is left with the empty root.
     pub fn destroy(mut self, mm: &Mm<M>) {
         mm.machine().install_root(mm.empty_root(), Asid::EMPTY);
         if let Some(node) = mm.node(self.node) {
@@ -140,8 +140,8 @@ impl<M: Machine> Space<M> {
     /// Calls `visit` with the mapped parts of a program's range, under the space's lock.
     ///
     /// # Errors
-    /// [`MapError::Misaligned`], [`MapError::OutOfRange`]; [`MapError::NotMapped`] when a part has no region, after the others
-    /// were visited.
+    /// [`MapError::Misaligned`], [`MapError::OutOfRange`]; [`MapError::NotMapped`] when a part has no region, after
+    /// the others were visited.
     pub(crate) fn for_each_region(
         &self,
         mm: &Mm<M>,

@@ -1,11 +1,13 @@
 //! Changing what a program may do with a range.
 //!
-//! A right that the regions lose is taken from the entries, and from every TLB, before the call returns. The right to store is given
-//! to entries at once where the page is exclusive; the right to execute waits for the fetch, which pays for the code sync.
+//! A right that the regions lose is taken from the entries, and from every TLB, before the call returns. The right to
+//! store is given to entries at once where the page is exclusive; the right to execute waits for the fetch, which
+//! pays for the code sync.
 //!
-//! **Becoming tagged.** An entry of a tagged region has another memory type, which only break-before-make may change: the entry is
-//! taken away, the flush completes, the tags of the page are zeroed if they are some earlier owner's, and the entry comes
-//! back. The leaf table's lock is held throughout, so that nobody takes the hole for an empty entry.
+//! **Becoming tagged.** An entry of a tagged region has another memory type, which only break-before-make may change:
+//! the entry is taken away, the flush completes, the tags of the page are zeroed if they are some earlier owner's,
+//! and the entry comes back. The leaf table's lock is held throughout, so that nobody takes the hole for an empty
+//! entry.
 
 use arrayvec::ArrayVec;
 
@@ -18,16 +20,17 @@ use crate::pte::{Decoded, Leaf};
 use crate::table::{Change, Cursor};
 use crate::tlb::Flush;
 
-/// Pages that become tagged behind one flush. Two barriers over 16 pages are small beside the zeroing of their tags, and the table's
-/// lock is held for no more than these.
+/// Pages that become tagged behind one flush. Two barriers over 16 pages are small beside the zeroing of their tags,
+/// and the table's lock is held for no more than these.
 const TAGGING: usize = 16;
 
 impl<M: Machine> Space<M> {
     /// Gives a range another protection, up to its first page that has no region. A tagged region stays tagged.
     ///
     /// # Errors
-    /// [`MapError::Misaligned`], [`MapError::OutOfRange`], [`MapError::NoMemory`] when there is none for a region's record: nothing
-    /// was changed. [`MapError::NotMapped`] with the first page that has no region: what comes before it was changed, as on Linux.
+    /// [`MapError::Misaligned`], [`MapError::OutOfRange`], [`MapError::NoMemory`] when there is none for a region's
+    /// record: nothing was changed. [`MapError::NotMapped`] with the first page that has no region: what comes before
+    /// it was changed, as on Linux.
     pub fn protect(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), MapError> {
         let wanted = self.checked_range(mm, start, bytes)?;
         let protection = usable(mm, protection);

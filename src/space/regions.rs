@@ -1,8 +1,8 @@
 //! The list of a space's regions: sorted, in frames, two levels.
 //!
-//! A root frame lists leaves in ascending order, each with its first page and its number of regions; a leaf frame holds
-//! regions in ascending order. At 4 KiB that is 170 leaves of 128 regions: a look-up is two binary searches, or two compares when
-//! it meets the region of the look-up before. Everything here happens under the space's lock.
+//! A root frame lists leaves in ascending order, each with its first page and its number of regions; a leaf frame
+//! holds regions in ascending order. At 4 KiB that is 170 leaves of 128 regions: a look-up is two binary searches, or
+//! two compares when it meets the region of the look-up before. Everything here happens under the space's lock.
 //!
 //! **Prepare and commit.** [`Regions::reserve`] makes sure of two spare leaf frames, enough for the two insertions that
 //! one call can need (a cut at either end of its range); after it, nothing here fails.
@@ -10,8 +10,8 @@
 use arrayvec::ArrayVec;
 
 use crate::addr::{Pfn, PfnRange, Vpn, VpnRange};
-use crate::frame::slab::Plain;
 use crate::frame::Kind;
+use crate::frame::slab::Plain;
 use crate::machine::{Machine, Tags, Window};
 use crate::mm::Mm;
 use crate::pte::Protection;
@@ -69,7 +69,8 @@ pub(crate) struct Regions {
 /// The frame belongs to a list whose space lock the caller holds, and holds `T`s.
 #[inline]
 unsafe fn records_mut<'a, T: Plain>(window: Window<'a>) -> &'a mut [T] {
-    // SAFETY: the frame was zeroed when it joined the list, the window spans it, and the lock makes this the only reference.
+    // SAFETY: the frame was zeroed when it joined the list, the window spans it, and the lock makes this the only
+    // reference.
     unsafe { core::slice::from_raw_parts_mut(window.first().cast().as_ptr(), window.bytes() / size_of::<T>()) }
 }
 
@@ -219,7 +220,8 @@ impl Regions {
         }
     }
 
-    /// Changes the region that starts at `start`; its first page may change only while it stays in place among the others.
+    /// Changes the region that starts at `start`; its first page may change only while it stays in place among the
+    /// others.
     pub(crate) fn change<M: Machine>(&mut self, mm: &Mm<M>, start: Vpn, change: impl FnOnce(&mut Region)) {
         self.last = NOTHING;
         let Some((leaf, within)) = self.place(mm, start) else { return };
@@ -248,7 +250,11 @@ impl Regions {
         };
         while low.pages.start() < range.end() {
             let Some(high) = self.at_or_after(mm, low.pages.end()) else { return };
-            if high.pages.start() == low.pages.end() && high.protection == low.protection && !low.grows() && !high.grows() {
+            if high.pages.start() == low.pages.end()
+                && high.protection == low.protection
+                && !low.grows()
+                && !high.grows()
+            {
                 self.remove(mm, high.pages.start());
                 let pages = VpnRange::between(low.pages.start(), high.pages.end());
                 self.change(mm, low.pages.start(), |region| region.pages = pages);

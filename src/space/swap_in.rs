@@ -1,7 +1,8 @@
 //! Swap-in: from a swap entry to a mapped page.
 //!
-//! The order is read, restore tags, map, give the slot back. A page is shown only whole, with its data and its tags; a slot is
-//! given back only when the page is mapped. The page is mapped dirty: once its slot is gone, memory holds the only copy.
+//! The order is read, restore tags, map, give the slot back. A page is shown only whole, with its data and its tags;
+//! a slot is given back only when the page is mapped. The page is mapped dirty: once its slot is gone, memory holds
+//! the only copy.
 
 use super::fault::{Access, FaultError, Found, Step};
 use super::{Protection, Space};
@@ -47,13 +48,7 @@ impl Missing {
 impl<M: Machine> Space<M> {
     /// Maps a page that is out.
     #[inline]
-    pub(super) fn swap_in(
-        &self,
-        mm: &Mm<M>,
-        at: Found,
-        entry: SwapEntry,
-        access: Access,
-    ) -> Result<Step, FaultError> {
+    pub(super) fn swap_in(&self, mm: &Mm<M>, at: Found, entry: SwapEntry, access: Access) -> Result<Step, FaultError> {
         let missing = Missing { at, entry };
         let Some(area) = mm.swap().area(entry.area()) else { return Err(missing.unreadable()) };
         let Some(slot) = area.slot(entry.slot()) else { return Err(missing.unreadable()) };

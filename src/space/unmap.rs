@@ -15,8 +15,8 @@ impl<M: Machine> Space<M> {
     /// Removes whatever is mapped in a range; holes are no error.
     ///
     /// # Errors
-    /// [`MapError::Empty`], [`MapError::Misaligned`], [`MapError::OutOfRange`]; [`MapError::NoMemory`] when a region would have
-    /// to be cut and there is no memory for the second part's record.
+    /// [`MapError::Empty`], [`MapError::Misaligned`], [`MapError::OutOfRange`]; [`MapError::NoMemory`] when a region
+    /// would have to be cut and there is no memory for the second part's record.
     pub fn unmap(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64) -> Result<(), MapError> {
         let range = self.checked_range(mm, start, bytes)?;
         if range.is_empty() {

@@ -21,8 +21,8 @@ pub struct SwapArea<M: Machine> {
     pub device: &'static dyn SwapDevice<M>,
     /// Slots of the device: pages that it stores. At most 2^32 - 1.
     pub slots: u32,
-    /// Rooms for raw tag images. A quarter of the slots is plenty for programs whose tags come from an allocator; as many
-    /// as slots make [`Stats::no_tag_room`](crate::stats::Stats::no_tag_room) impossible.
+    /// Rooms for raw tag images. A quarter of the slots is plenty for programs whose tags come from an allocator; as
+    /// many as slots make [`Stats::no_tag_room`](crate::stats::Stats::no_tag_room) impossible.
     pub tag_rooms: u32,
     /// Memory for the records, 8-byte aligned, of at least [`memory_needed`] bytes. It need not be cleared.
     pub memory: NonNull<u8>,
@@ -54,8 +54,8 @@ impl fmt::Display for SwapOnError {
     }
 }
 
-/// Bytes of records that an area of `slots` slots and `tag_rooms` rooms needs: 24 a slot, [`Granule::TAG_BYTES`] a room,
-/// and a record for each cluster.
+/// Bytes of records that an area of `slots` slots and `tag_rooms` rooms needs: 24 a slot, [`Granule::TAG_BYTES`] a
+/// room, and a record for each cluster.
 pub const fn memory_needed<G: Granule>(slots: u32, tag_rooms: u32) -> usize {
     slots as usize * size_of::<SlotRecord>()
         + tag_rooms as usize * G::TAG_BYTES
@@ -105,8 +105,8 @@ impl<M: Machine> Area<M> {
         let shift = cluster::shift_for(slots);
         let count = clusters_of(slots);
         let records: NonNull<SlotRecord> = memory.cast();
-        // SAFETY: the three arrays lie one after the other within `needed` bytes; each element's size is a multiple of its
-        // alignment of at most 8, and so is each array's start.
+        // SAFETY: the three arrays lie one after the other within `needed` bytes; each element's size is a multiple
+        // of its alignment of at most 8, and so is each array's start.
         let (rooms, cluster_records) = unsafe {
             let rooms: NonNull<AtomicU64> = records.add(slots as usize).cast();
             (rooms, rooms.add(tag_rooms as usize * M::Granule::TAG_WORDS).cast::<ClusterRecord>())
@@ -114,7 +114,8 @@ impl<M: Machine> Area<M> {
         const { assert!(align_of::<ClusterRecord>() <= 8 && align_of::<SlotRecord>() == 8) };
         // SAFETY: as above; zero is a free slot's record and an empty room, and each cluster record is written.
         unsafe {
-            memory.write_bytes(0, slots as usize * size_of::<SlotRecord>() + tag_rooms as usize * M::Granule::TAG_BYTES);
+            memory
+                .write_bytes(0, slots as usize * size_of::<SlotRecord>() + tag_rooms as usize * M::Granule::TAG_BYTES);
             for index in 0..count {
                 let free = (slots - (index << shift)).min(1 << shift);
                 let next = if index + 1 < count { index + 1 } else { cluster::NONE };
@@ -257,8 +258,8 @@ impl<M: Machine> Area<M> {
         matches!(state, Some(SlotState::Cached { frame: found, .. }) if found == frame.index())
     }
 
-    /// The device has the page of `slot`: its frame leaves the cache. When no swap entry is left, the slot is freed as well.
-    /// Under the folio lock.
+    /// The device has the page of `slot`: its frame leaves the cache. When no swap entry is left, the slot is freed
+    /// as well. Under the folio lock.
     #[inline]
     pub(super) fn wrote(&self, slot: u32, shadow: u32) {
         let Some(record) = self.slot(slot as u64) else { return };

@@ -1,10 +1,10 @@
 //! Clusters: which slots of an area are free.
 //!
-//! An area is cut into clusters of equal, power-of-two size. Each CPU fills one cluster at a time, in ascending order, so
-//! that pages which leave together lie together and CPUs do not meet. A cluster is in one of three places: some CPU's
-//! current one, in the list of those with free slots, or nowhere because it is full. A slot freed in a full cluster puts it
-//! back in the list. When the list is empty a CPU takes from any cluster, others' current ones too: a single slot
-//! is never refused while one is free.
+//! An area is cut into clusters of equal, power-of-two size. Each CPU fills one cluster at a time, in ascending
+//! order, so that pages which leave together lie together and CPUs do not meet. A cluster is in one of three places:
+//! some CPU's current one, in the list of those with free slots, or nowhere because it is full. A slot freed in a
+//! full cluster puts it back in the list. When the list is empty a CPU takes from any cluster, others' current ones
+//! too: a single slot is never refused while one is free.
 
 use crate::sync::{AtomicU32, Ordering, Spin, SpinGuard};
 
@@ -75,8 +75,8 @@ impl Clusters {
 
     /// Takes the first cluster out of the list, for a CPU to make it its current one.
     pub(super) fn pop(&self, records: &[ClusterRecord]) -> Option<u32> {
-        // Cluster before list is the order of locks; here the list alone says which cluster, so it is taken out first and
-        // nobody else can reach it by the list any more.
+        // Cluster before list is the order of locks; here the list alone says which cluster, so it is taken out first
+        // and nobody else can reach it by the list any more.
         let cluster = {
             let mut list = self.list.lock();
             let cluster = *list;
@@ -87,8 +87,8 @@ impl Clusters {
         Some(cluster)
     }
 
-    /// Takes a slot of `cluster`: the first that `is_free` from the cursor on, marked by `take`, both under the cluster's
-    /// lock. `None` when it has none; it is then off every list.
+    /// Takes a slot of `cluster`: the first that `is_free` from the cursor on, marked by `take`, both under the
+    /// cluster's lock. `None` when it has none; it is then off every list.
     #[inline]
     pub(super) fn take(
         &self,

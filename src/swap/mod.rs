@@ -1,18 +1,18 @@
 //! Swap: slots on devices, and the pages in them.
 //!
-//! **A page's way out** ([`crate::reclaim`] drives it): *prepare* takes a slot and, for a tagged page, a room for a raw tag
-//! image ([`Prepared`], which gives both back when dropped); the slot then names the page's frame (it is *cached*) with
-//! one user; the leaf entry is exchanged for a swap entry; the flush completes; the tags are saved and the data
-//! written; the slot is *out* and the frame is free. Nothing after prepare can fail but the device: then the page stays
-//! cached, with its swap entry, and is the only copy.
+//! **A page's way out** ([`crate::reclaim`] drives it): *prepare* takes a slot and, for a tagged page, a room for a
+//! raw tag image ([`Prepared`], which gives both back when dropped); the slot then names the page's frame (it is
+//! *cached*) with one user; the leaf entry is exchanged for a swap entry; the flush completes; the tags are saved and
+//! the data written; the slot is *out* and the frame is free. Nothing after prepare can fail but the device: then the
+//! page stays cached, with its swap entry, and is the only copy.
 //!
-//! **Its way in** ([`crate::space`]): a swap entry leads to a slot. If the slot is cached, the frame is mapped as it is. If it is
-//! out, a frame is read from the device, its tags are restored before the entry shows it, and the user of the slot is
-//! given back after. A page read in is dirty: its memory is the sole copy as soon as the slot is free.
+//! **Its way in** ([`crate::space`]): a swap entry leads to a slot. If the slot is cached, the frame is mapped as it
+//! is. If it is out, a frame is read from the device, its tags are restored before the entry shows it, and the user
+//! of the slot is given back after. A page read in is dirty: its memory is the sole copy as soon as the slot is free.
 //!
-//! **One word decides.** A slot's state word ([`slot`]) holds its kind, its count of swap entries, its tag kind, and the
-//! cached frame or the refault shadow. Count and cache therefore cannot disagree. Clean-up of a slot (tags, room, words) is one
-//! function ([`Area::free_slot`]), and it runs before the usage count drops.
+//! **One word decides.** A slot's state word ([`slot`]) holds its kind, its count of swap entries, its tag kind, and
+//! the cached frame or the refault shadow. Count and cache therefore cannot disagree. Clean-up of a slot (tags, room,
+//! words) is one function ([`Area::free_slot`]), and it runs before the usage count drops.
 //!
 //! **Who may touch a slot.** Whoever holds what owns the reference: the leaf table's lock for a swap entry's count, the
 //! folio lock for the cached frame, the cluster's lock for free and taken.
@@ -94,8 +94,8 @@ impl<M: Machine> Swap<M> {
 }
 
 impl<M: Machine> Mm<M> {
-    /// Lets go of a page that is still in memory, and of its slot, if no swap entry names the slot any more: for whoever gave back the
-    /// last use of a slot that was cached. May sleep.
+    /// Lets go of a page that is still in memory, and of its slot, if no swap entry names the slot any more: for
+    /// whoever gave back the last use of a slot that was cached. May sleep.
     #[cold]
     pub(crate) fn drop_unused(&self, entry: SwapEntry) {
         let frames = self.frames();

@@ -12,8 +12,8 @@ use crate::mte::{Encoded, TagImage, encode};
 
 /// A page that is unmapped and cached under its slot, on its way to the device.
 ///
-/// Made by [`Prepared::commit`](super::Prepared::commit) when the swap entry stands in a table. The slot belongs to the entry
-/// now; what is left here is the room that was reserved for the tags.
+/// Made by [`Prepared::commit`](super::Prepared::commit) when the swap entry stands in a table. The slot belongs to
+/// the entry now; what is left here is the room that was reserved for the tags.
 #[must_use = "the page is in memory until it is written out"]
 pub(crate) struct Leaving<'a, M: Machine> {
     pub(super) area: &'a Area<M>,
@@ -83,7 +83,10 @@ impl<'a, M: Machine> Leaving<'a, M> {
         }
         if self.area.device().write(mm.machine(), PfnRange::new(frame, 1), self.slot).is_err() {
             mm.stats().write_errors.bump();
-            if matches!(self.area.slot(self.slot as u64).map(SlotRecord::state), Some(SlotState::Cached { count: 1.., .. })) {
+            if matches!(
+                self.area.slot(self.slot as u64).map(SlotRecord::state),
+                Some(SlotState::Cached { count: 1.., .. })
+            ) {
                 return Written::Kept;
             }
             // Its last swap entry went away meanwhile: nobody wants the page.

@@ -6,8 +6,8 @@ use crate::sync::{AtomicU64, Ordering};
 
 /// One slot's record.
 ///
-/// `state`, from the low end: 32 bits of cached frame or refault shadow, 16 bits of count, 3 bits of kind, 3 bits of tag
-/// kind, then the same-filled and poison bits.
+/// `state`, from the low end: 32 bits of cached frame or refault shadow, 16 bits of count, 3 bits of kind, 3 bits of
+/// tag kind, then the same-filled and poison bits.
 #[repr(C)]
 pub struct SlotRecord {
     state: AtomicU64,

@@ -103,9 +103,9 @@ impl<M: Machine> Cursor<'_, M> {
         self.count(PRESENT, OUT);
     }
 
-    /// Changes a live leaf in place, without losing what the hardware writes meanwhile; returns what it was.
-    /// `None` when the entry is no leaf. The change may touch permissions, AF, dirty and software bits only; it is lent the proof
-    /// of exclusivity when the leaf has it.
+    /// Changes a live leaf in place, without losing what the hardware writes meanwhile; returns what it was. `None`
+    /// when the entry is no leaf. The change may touch permissions, AF, dirty and software bits only; it is lent the
+    /// proof of exclusivity when the leaf has it.
     #[inline]
     pub(crate) fn update(
         &mut self,

@@ -1,11 +1,13 @@
 //! Tables of descriptors: finding a leaf table, making one, and the cursor through which alone entries are touched.
 //!
-//! **Protocol.** Entries of a leaf table are read and written through a [`Cursor`], which holds the table's lock from the first
-//! entry on. So no reader takes a transient hole of break-before-make for an empty entry: a hole exists only while the
-//! lock is held. The hardware is the one other writer, of AF and AP\[2\]; hence live entries change by exchanges only.
+//! **Protocol.** Entries of a leaf table are read and written through a [`Cursor`], which holds the table's lock from
+//! the first entry on. So no reader takes a transient hole of break-before-make for an empty entry: a hole exists
+//! only while the lock is held. The hardware is the one other writer, of AF and AP\[2\]; hence live entries change by
+//! exchanges only.
 //!
-//! A walk from the root down reads table descriptors without a lock. It may be done by whoever holds the space's lock (faults and
-//! calls) or the family lock (reclaim): tables are only taken away under both. Making a table needs the space lock.
+//! A walk from the root down reads table descriptors without a lock. It may be done by whoever holds the space's lock
+//! (faults and calls) or the family lock (reclaim): tables are only taken away under both. Making a table needs the
+//! space lock.
 //!
 //! A read without the lock gives a `Racy`: worth a guess about what to prepare, confirmed under the lock.
 
@@ -113,8 +115,8 @@ pub(crate) fn zeroed<M: Machine>(mm: &Mm<M>) -> Option<OwnedFrame<'_>> {
     Some(table)
 }
 
-/// Calls `visit` with each existing leaf table under `root` and the part of `range` that lies in it, in ascending order,
-/// skipping what has no table. Under the space's lock. `visit` says when to stop.
+/// Calls `visit` with each existing leaf table under `root` and the part of `range` that lies in it, in ascending
+/// order, skipping what has no table. Under the space's lock. `visit` says when to stop.
 pub(crate) fn for_each_leaf_table<M: Machine, E>(
     machine: &M,
     root: Pfn,
@@ -138,7 +140,8 @@ pub(crate) fn for_each_leaf_table<M: Machine, E>(
     Ok(())
 }
 
-/// Calls `free` with every table under `root`, leaf tables first, the root itself not. Only when no walk can enter any more.
+/// Calls `free` with every table under `root`, leaf tables first, the root itself not. Only when no walk can enter
+/// any more.
 pub(crate) fn for_each_table<M: Machine>(mm: &Mm<M>, root: Pfn, free: &mut impl FnMut(Frame)) {
     let level = Level::root::<M::Granule>(mm.machine().va_bits());
     free_below(mm, root, level, free);

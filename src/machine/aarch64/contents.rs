@@ -130,8 +130,8 @@ impl Blocks {
     /// Reads the tags of whole pages.
     ///
     /// # Safety
-    /// As [`Blocks::zero`] with tags, for 256 bytes for each word; `into` has room for `words` words, a multiple of 16. All of
-    /// them are written.
+    /// As [`Blocks::zero`] with tags, for 256 bytes for each word; `into` has room for `words` words, a multiple of
+    /// 16. All of them are written.
     #[inline]
     pub(super) unsafe fn load_tags(&self, at: *mut u8, into: *mut u64, words: usize) {
         // SAFETY: the caller's promise.

@@ -40,7 +40,8 @@ pub(super) fn decode<G: Granule>(raw: u64, level: Level) -> Desc {
         (false, ..) => Desc::Invalid,
         (true, true, Level::L3) => Desc::Leaf(pfn),
         (true, true, _) => Desc::Table(pfn),
-        // Level 1 blocks exist with the 4 KiB granule only (without FEAT_LPA), level 0 blocks and 0b01 at level 3 never.
+        // Level 1 blocks exist with the 4 KiB granule only (without FEAT_LPA), level 0 blocks and 0b01 at level 3
+        // never.
         (true, false, Level::L2) => Desc::Leaf(pfn),
         (true, false, Level::L1) if G::SHIFT == 12 => Desc::Leaf(pfn),
         (true, false, _) => Desc::Invalid,

@@ -1,7 +1,7 @@
 //! The emulated machine: RAM plus an adversary that obeys the Arm ARM and nothing more.
 //!
-//! [`Emu`] is a whole [`Machine`](super::Machine) for tests on a host. It is nastier than any real CPU, and than QEMU, whose TLB
-//! ignores the contiguous hint and which forgives a missing barrier. Two things work together:
+//! [`Emu`] is a whole [`Machine`](super::Machine) for tests on a host. It is nastier than any real CPU, and than
+//! QEMU, whose TLB ignores the contiguous hint and which forgives a missing barrier. Two things work together:
 //!
 //! - **The adversary** moves what programs see. Each CPU has a TLB that caches any valid walk at any moment, keeps
 //!   table descriptors, reads a contiguous group from any one of its entries, and evicts at any moment. Stores to
