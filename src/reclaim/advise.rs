@@ -28,9 +28,9 @@ impl<M: Machine> Space<M> {
     /// [`MapError::Misaligned`], [`MapError::OutOfRange`]: nothing was done. [`MapError::NotMapped`]: a part has no
     /// region; the advice was followed in the others.
     pub fn advise(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64, advice: Advice) -> Result<(), MapError> {
-        let mut flush = Flush::new(mm);
         self.for_each_region(mm, start, bytes, |part| match advice {
-            Advice::DontNeed => self.unmap_pages(mm, part, &mut flush),
+            // The flush completes under the space's lock: once that is free, another CPU may map a new page there.
+            Advice::DontNeed => self.unmap_pages(mm, part, &mut Flush::new(mm)),
             Advice::PageOut => page_out(mm, self, part),
         })
     }

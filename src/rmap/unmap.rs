@@ -81,6 +81,9 @@ pub(crate) fn unmap<'a, M: Machine>(
     }
     if !leaf.is_dirty() && discard(&mut cursor, page) {
         flush.note(asid, page);
+        // Nothing stands in its place, so that another CPU may map a new page as soon as the table is free: no translation
+        // of the old one may be left then.
+        flush.complete();
         let _ = frames.put(frame, MAP);
         return Unmapped::Discarded;
     }

@@ -53,6 +53,8 @@ impl Rng {
 pub(super) struct Late {
     pub at: EntryAt,
     pub old: u64,
+    /// Ascends over all CPUs.
+    pub serial: u64,
 }
 
 /// Table stores of one CPU under way at most; further ones push the oldest out.
@@ -82,6 +84,8 @@ pub(super) struct State<G: Granule> {
     pub cpus: Vec<Cpu>,
     /// Late stores of all CPUs together.
     pub late: usize,
+    /// The serial number of the last store that was late.
+    serial: u64,
     pub frames: Vec<Frame>,
     pub roots: Vec<Root>,
     pub ghosts: Vec<Ghost>,
@@ -106,6 +110,7 @@ impl<G: Granule> State<G> {
             rng: Rng::new(config.seed),
             cpus: (0..config.cpus).map(|_| cpu()).collect(),
             late: 0,
+            serial: 0,
             frames: (0..config.frames).map(|_| Frame::default()).collect(),
             roots: Vec::new(),
             ghosts: Vec::new(),
@@ -180,22 +185,40 @@ impl<G: Granule> State<G> {
         if self.cpus[cpu].late.len() == LATE {
             self.arrive_one(cpu);
         }
-        self.cpus[cpu].late.push(Late { at, old });
+        self.serial += 1;
+        self.cpus[cpu].late.push(Late { at, old, serial: self.serial });
         self.late += 1;
     }
 
     /// The oldest late store of a CPU reaches everybody.
     fn arrive_one(&mut self, cpu: usize) {
         if !self.cpus[cpu].late.is_empty() {
-            self.cpus[cpu].late.remove(0);
+            let store = self.cpus[cpu].late.remove(0);
             self.late -= 1;
+            self.overtake(store);
         }
     }
 
     /// All late stores of a CPU reach everybody.
     pub(super) fn arrive(&mut self, cpu: usize) {
-        self.late -= self.cpus[cpu].late.len();
+        let stores = core::mem::take(&mut self.cpus[cpu].late);
+        self.late -= stores.len();
+        stores.iter().for_each(|&store| self.overtake(store));
+        // Keeps the allocation.
+        self.cpus[cpu].late = stores;
         self.cpus[cpu].late.clear();
+    }
+
+    /// A store reached everybody: nobody sees an earlier one to the same word any more, whoever made it.
+    fn overtake(&mut self, store: Late) {
+        if self.late == 0 {
+            return;
+        }
+        for cpu in &mut self.cpus {
+            let before = cpu.late.len();
+            cpu.late.retain(|other| other.at != store.at || other.serial > store.serial);
+            self.late -= before - cpu.late.len();
+        }
     }
 
     /// What a walker reads: the value in memory, or one that a store still on its way replaced.

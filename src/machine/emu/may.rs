@@ -94,8 +94,9 @@ pub(super) struct Ghost {
     pub at: EntryAt,
     /// CPUs that may hold it.
     pub cpus: u32,
-    /// Who removed the entry.
-    pub writer: usize,
+    /// CPUs by whose fence its removal is visible: who removed the entry, and who wrote it since. Who sees the later of two
+    /// stores to one word does not see the earlier one afterwards.
+    pub writers: u32,
     /// The removal is visible to every walker.
     pub ordered: bool,
     /// An invalidation hit it before that was so, and did nothing for good.
@@ -125,6 +126,9 @@ impl<G: Granule> State<G> {
         let old = self.ram.entry(at).swap(raw, Relaxed);
         if old == raw {
             return;
+        }
+        for ghost in self.ghosts.iter_mut().filter(|ghost| ghost.at == at) {
+            ghost.writers |= 1 << cpu;
         }
         let vpn = place.vpn::<G>(at.index);
         let (before, after) = (decode::<G>(old, place.level), decode::<G>(raw, place.level));
@@ -185,7 +189,7 @@ impl<G: Granule> State<G> {
         for &(asid, cpus) in &root.asids {
             let asid = if global { None } else { Some(asid) };
             let fresh =
-                Ghost { asid, kind, at, cpus, writer, ordered: false, missed: false, doomed: 0, doomed_local: 0 };
+                Ghost { asid, kind, at, cpus, writers: 1 << writer, ordered: false, missed: false, doomed: 0, doomed_local: 0 };
             self.ghosts.push(fresh);
         }
     }
@@ -269,7 +273,7 @@ impl<G: Granule> State<G> {
     pub(super) fn order_tables(&mut self, cpu: usize) {
         self.arrive(cpu);
         self.cpus[cpu].epoch += 1;
-        for ghost in self.ghosts.iter_mut().filter(|ghost| ghost.writer == cpu) {
+        for ghost in self.ghosts.iter_mut().filter(|ghost| ghost.writers >> cpu & 1 != 0) {
             ghost.ordered = true;
         }
     }
