@@ -6,6 +6,7 @@
 //! change of turns is so tried in full, not by luck.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::sync::mpsc;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -62,12 +63,12 @@ pub fn at_step<R>(at: u64, act: impl FnOnce() + 'static, body: impl FnOnce() -> 
 }
 
 /// Longer than what another CPU does in a test, unless it waits for the interrupted one.
-const TURN: Duration = Duration::from_millis(5);
+const TURN: Duration = Duration::from_millis(2);
 
 /// Runs `call` once for each of its steps, and in each run lets `other`, on a thread of its own, go ahead before that step.
 /// When `other` waits for something that `call` holds, `call` goes on after a while. `play` makes the scene for one
 /// run and checks it afterwards; it calls what it is given to raise the curtain.
-pub fn meanwhile(mut play: impl FnMut(&dyn Fn(&mut dyn FnMut(), &(dyn Fn() + Sync)) -> bool)) {
+pub fn meanwhile(mut play: impl FnMut(&dyn Fn(&mut dyn FnMut(), &(dyn Fn() + Sync)))) {
     for at in 0.. {
         let again = std::cell::Cell::new(false);
         play(&|call, other| {
@@ -87,7 +88,6 @@ pub fn meanwhile(mut play: impl FnMut(&dyn Fn(&mut dyn FnMut(), &(dyn Fn() + Syn
                 at_step(at, act, call).1
             });
             again.set(interrupted);
-            interrupted
         });
         if !again.get() {
             return;
@@ -164,9 +164,9 @@ unsafe impl<G: Granule> Machine for Stage<G> {
         self.emu.repeated_word(frame)
     }
 
-    fn load_tags(&self, frame: Pfn) -> G::TagWords {
+    fn load_tags<'a>(&self, frame: Pfn, into: &'a mut MaybeUninit<G::TagWords>) -> &'a G::TagWords {
         self.step();
-        self.emu.load_tags(frame)
+        self.emu.load_tags(frame, into)
     }
 
     fn store_tags(&self, frame: Pfn, tags: &G::TagWords) {

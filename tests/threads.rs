@@ -1,0 +1,260 @@
+//! CPUs that meet: real threads, and every single change of turns.
+//!
+//! The first test lets CPUs run freely and sees what luck finds. The others do not rely on luck: a call is interrupted before
+//! each of its steps in turn, and another CPU does something of its own there (`support::stage::meanwhile`).
+
+mod support;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use ebbtide::Space;
+use ebbtide::addr::VirtAddr;
+use ebbtide::granule::K4;
+use ebbtide::machine::emu::{Access, Adversary};
+use ebbtide::reclaim::Advice;
+use ebbtide::space::Protection;
+
+use support::stage::meanwhile;
+use support::{Dice, RW, RWT, Rig, Setup, Stage, tagged};
+
+const BASE: u64 = 0x4000_0000;
+const PAGE: u64 = 4096;
+
+fn range(page: u64) -> VirtAddr {
+    VirtAddr::new(BASE + page * PAGE)
+}
+
+/// One thread's life on pages that are its own, in a space that is everybody's.
+fn live(rig: &Rig, space: &Space<Stage<K4>>, cpu: usize, seed: u64, pages: std::ops::Range<u64>) {
+    rig.emu().set_cpu(cpu);
+    let program = rig.program_on(cpu, space);
+    let mut dice = Dice::new(seed);
+    let mut model = vec![(0u64, 0u8); pages.end as usize];
+    for turn in 0..1500 {
+        let page = pages.start + dice.below(pages.end - pages.start);
+        let place = BASE + page * PAGE + dice.below(4) * 1024;
+        let first = BASE + page * PAGE;
+        let (word, tag) = model[page as usize];
+        match dice.below(16) {
+            0..5 => assert_eq!(program.load(tagged(first, tag)), Ok(word)),
+            5..9 => {
+                model[page as usize].0 = turn;
+                program.store(tagged(first, tag), turn).unwrap();
+            }
+            9..11 => {
+                model[page as usize].1 = turn as u8 & 0xf;
+                program.stg(first, turn as u8 & 0xf).unwrap();
+            }
+            11 => assert_eq!(program.ldg(first), Ok(tag)),
+            12 => {
+                let _ = program.load(tagged(place, if place == first { tag } else { 0 })).unwrap();
+            }
+            13 => space.advise(&rig.mm, range(page), PAGE, Advice::PageOut).unwrap(),
+            14 => {
+                model[page as usize] = (0, 0);
+                space.advise(&rig.mm, range(page), PAGE, Advice::DontNeed).unwrap();
+            }
+            _ => {
+                space.protect(&rig.mm, range(page), PAGE, Protection::READ).unwrap();
+                assert_eq!(program.load(tagged(first, tag)), Ok(word));
+                space.protect(&rig.mm, range(page), PAGE, RWT).unwrap();
+            }
+        }
+    }
+    for page in pages {
+        let (word, tag) = model[page as usize];
+        assert_eq!(program.load(tagged(BASE + page * PAGE, tag)), Ok(word), "page {page}");
+    }
+}
+
+#[test]
+fn programs_on_four_cpus_and_a_reclaimer() {
+    for seed in 1..5 {
+        let setup = Setup { frames: 112, slots: 300, tag_rooms: 300, cpus: 4, seed, ..Setup::default() };
+        let rig = Rig::<K4>::new(Setup { adversary: Adversary::Full, ..setup });
+        let space = rig.space();
+        rig.map(&space, BASE, 120, RWT);
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                rig.emu().set_cpu(3);
+                while !over.load(Ordering::Relaxed) {
+                    rig.mm.balance();
+                    thread::yield_now();
+                }
+            });
+            let (rig, space) = (&rig, &space);
+            let programs: Vec<_> = (0..3)
+                .map(|cpu| {
+                    scope.spawn(move || {
+                        live(rig, space, cpu, seed * 10 + cpu as u64, cpu as u64 * 40..cpu as u64 * 40 + 40)
+                    })
+                })
+                .collect();
+            let results: Vec<_> = programs.into_iter().map(|program| program.join()).collect();
+            over.store(true, Ordering::Relaxed);
+            results.into_iter().for_each(|result| result.unwrap());
+        });
+        rig.finish(space);
+    }
+}
+
+/// A page when the call comes: its word and its tag at `BASE`, and where it is.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+enum Start {
+    Empty,
+    Clean,
+    Dirty,
+    Out,
+}
+
+impl Start {
+    fn prepare(self, rig: &Rig, space: &Space<Stage<K4>>) {
+        let program = rig.program(space);
+        match self {
+            Self::Empty => {}
+            Self::Clean => assert_eq!(program.load(BASE), Ok(0)),
+            Self::Dirty | Self::Out => {
+                program.stg(BASE, 3).unwrap();
+                program.store(tagged(BASE, 3), 42).unwrap();
+                // A second page shares the batch, so that a flush covers more than one.
+                program.store(BASE + PAGE, 1).unwrap();
+            }
+        }
+        if self == Self::Out {
+            space.advise(&rig.mm, range(0), PAGE, Advice::PageOut).unwrap();
+        }
+    }
+
+    fn contents(self, region: Protection) -> (u64, u8) {
+        match self {
+            Self::Empty | Self::Clean => (0, 0),
+            Self::Dirty | Self::Out => (42, if region.contains(Protection::TAGGED) { 3 } else { 0 }),
+        }
+    }
+}
+
+/// What another CPU does to the page meanwhile.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+enum Intruder {
+    Load,
+    Store,
+    PageOut,
+    DontNeed,
+    Balance,
+}
+
+impl Intruder {
+    const ALL: [Self; 5] = [Self::Load, Self::Store, Self::PageOut, Self::DontNeed, Self::Balance];
+
+    /// Says whether it went well. Where the call unmapped the page, it does not.
+    fn act(self, rig: &Rig, space: &Space<Stage<K4>>) -> bool {
+        rig.emu().set_cpu(1);
+        match self {
+            Self::Load => rig.program_on(1, space).load(BASE + 32).is_ok(),
+            Self::Store => rig.program_on(1, space).store(BASE + 32, 7).is_ok(),
+            Self::PageOut => space.advise(&rig.mm, range(0), PAGE, Advice::PageOut).is_ok(),
+            Self::DontNeed => space.advise(&rig.mm, range(0), PAGE, Advice::DontNeed).is_ok(),
+            Self::Balance => {
+                rig.mm.balance();
+                true
+            }
+        }
+    }
+}
+
+/// Interrupts `call` on a page of a region of protection `region` at each of its steps, by each of the intruders. The page's word
+/// and tag are the old ones afterwards, or zero if the call or the intruder says so.
+fn interrupt(region: Protection, starts: &[Start], discards: bool, call: impl Fn(&Rig, &Space<Stage<K4>>)) {
+    let everyone = Intruder::ALL.into_iter();
+    for (intruder, &start) in everyone.flat_map(|intruder| starts.iter().map(move |start| (intruder, start))) {
+        meanwhile(|raise| {
+            // So little memory that `balance` has work to do: the CPUs have taken what they need in advance.
+            let rig = Rig::new(Setup { frames: 80, cpus: 3, ..Setup::default() });
+            let (space, other) = (rig.space(), rig.space());
+            for cpu in 1..3 {
+                rig.map(&other, BASE + cpu * PAGE, 1, RW);
+                rig.emu()
+                    .on_cpu(cpu as usize, || rig.program_on(cpu as usize, &other).load(BASE + cpu * PAGE).unwrap());
+            }
+            (0..3).for_each(|cpu| rig.activate(cpu, &space));
+            rig.map(&space, BASE, 4, region);
+            start.prepare(&rig, &space);
+            // CPU 2 keeps a translation, if there is one.
+            let _ = rig.emu().access(2, BASE, Access::LoadTag);
+            let stored = AtomicBool::new(false);
+            raise(&mut || call(&rig, &space), &|| {
+                stored.store(intruder.act(&rig, &space), Ordering::Relaxed);
+            });
+
+            let program = rig.program(&space);
+            let told = format!("{start:?}, {intruder:?}");
+            if let Ok(tag) = program.ldg(BASE) {
+                let word = program.load(tagged(BASE, tag)).unwrap();
+                let gone = discards || intruder == Intruder::DontNeed;
+                assert_eq!((word, tag), if gone { (0, 0) } else { start.contents(region) }, "{told}");
+                if intruder == Intruder::Store && stored.load(Ordering::Relaxed) && !gone {
+                    assert_eq!(program.load(BASE + 32), Ok(7), "{told}");
+                }
+                let stale = rig.emu().access(2, tagged(BASE, tag), Access::Load);
+                assert!(stale.is_err() || stale == Ok(word), "{told}: CPU 2 sees {stale:?}");
+            }
+            (0..3).for_each(|cpu| rig.idle(cpu));
+            other.destroy(&rig.mm);
+            rig.finish(space);
+        });
+    }
+}
+
+const HERE: [Start; 2] = [Start::Clean, Start::Dirty];
+const ALL: [Start; 4] = [Start::Empty, Start::Clean, Start::Dirty, Start::Out];
+
+#[test]
+fn a_fault_is_interrupted() {
+    interrupt(RWT, &[Start::Empty, Start::Out], false, |rig, space| _ = rig.program(space).load(BASE + 64).unwrap());
+    interrupt(RWT, &[Start::Empty, Start::Out], false, |rig, space| rig.program(space).store(BASE + 64, 1).unwrap());
+}
+
+#[test]
+fn pageout_is_interrupted() {
+    interrupt(RWT, &HERE, false, |rig, space| {
+        space.advise(&rig.mm, range(0), 2 * PAGE, Advice::PageOut).unwrap();
+    });
+}
+
+#[test]
+fn dontneed_is_interrupted() {
+    interrupt(RWT, &ALL, true, |rig, space| space.advise(&rig.mm, range(0), 2 * PAGE, Advice::DontNeed).unwrap());
+}
+
+#[test]
+fn munmap_is_interrupted() {
+    interrupt(RWT, &ALL, true, |rig, space| space.unmap(&rig.mm, range(0), 2 * PAGE).unwrap());
+}
+
+#[test]
+fn a_new_mapping_over_an_old_one_is_interrupted() {
+    interrupt(RWT, &ALL, true, |rig, space| rig.map(space, BASE, 2, RWT));
+}
+
+#[test]
+fn mprotect_is_interrupted() {
+    interrupt(RWT, &ALL, false, |rig, space| {
+        space.protect(&rig.mm, range(0), 2 * PAGE, Protection::READ).unwrap();
+    });
+    interrupt(RWT, &HERE, false, |rig, space| {
+        space.protect(&rig.mm, range(0), 2 * PAGE, Protection::empty()).unwrap();
+        space.protect(&rig.mm, range(0), 2 * PAGE, RWT).unwrap();
+    });
+}
+
+#[test]
+fn becoming_tagged_is_interrupted() {
+    interrupt(RW, &ALL, false, |rig, space| space.protect(&rig.mm, range(0), 2 * PAGE, RWT).unwrap());
+}
+
+#[test]
+fn reclaim_is_interrupted() {
+    interrupt(RWT, &HERE, false, |rig, _| rig.mm.balance());
+}
