@@ -2,8 +2,8 @@
 //!
 //! **The list.** Folios that a table maps, and cached ones whose write failed, stand in one list through their
 //! records, in the order in which they came. Reclaim takes from the old end. A page used since it was last looked at
-//! (its access flag) goes to the young end with the flag cleared: second chance. As a pass over the list clears every
-//! flag, the next one finds something to evict even when all is in use: there is no livelock.
+//! (its access flag) goes to the young end with the flag cleared: second chance. A second pass of
+//! the same search looks at no flag, and so finds something to evict even when all is in use: there is no livelock.
 //!
 //! **Watermarks**, in free frames: below *low* the background reclaimer wakes, and works until *high* are free. An
 //! ordinary allocation leaves *reserve* frames alone. A fault or call that finds nothing reclaims for itself
@@ -52,13 +52,16 @@ impl<M: Machine> Mm<M> {
     /// Frees some pages: one batch, or as many batches as it takes to free any.
     fn shrink(&self) -> Progress {
         // Pages that came in while we scan do not extend the scan: it is bounded by the list as it is now.
-        let mut left = 2 * self.reclaim().len() + BATCH as u64;
+        let pass = self.reclaim().len();
+        let mut left = 2 * pass + BATCH as u64;
         loop {
             let batch = self.reclaim().isolate(self.frames());
             if batch.is_empty() {
                 return Progress::Nothing;
             }
-            let freed = evict(self, &batch, Ageing::SecondChance);
+            // Programs on other CPUs may use every page between the two passes: the second one looks at no flag.
+            let ageing = if left > pass { Ageing::SecondChance } else { Ageing::Ignored };
+            let freed = evict(self, &batch, ageing);
             if freed > 0 {
                 return Progress::Freed(freed);
             }

@@ -70,13 +70,15 @@ impl<M: Machine> Space<M> {
                 let Some(mut cursor) = table.lock(mm) else { return };
                 let mut untagged: ArrayVec<(Vpn, Leaf), TAGGING> = ArrayVec::new();
                 while page < part.end() && !untagged.is_full() {
-                    if let Decoded::Leaf(leaf) = cursor.read(page) {
-                        if protection.contains(Protection::TAGGED) && !leaf.is_tagged() {
+                    match cursor.read(page) {
+                        Decoded::Leaf(leaf) if protection.contains(Protection::TAGGED) && !leaf.is_tagged() => {
                             untagged.extend(cursor.take(page).map(|leaf| (page, leaf)));
                             flush.note(self.asid, page);
-                        } else {
-                            self.protect_page(mm, &mut cursor, page, protection, flush);
                         }
+                        Decoded::Leaf(_) => self.protect_page(mm, &mut cursor, page, protection, flush),
+                        // Reclaim took the entry away, and its flush may be still to come.
+                        Decoded::Swapped(entry) if mm.is_cached(entry) => flush.note(self.asid, page),
+                        _ => {}
                     }
                     page = page.offset(1);
                 }

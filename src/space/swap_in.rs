@@ -153,6 +153,8 @@ impl<M: Machine> Space<M> {
         if cursor.read(missing.at.page) != Decoded::Swapped(missing.entry) {
             return Step::Again;
         }
+        // The program may have lost the right to execute while the page was kept, and may store to it now.
+        record.clear(flag::CODE_SYNCED);
         record.count.fetch_add(MAP, Ordering::Relaxed);
         cursor.map_back(missing.at.page, missing.leaf::<M::Granule>(frames.pfn(frame)));
         let unused = area.put(missing.entry.slot()).is_some();

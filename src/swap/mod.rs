@@ -94,6 +94,12 @@ impl<M: Machine> Swap<M> {
 }
 
 impl<M: Machine> Mm<M> {
+    /// Whether the page of a swap entry is still in memory. Under the lock of the table that holds the entry.
+    pub(crate) fn is_cached(&self, entry: SwapEntry) -> bool {
+        let slot = self.swap().area(entry.area()).and_then(|area| area.slot(entry.slot()));
+        matches!(slot.map(SlotRecord::state), Some(SlotState::Cached { .. }))
+    }
+
     /// Lets go of a page that is still in memory, and of its slot, if no swap entry names the slot any more: for
     /// whoever gave back the last use of a slot that was cached. May sleep.
     #[cold]

@@ -190,6 +190,11 @@ impl<G: Granule> State<G> {
             }
             Access::Store(value) => {
                 self.ram.word(frame, offset).store(value, Relaxed);
+                // What a program stores where it may execute, it syncs itself; elsewhere it may rely on the kernel.
+                if self.ram.entry(entry.at).load(Relaxed) & UXN != 0 {
+                    let slot = self.ram.slot(frame);
+                    self.frames[slot].synced = false;
+                }
                 0
             }
             Access::LoadTag if tagged => {
