@@ -143,10 +143,13 @@ enum Intruder {
     PageOut,
     DontNeed,
     Balance,
+    Forbid,
+    Unmap,
 }
 
 impl Intruder {
-    const ALL: [Self; 5] = [Self::Load, Self::Store, Self::PageOut, Self::DontNeed, Self::Balance];
+    /// Those that every call bears.
+    const USUAL: [Self; 5] = [Self::Load, Self::Store, Self::PageOut, Self::DontNeed, Self::Balance];
 
     /// Says whether it went well. Where the call unmapped the page, it does not.
     fn act(self, rig: &Rig, space: &Space<Stage<K4>>) -> bool {
@@ -160,15 +163,36 @@ impl Intruder {
                 rig.mm.balance();
                 true
             }
+            // When the call returns, the right is gone on every CPU, whoever is about to unmap the page besides.
+            Self::Forbid => {
+                space.protect(&rig.mm, range(0), PAGE, Protection::READ).unwrap();
+                assert!(rig.emu().access(2, BASE + 32, Access::Store(9)).is_err(), "a store after mprotect");
+                true
+            }
+            Self::Unmap => {
+                space.unmap(&rig.mm, range(0), PAGE).unwrap();
+                assert!(rig.emu().access(2, BASE + 32, Access::Load).is_err(), "a load after munmap");
+                true
+            }
         }
     }
 }
 
+/// Interrupts `call` by each of the usual intruders.
+fn interrupt(region: Protection, starts: &[Start], discards: bool, call: impl Fn(&Rig, &Space<Stage<K4>>)) {
+    interrupt_by(&Intruder::USUAL, region, starts, discards, call);
+}
+
 /// Interrupts `call` on a page of a region of protection `region` at each of its steps, by each of the intruders. The page's word
 /// and tag are the old ones afterwards, or zero if the call or the intruder says so.
-fn interrupt(region: Protection, starts: &[Start], discards: bool, call: impl Fn(&Rig, &Space<Stage<K4>>)) {
-    let everyone = Intruder::ALL.into_iter();
-    for (intruder, &start) in everyone.flat_map(|intruder| starts.iter().map(move |start| (intruder, start))) {
+fn interrupt_by(
+    intruders: &[Intruder],
+    region: Protection,
+    starts: &[Start],
+    discards: bool,
+    call: impl Fn(&Rig, &Space<Stage<K4>>),
+) {
+    for (&intruder, &start) in intruders.iter().flat_map(|intruder| starts.iter().map(move |start| (intruder, start))) {
         meanwhile(|raise| {
             // So little memory that `balance` has work to do: the CPUs have taken what they need in advance.
             let rig = Rig::new(Setup { frames: 80, cpus: 3, ..Setup::default() });
@@ -182,7 +206,10 @@ fn interrupt(region: Protection, starts: &[Start], discards: bool, call: impl Fn
             rig.map(&space, BASE, 4, region);
             start.prepare(&rig, &space);
             // CPU 2 keeps a translation, if there is one.
-            let _ = rig.emu().access(2, BASE, Access::LoadTag);
+            if start != Start::Out && start != Start::Empty {
+                let _ =
+                    rig.emu().access(2, BASE + 48, if start == Start::Dirty { Access::Store(1) } else { Access::Load });
+            }
             let stored = AtomicBool::new(false);
             raise(&mut || call(&rig, &space), &|| {
                 stored.store(intruder.act(&rig, &space), Ordering::Relaxed);
@@ -257,4 +284,17 @@ fn becoming_tagged_is_interrupted() {
 #[test]
 fn reclaim_is_interrupted() {
     interrupt(RWT, &HERE, false, |rig, _| rig.mm.balance());
+}
+
+/// When mprotect or munmap returns, the right is gone on every CPU: also when reclaim has taken the entry away and its flush is
+/// still to come.
+#[test]
+fn rights_are_gone_when_the_call_returns() {
+    for intruder in [Intruder::Forbid, Intruder::Unmap] {
+        interrupt_by(&[intruder], RWT, &HERE, false, |rig, _| {
+            // CPU 2 uses the page between reclaim's look at it and its unmapping, now and then.
+            rig.emu().set_background(|emu, _| _ = emu.access(2, BASE + 48, Access::Store(1)));
+            rig.mm.balance();
+        });
+    }
 }
