@@ -1,5 +1,5 @@
-//! What fails, fails cleanly: memory that runs out at every point of a scripted life, devices that fail at every operation,
-//! slots and tag rooms that run dry. What is not concerned lives on, and at the end everything is back.
+//! What fails, fails cleanly: memory that runs out at every point of a scripted life, devices that fail at every
+//! operation, slots and tag rooms that run dry. What is not concerned lives on, and at the end everything is back.
 
 mod support;
 
@@ -206,8 +206,8 @@ fn reclaim_makes_progress_when_every_page_is_referenced() {
 
 // ---- Devices that fail. ----
 
-/// A failure at operation `k` of a scripted life on the device, for every `k`: all the same, each page is as it was, or its
-/// program was told.
+/// A failure at operation `k` of a scripted life on the device, for every `k`: all the same, each page is as it was,
+/// or its program was told.
 #[test]
 fn the_device_fails_at_every_operation_of_a_life() {
     let mut k = 0;
@@ -445,8 +445,8 @@ fn an_unreadable_page_goes_with_its_space() {
     rig.finish(space);
 }
 
-/// The library does not check contents: a device that lies is seen by the program, in that page alone. It is also seen by the
-/// models of these tests, or they could not fail.
+/// The library does not check contents: a device that lies is seen by the program, in that page alone. It is also
+/// seen by the models of these tests, or they could not fail.
 #[test]
 fn a_device_that_lies_changes_one_page() {
     let rig = Rig::<K4>::new(Setup::default());

@@ -1,7 +1,8 @@
 //! Lives: what programs see over long and random sequences of everything that can happen to their pages.
 //!
-//! Each life ends with every page looked at, every space destroyed, and every frame, slot and tag room back. The laws of
-//! the machine are checked by the emulator at every step; `Adversary::Full` does all that the architecture permits.
+//! Each life ends with every page looked at, every space destroyed, and every frame, slot and tag room back. The laws
+//! of the machine are checked by the emulator at every step; `Adversary::Full` does all that the architecture
+//! permits.
 
 mod support;
 

@@ -1,7 +1,8 @@
 //! CPUs that meet: real threads, and every single change of turns.
 //!
-//! The first test lets CPUs run freely and sees what luck finds. The others do not rely on luck: a call is interrupted before
-//! each of its steps in turn, and another CPU does something of its own there (`support::stage::meanwhile`).
+//! The first test lets CPUs run freely and sees what luck finds. The others do not rely on luck: a call is
+//! interrupted before each of its steps in turn, and another CPU does something of its own there
+//! (`support::stage::meanwhile`).
 
 mod support;
 
@@ -183,8 +184,8 @@ fn interrupt(region: Protection, starts: &[Start], discards: bool, call: impl Fn
     interrupt_by(&Intruder::USUAL, region, starts, discards, call);
 }
 
-/// Interrupts `call` on a page of a region of protection `region` at each of its steps, by each of the intruders. The page's word
-/// and tag are the old ones afterwards, or zero if the call or the intruder says so.
+/// Interrupts `call` on a page of a region of protection `region` at each of its steps, by each of the intruders. The
+/// page's word and tag are the old ones afterwards, or zero if the call or the intruder says so.
 fn interrupt_by(
     intruders: &[Intruder],
     region: Protection,
@@ -286,8 +287,8 @@ fn reclaim_is_interrupted() {
     interrupt(RWT, &HERE, false, |rig, _| rig.mm.balance());
 }
 
-/// When mprotect or munmap returns, the right is gone on every CPU: also when reclaim has taken the entry away and its flush is
-/// still to come.
+/// When mprotect or munmap returns, the right is gone on every CPU: also when reclaim has taken the entry away and
+/// its flush is still to come.
 #[test]
 fn rights_are_gone_when_the_call_returns() {
     for intruder in [Intruder::Forbid, Intruder::Unmap] {

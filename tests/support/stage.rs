@@ -1,12 +1,13 @@
 //! The emulated machine with a prompter: a test may stop a thread at its n-th step and let another play meanwhile.
 //!
-//! [`Stage`] is [`Emu`] behind the same trait, with one addition: before each operation of the seam the calling thread's
-//! [`Cue`], if it has one, is asked. [`meanwhile`] builds on it: one call of the library is interrupted at each of its
-//! steps in turn, and another CPU does something of its own in between. What two CPUs can do to each other with one
-//! change of turns is so tried in full, not by luck.
+//! [`Stage`] is [`Emu`] behind the same trait, with one addition: before each operation of the seam the calling
+//! thread's [`Cue`], if it has one, is asked. [`meanwhile`] builds on it: one call of the library is interrupted at
+//! each of its steps in turn, and another CPU does something of its own in between. What two CPUs can do to each
+//! other with one change of turns is so tried in full, not by luck.
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use ebbtide::granule::Granule;
 use ebbtide::machine::emu::{Emu, TestDevice};
 use ebbtide::machine::{Asid, Cached, EntryAt, Features, Machine, Reach, Scope, Tags, Window};
 use ebbtide::swap::{DeviceError, DeviceFlags, SwapDevice};
-use ebbtide::sync::{AtomicU32, AtomicU64, Ordering};
+use ebbtide::sync::{AtomicU32, Ordering};
 
 /// What a thread does before a certain one of its steps.
 struct Cue {
@@ -33,13 +34,13 @@ thread_local! {
 pub struct Stage<G: Granule> {
     /// The machine behind it.
     pub emu: Emu<G>,
-    /// Calls of [`Machine::sync_code`].
-    pub syncs: AtomicU64,
+    /// A valid entry was taken away, and no flush has been completed since.
+    pub unflushed: AtomicBool,
 }
 
 impl<G: Granule> Stage<G> {
     pub fn new(emu: Emu<G>) -> Self {
-        Self { emu, syncs: AtomicU64::new(0) }
+        Self { emu, unflushed: AtomicBool::new(false) }
     }
 
     fn step(&self) {
@@ -65,9 +66,9 @@ pub fn at_step<R>(at: u64, act: impl FnOnce() + 'static, body: impl FnOnce() -> 
 /// Longer than what another CPU does in a test, unless it waits for the interrupted one.
 const TURN: Duration = Duration::from_millis(2);
 
-/// Runs `call` once for each of its steps, and in each run lets `other`, on a thread of its own, go ahead before that step.
-/// When `other` waits for something that `call` holds, `call` goes on after a while. `play` makes the scene for one
-/// run and checks it afterwards; it calls what it is given to raise the curtain.
+/// Runs `call` once for each of its steps, and in each run lets `other`, on a thread of its own, go ahead before that
+/// step. When `other` waits for something that `call` holds, `call` goes on after a while. `play` makes the scene for
+/// one run and checks it afterwards; it calls what it is given to raise the curtain.
 pub fn meanwhile(mut play: impl FnMut(&dyn Fn(&mut dyn FnMut(), &(dyn Fn() + Sync)))) {
     for at in 0.. {
         let again = std::cell::Cell::new(false);
@@ -111,7 +112,11 @@ unsafe impl<G: Granule> Machine for Stage<G> {
 
     fn exchange_entry(&self, at: EntryAt, raw: u64) -> u64 {
         self.step();
-        self.emu.exchange_entry(at, raw)
+        let old = self.emu.exchange_entry(at, raw);
+        if old & !raw & 1 != 0 {
+            self.unflushed.store(true, Ordering::Relaxed);
+        }
+        old
     }
 
     fn compare_exchange_entry(&self, at: EntryAt, seen: u64, raw: u64) -> Result<(), u64> {
@@ -132,6 +137,7 @@ unsafe impl<G: Granule> Machine for Stage<G> {
     fn fence_invalidations(&self) {
         self.step();
         self.emu.fence_invalidations();
+        self.unflushed.store(false, Ordering::Relaxed);
     }
 
     fn invalidate(&self, asid: Asid, scope: Scope, cached: Cached, reach: Reach) {
@@ -180,7 +186,6 @@ unsafe impl<G: Granule> Machine for Stage<G> {
 
     fn sync_code(&self, run: PfnRange) {
         self.step();
-        self.syncs.fetch_add(1, Ordering::Relaxed);
         self.emu.sync_code(run);
     }
 

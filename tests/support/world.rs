@@ -1,8 +1,8 @@
 //! Random lives against a plain model: what a program may see, page by page.
 //!
-//! A [`World`] has a few spaces on a few CPUs. Each [`Op`] is done by the library and by the model, and what the program saw, or
-//! the error, must be what the model says. The model knows nothing of frames, slots or TLBs: a page has a protection, words
-//! and tags. It allows one thing more: [`World::is_exhausted`] says when "no memory" is true.
+//! A [`World`] has a few spaces on a few CPUs. Each [`Op`] is done by the library and by the model, and what the
+//! program saw, or the error, must be what the model says. The model knows nothing of frames, slots or TLBs: a page
+//! has a protection, words and tags. It allows one thing more: [`World::is_exhausted`] says when "no memory" is true.
 //!
 //! With a *bystander*, the last CPU runs a program of space 0 that stores between any two steps of the library, as
 //! another CPU does. The last word of each page is its own.
@@ -272,8 +272,8 @@ impl<G: Granule> World<G> {
         if page.protection.intersects(wanted) { Ok(()) } else { Err(Refused::Protection) }
     }
 
-    /// Does an access, and sees to it that it is refused when the model refuses it. `None`: it was refused, or there was no
-    /// memory.
+    /// Does an access, and sees to it that it is refused when the model refuses it. `None`: it was refused, or there
+    /// was no memory.
     fn access(&mut self, cpu: usize, pointer: u64, access: Access) -> Option<u64> {
         let page = VirtAddr::untagged(pointer).vpn::<G>().number();
         let allowed = self.allows(self.on[cpu], page, access);

@@ -1,0 +1,232 @@
+//! Each law, broken by a kernel that makes one mistake, and kept by the library, in one and the same life.
+//!
+//! [`Small`] is a small kernel written against the machine's seam. It is right, but for at most one [`Mistake`]. A
+//! scripted [`life`] runs on it and on the library. Each mistake is caught: by a law of the emulated machine, or by
+//! the life's model of what its program may see. So each check is known to be able to fail.
+//!
+//! Numbers are those of the list of other kernels' bugs. `E` is the emulator's own test file, `emu/tests/laws.rs`.
+//!
+//! | what goes wrong | naive | right |
+//! |---|---|---|
+//! | 1: no DSB before the TLBI | `NoFence`; E `break_before_make_of_one_page` | `life`, `tests/life.rs` |
+//! | 2: TLBI operand wrong | `WrongOperand` | `the_highest_and_the_lowest_page_at_every_granule`; `tlbi::tests` |
+//! | 3: local instead of broadcast | `LocalFlush` | `life`, `tests/threads.rs` |
+//! | 4: live leaf rewritten with another address | `LiveRewrite` | `life`; `threads::a_new_mapping_*` |
+//! | 9: frame freed before the flush | `FreeFirst` | `frames_are_free_only_after_the_flush` |
+//! | 10: copied before unmapped | `CopyFirst`, `CopyUnflushed` | `life` with a program that stores meanwhile |
+//! | 11: present before data | `ShowFirst` | `life`; `threads::a_fault_is_interrupted` |
+//! | 12: failure between two tag saves | `SaveMayFail` | `life`; `failures::slots_and_rooms_run_dry_*` |
+//! | 14: slot reuse shows old tags or data | `TagsStayInSlot`, `WriteTooLate` | `life` |
+//! | 16: zero entry taken for a block | `ZeroIsBlock` | `life`; `pte::tests::zero_is_empty_everywhere` |
+//! | 18: present to absent by mprotect leaks | `NoneForgets` | `life` |
+//! | 19: n-th allocation fails | (a panic needs no check) | `failures::memory_runs_out_at_every_allocation_of_a_life` |
+//! | 20: reclaim looks at one page for ever | E `Law::Livelock` | `failures::reclaim_*` |
+//! | 21: page-in needs a frame and has none | `NoReserve` | `life`; `failures::a_swap_in_with_no_free_frame_*` |
+//! | contents unordered before the entry | `NoContentsFence` | `life` |
+//! | fetch from a frame not synced | `NoSync` | `life`; `failures::a_kept_page_of_code_is_synced_again` |
+//! | fresh page shows old data | `OldData` | `life` |
+//! | fresh page shows old tags | `OldTags` | `life` |
+//! | untagged page shows old tags after mprotect | `TagsAsTheyAre` | `life` |
+//! | page dirty no more after it came back | `BackClean` | `life` |
+//! | table freed or reused while walkers have it | E `tables_die_after_the_flush_of_walks` | every `destroy` |
+//! | identifier reused | E `identifiers_are_flushed_before_reuse` | `tests/life.rs` (`Remake`) |
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use ebbtide::Space;
+use ebbtide::addr::VirtAddr;
+use ebbtide::granule::{Granule, K4, K16, K64};
+use ebbtide::machine::emu::{Access, Adversary, Emu, Law, Mode, TagCheck};
+use ebbtide::reclaim::Advice;
+use ebbtide::space::Protection;
+
+use support::script::{BASE, Kernel, PAGE, ROOMS, SLOTS, at, life};
+use support::small::{Mistake, Small};
+use support::stage::at_step;
+use support::{RW, RWT, Rig, Setup, Stage};
+
+// ---- The library as the kernel. ----
+
+struct Library {
+    rig: Rig,
+    space: Space<Stage<K4>>,
+}
+
+impl Library {
+    fn new(seed: u64) -> Self {
+        let adversary = [Adversary::Quiet, Adversary::Full][seed as usize & 1];
+        let setup = Setup { cpus: 2, slots: SLOTS, tag_rooms: ROOMS, seed, adversary, ..Setup::default() };
+        let rig = Rig::new(setup);
+        rig.emu().set_tag_check(1, TagCheck::None);
+        let space = rig.space();
+        Self { rig, space }
+    }
+}
+
+impl Kernel for Library {
+    fn emu(&self) -> &Emu<K4> {
+        self.rig.emu()
+    }
+
+    fn access(&self, cpu: usize, pointer: u64, access: Access) -> Option<u64> {
+        self.rig.program_on(cpu, &self.space).access(pointer, access).ok()
+    }
+
+    fn map(&self, page: u64, protection: Protection) {
+        self.rig.map(&self.space, at(page), 1, protection);
+    }
+
+    fn unmap(&self, page: u64) {
+        self.space.unmap(&self.rig.mm, VirtAddr::new(at(page)), PAGE).unwrap();
+    }
+
+    fn page_out(&self, page: u64) {
+        self.space.advise(&self.rig.mm, VirtAddr::new(at(page)), PAGE, Advice::PageOut).unwrap();
+    }
+
+    fn protect(&self, page: u64, protection: Protection) {
+        self.space.protect(&self.rig.mm, VirtAddr::new(at(page)), PAGE, protection).unwrap();
+    }
+}
+
+// ---- Mistakes. ----
+
+/// What finds a mistake.
+#[derive(Copy, Clone, Debug)]
+enum Finder {
+    /// A law of the machine.
+    Law(Law),
+    /// The life's model, in words that contain these.
+    Model(&'static str),
+    /// The count of what is free at the end.
+    Count,
+}
+
+fn check(mistake: Mistake, finder: Finder) {
+    let small = Small::new(mistake);
+    small.emu.set_mode(Mode::Record);
+    let seen = life(&small);
+    let broken = small.emu.take_violations();
+    let found = match finder {
+        Finder::Law(law) => broken.first().is_some_and(|first| first.law == law),
+        Finder::Model(words) => broken.is_empty() && seen.as_ref().is_err_and(|told| told.contains(words)),
+        Finder::Count => broken.is_empty() && seen.is_ok() && small.missing().is_some(),
+    };
+    assert!(found, "{mistake:?} was not found by {finder:?}: {seen:?}, {:?}, {:?}", broken.first(), small.missing());
+}
+
+#[test]
+fn the_small_kernel_without_a_mistake_is_right() {
+    let small = Small::new(Mistake::Nothing);
+    assert_eq!(life(&small), Ok(()));
+    assert_eq!(small.missing(), None);
+}
+
+#[test]
+fn each_mistake_is_found() {
+    use Finder::{Count, Law as Broken, Model};
+    let table = [
+        (Mistake::NoFence, Broken(Law::ReadWhileWritable)),
+        (Mistake::WrongOperand, Broken(Law::ReadWhileWritable)),
+        (Mistake::LocalFlush, Broken(Law::ReadWhileWritable)),
+        (Mistake::LiveRewrite, Broken(Law::BreakBeforeMake)),
+        (Mistake::FreeFirst, Broken(Law::FreedWhileMapped)),
+        (Mistake::CopyFirst, Broken(Law::ReadWhileWritable)),
+        (Mistake::CopyUnflushed, Broken(Law::ReadWhileWritable)),
+        (Mistake::ShowFirst, Broken(Law::WrittenWhileMapped)),
+        (Mistake::SaveMayFail, Model("tag 0 of page 2")),
+        (Mistake::TagsStayInSlot, Model("tag 0 of page 2")),
+        (Mistake::WriteTooLate, Model("page 0 holds")),
+        (Mistake::ZeroIsBlock, Broken(Law::Livelock)),
+        (Mistake::NoneForgets, Count),
+        (Mistake::NoReserve, Model("page 0 holds None")),
+        (Mistake::NoContentsFence, Broken(Law::ContentsBeforeEntry)),
+        (Mistake::NoSync, Broken(Law::FetchUnsynced)),
+        (Mistake::OldData, Broken(Law::DataUnset)),
+        (Mistake::OldTags, Broken(Law::TagsUnset)),
+        (Mistake::TagsAsTheyAre, Broken(Law::TagsUnset)),
+        (Mistake::BackClean, Model("page 0 holds")),
+    ];
+    table.into_iter().for_each(|(mistake, finder)| check(mistake, finder));
+}
+
+#[test]
+fn the_library_is_right() {
+    for seed in 0..12 {
+        let library = Library::new(seed);
+        assert_eq!(life(&library), Ok(()), "seed {seed}");
+        library.rig.finish(library.space);
+    }
+}
+
+// ---- What the life does not reach. ----
+
+/// The largest and the smallest addresses that a program can have, at every granule: what is invalidated is what was
+/// mapped.
+#[test]
+fn the_highest_and_the_lowest_page_at_every_granule() {
+    fn visit<G: Granule>() {
+        let rig = Rig::<G>::new(Setup { cpus: 2, ..Setup::default() });
+        let space = rig.space();
+        let top = (1 << rig.emu().config().va_bits) - G::SIZE as u64;
+        for place in [top, 1 << 47, (1 << 47) - G::SIZE as u64, 64 << 10] {
+            let page = VirtAddr::new(place);
+            rig.map(&space, place, 1, RWT);
+            for cpu in 0..2 {
+                rig.program_on(cpu, &space).store(place, 5).unwrap();
+            }
+            space.advise(&rig.mm, page, G::SIZE as u64, Advice::PageOut).unwrap();
+            assert!(rig.emu().access(1, place, Access::Load).is_err(), "{place:#x} is out");
+            assert_eq!(rig.program_on(1, &space).load(place), Ok(5));
+            space.protect(&rig.mm, page, G::SIZE as u64, Protection::READ).unwrap();
+            assert!(rig.emu().access(1, place, Access::Store(1)).is_err(), "{place:#x} is read-only");
+            space.unmap(&rig.mm, page, G::SIZE as u64).unwrap();
+            assert!(rig.emu().access(1, place, Access::Load).is_err(), "{place:#x} is gone");
+        }
+        rig.finish(space);
+    }
+    visit::<K4>();
+    visit::<K16>();
+    visit::<K64>();
+}
+
+/// Something that the library is asked for.
+type Call = fn(&Rig, &Space<Stage<K4>>);
+
+/// From the store that takes an entry away to the fence that completes its flush, no frame becomes free.
+#[test]
+fn frames_are_free_only_after_the_flush() {
+    let calls: [Call; 5] = [
+        |rig, space| space.unmap(&rig.mm, VirtAddr::new(BASE), 4 * PAGE).unwrap(),
+        |rig, space| space.advise(&rig.mm, VirtAddr::new(BASE), 4 * PAGE, Advice::DontNeed).unwrap(),
+        |rig, space| space.advise(&rig.mm, VirtAddr::new(BASE), 4 * PAGE, Advice::PageOut).unwrap(),
+        |rig, space| rig.map(space, BASE, 4, RW),
+        |rig, space| space.protect(&rig.mm, VirtAddr::new(BASE), 4 * PAGE, Protection::empty()).unwrap(),
+    ];
+    for (call, clean) in calls.into_iter().flat_map(|call| [(call, false), (call, true)]) {
+        for step in 0.. {
+            let rig = Arc::new(Rig::<K4>::new(Setup::default()));
+            let space = rig.space();
+            rig.map(&space, BASE, 4, RWT);
+            let touch = if clean { Access::Load } else { Access::Store(1) };
+            (0..4).for_each(|page| _ = rig.program(&space).access(at(page), touch).unwrap());
+            // From the first cut on, the space has what its list of regions may need.
+            space.unmap(&rig.mm, VirtAddr::new(at(8)), PAGE).unwrap();
+            let free = rig.mm.totals().frames_free;
+            let watched = Arc::clone(&rig);
+            let look = move || {
+                let freed = watched.mm.totals().frames_free > free;
+                let unflushed = watched.mm.machine().unflushed.load(Relaxed);
+                assert!(!(freed && unflushed), "step {step}: a frame is free, and its translation is not flushed");
+            };
+            let ((), interrupted) = at_step(step, look, || call(&rig, &space));
+            rig.finish(space);
+            if !interrupted {
+                break;
+            }
+        }
+    }
+}
