@@ -6,12 +6,13 @@ use core::ptr::NonNull;
 use crate::addr::{Pfn, PfnRange};
 use crate::frame::slab::Slab;
 use crate::frame::{Frame, FrameRecord, Frames, Kind, OwnedFrame, Pressure, Urgency};
-use crate::machine::{Machine, Tags};
+use crate::machine::{Asid, MAX_CPUS, Machine, Tags};
 use crate::reclaim::Reclaim;
 use crate::rmap::{Node, NodeId};
 use crate::space::Asids;
 use crate::stats::Stats;
 use crate::swap::{AreaId, Swap, SwapArea, SwapOnError};
+use crate::sync::{AtomicU32, Ordering};
 
 /// The memory that a porter hands over.
 pub struct Memory<'a> {
@@ -68,6 +69,8 @@ pub struct Mm<M: Machine> {
     reclaim: Reclaim,
     stats: Stats,
     empty_root: Pfn,
+    /// The node of the space that each CPU runs, plus one; 0 for none.
+    running: [AtomicU32; MAX_CPUS],
 }
 
 /// Fewest frames that make sense: watermarks, tables, and a program's first pages.
@@ -88,7 +91,8 @@ impl<M: Machine> Mm<M> {
         if memory.span.pages() >= u32::MAX as u64 {
             return Err(SetupError::SpanTooLarge);
         }
-        if memory.free.iter().map(|run| run.pages()).sum::<u64>() < FEWEST_FRAMES {
+        let usable = memory.free.iter().map(|run| run.intersection(memory.span).pages()).sum::<u64>();
+        if usable < FEWEST_FRAMES {
             return Err(SetupError::TooFewFrames);
         }
         // SAFETY: promise 1.
@@ -122,6 +126,7 @@ impl<M: Machine> Mm<M> {
             reclaim,
             stats: Stats::default(),
             empty_root,
+            running: [const { AtomicU32::new(0) }; MAX_CPUS],
         })
     }
 
@@ -135,7 +140,7 @@ impl<M: Machine> Mm<M> {
     /// `self`.
     pub unsafe fn swap_on(&self, area: SwapArea<M>) -> Result<AreaId, SwapOnError> {
         // SAFETY: the same promise.
-        unsafe { self.swap.add(area) }
+        unsafe { self.swap.add(&self.machine, area) }
     }
 
     /// The machine.
@@ -182,9 +187,24 @@ impl<M: Machine> Mm<M> {
         &self.reclaim
     }
 
-    /// The table that maps nothing, installed where no space is.
-    pub fn empty_root(&self) -> Pfn {
-        self.empty_root
+    /// Leaves the calling CPU without a space: what a kernel does before the CPU idles, or runs a thread of its own
+    /// for long.
+    pub fn deactivate(&self) {
+        self.machine.install_root(self.empty_root, Asid::EMPTY);
+        self.runs(None);
+    }
+
+    /// Notes which space the calling CPU runs from now on.
+    pub(crate) fn runs(&self, node: Option<NodeId>) {
+        if let Some(running) = self.running.get(self.machine.cpu()) {
+            running.store(node.map_or(0, |node| node.0 + 1), Ordering::Release);
+        }
+    }
+
+    /// The CPUs that run the space of `node`.
+    pub(crate) fn running(&self, node: NodeId) -> impl Iterator<Item = usize> {
+        let runs = move |running: &AtomicU32| running.load(Ordering::Acquire) == node.0 + 1;
+        self.running.iter().enumerate().filter(move |(_, running)| runs(running)).map(|(cpu, _)| cpu)
     }
 
     /// The node with number `id`.

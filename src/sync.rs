@@ -1,4 +1,5 @@
-//! Atomics and locks: the only file of the library that names either.
+//! Atomics and locks: where the library takes both from. Two locks are bits of a frame's record and live beside it, the
+//! folio lock and the leaf table's; the real machine's atomic descriptors are its own.
 //!
 //! Two kinds of lock. [`Spin`] and [`SpinShared`] guard inner data for a few dozen instructions and are never held
 //! across an allocation, a device call or a wait. [`Sleep`] guards a space: it is held over all of these, and waits
@@ -13,6 +14,7 @@ pub use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 pub type Once<T> = spin::once::Once<T, Relax>;
 
 use core::cell::UnsafeCell;
+use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 
 use crate::machine::Machine;
@@ -122,7 +124,7 @@ impl<T> DerefMut for SpinGuard<'_, T> {
     }
 }
 
-/// Bit of a lock word that a writer holds; the bits below it count readers.
+/// Bit of a lock word that a writer holds or waits for; the bits below it count readers.
 const EXCLUSIVE: u32 = 1 << 31;
 
 /// A spinning lock that many readers or one writer hold, as a bare word: it lives in records that are cleared as
@@ -153,7 +155,11 @@ impl SpinShared {
     /// Takes the lock alone.
     #[inline]
     pub fn write(&self) -> SharedGuard<'_> {
-        while self.0.compare_exchange_weak(0, EXCLUSIVE, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        // Its bit keeps new readers out while it waits for those inside.
+        while self.0.fetch_or(EXCLUSIVE, Ordering::Acquire) & EXCLUSIVE != 0 {
+            <Relax as spin::RelaxStrategy>::relax();
+        }
+        while self.0.load(Ordering::Acquire) != EXCLUSIVE {
             <Relax as spin::RelaxStrategy>::relax();
         }
         SharedGuard { lock: &self.0, release: EXCLUSIVE, _held: HeldMark::new() }
@@ -205,15 +211,15 @@ impl<T> Sleep<T> {
     /// Takes the lock; sleeps through `machine` while another thread holds it.
     #[inline]
     pub fn lock<'a, M: Machine>(&'a self, machine: &'a M) -> SleepGuard<'a, T, M> {
+        assert_may_sleep();
         if self.word.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_err() {
             self.lock_slow(machine);
         }
-        SleepGuard { lock: self, machine }
+        SleepGuard { lock: self, machine, value: PhantomData }
     }
 
     #[cold]
     fn lock_slow<M: Machine>(&self, machine: &M) {
-        assert_may_sleep();
         while self.word.swap(CONTENDED, Ordering::Acquire) != FREE {
             machine.wait(&self.word, CONTENDED);
         }
@@ -229,6 +235,8 @@ impl<T> Sleep<T> {
 pub struct SleepGuard<'a, T, M: Machine> {
     lock: &'a Sleep<T>,
     machine: &'a M,
+    /// A guard is as good as the exclusive reference that it hands out: shared between threads only if that may be.
+    value: PhantomData<&'a mut T>,
 }
 
 impl<T, M: Machine> Deref for SleepGuard<'_, T, M> {

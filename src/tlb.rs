@@ -26,9 +26,13 @@ pub(crate) const CAPACITY: usize = 64;
 /// Runs noted before they are invalidated. A batch has [`CAPACITY`] scattered pages at most.
 const RUNS: usize = CAPACITY;
 
+/// What suffices where no table was detached.
+const LEAVES: Cached = Cached::Leaf(Level::LEAF);
+
 struct Run {
     asid: Asid,
     pages: VpnRange,
+    cached: Cached,
 }
 
 /// Removed translations, and what they kept alive.
@@ -56,20 +60,26 @@ impl<'a, M: Machine> Flush<'a, M> {
         if let Some(last) = self.runs.last_mut()
             && last.asid == asid
             && last.pages.end() == page
+            && last.cached == LEAVES
         {
             last.pages = VpnRange::new(last.pages.start(), last.pages.pages() + 1);
             return;
         }
-        self.note_run(asid, VpnRange::new(page, 1));
+        self.note_run(Run { asid, pages: VpnRange::new(page, 1), cached: LEAVES });
     }
 
-    fn note_run(&mut self, asid: Asid, pages: VpnRange) {
-        if self.retired == Some(asid) {
+    /// Notes that a table which mapped `pages` was detached.
+    pub(crate) fn note_table(&mut self, asid: Asid, pages: VpnRange) {
+        self.note_run(Run { asid, pages, cached: Cached::Walk });
+    }
+
+    fn note_run(&mut self, run: Run) {
+        if self.retired == Some(run.asid) {
             return;
         }
-        if self.runs.try_push(Run { asid, pages }).is_err() {
+        if let Err(full) = self.runs.try_push(run) {
             self.invalidate();
-            self.runs.push(Run { asid, pages });
+            self.runs.push(full.element());
         }
     }
 
@@ -93,9 +103,8 @@ impl<'a, M: Machine> Flush<'a, M> {
         }
     }
 
-    /// Moves a detached table of a retired space in.
+    /// Moves a detached table in, noted by [`Flush::note_table`] or of a retired space; it is freed after the flush.
     pub(crate) fn own_table(&mut self, table: Frame) {
-        debug_assert!(self.retired.is_some(), "an invalidation of leaves leaves the walk cache of a freed table");
         if self.tables.try_push(table).is_err() {
             self.complete();
             self.tables.push(table);
@@ -118,7 +127,7 @@ impl<'a, M: Machine> Flush<'a, M> {
         self.mm.stats().flushes.bump();
         self.mm.stats().invalidations.add(self.runs.len() as u64);
         for run in self.runs.drain(..) {
-            machine.invalidate(run.asid, Scope::Pages(run.pages), Cached::Leaf(Level::LEAF), Reach::Broadcast);
+            machine.invalidate(run.asid, Scope::Pages(run.pages), run.cached, Reach::Broadcast);
         }
         machine.fence_invalidations();
     }
@@ -142,7 +151,7 @@ impl<'a, M: Machine> Flush<'a, M> {
 #[inline]
 pub(crate) fn invalidate_here<M: Machine>(machine: &M, asid: Asid, page: Vpn) {
     machine.fence_tables();
-    machine.invalidate(asid, Scope::Pages(VpnRange::new(page, 1)), Cached::Leaf(Level::LEAF), Reach::Local);
+    machine.invalidate(asid, Scope::Pages(VpnRange::new(page, 1)), LEAVES, Reach::Local);
     machine.fence_invalidations();
 }
 

@@ -73,6 +73,7 @@ const TIGHT: Setup = Setup {
     seed: 0,
     features: Features::all(),
     adversary: Adversary::Full,
+    asid_bits: 16,
 };
 
 #[test]

@@ -229,7 +229,7 @@ fn interrupt_by(
                 assert!(stale.is_err() || stale == Ok(word), "{told}: CPU 2 sees {stale:?}");
             }
             (0..3).for_each(|cpu| rig.idle(cpu));
-            other.destroy(&rig.mm);
+            assert!(other.destroy(&rig.mm).is_ok(), "no CPU runs it");
             rig.finish(space);
         });
     }

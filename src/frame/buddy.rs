@@ -141,11 +141,17 @@ impl Magazine {
         &mut self,
         frames: &Frames,
         buddy: &Spin<Buddy>,
+        urgency: Urgency,
         reserve: u64,
     ) -> Option<(Frame, u64)> {
+        // What comes out of the reserve is for one page alone.
+        let (wanted, reserve) = match urgency {
+            Urgency::Normal => (BATCH, reserve),
+            Urgency::Reserve => (1, 0),
+        };
         let mut buddy = buddy.lock();
-        while self.len < BATCH {
-            let order = (BATCH - self.len).ilog2();
+        while self.len < wanted {
+            let order = (wanted - self.len).ilog2();
             let Some((block, order)) = buddy.take_up_to(frames, order, reserve) else { break };
             // From the top down, so that frames are handed out in ascending order.
             for index in (0..1 << order).rev() {

@@ -94,19 +94,12 @@ impl Frames {
         self.buddy.lock().free()
     }
 
-    /// Brings the frames at all CPUs' hands back to the buddy lists.
-    #[cold]
-    pub(crate) fn gather(&self) {
-        for magazine in &self.magazines {
-            magazine.lock().drain(self, &self.buddy, 0);
-        }
-    }
-
     /// The record of a frame.
     #[inline]
     pub(crate) fn record(&self, frame: Frame) -> &FrameRecord {
         debug_assert!((frame.0 as u64) < self.span.pages());
-        // SAFETY: a `Frame` is made by this file only, from an index below `span.pages()`; the array has that many.
+        // SAFETY: a `Frame` is made in this file and in `buddy.rs` only, from an index below `span.pages()`: of a run
+        // within the span, of a record's link, or of a block's part. The array has that many.
         unsafe { self.records.add(frame.0 as usize).as_ref() }
     }
 
@@ -154,14 +147,11 @@ impl Frames {
         kind: Kind,
         urgency: Urgency,
     ) -> Option<(OwnedFrame<'_>, Pressure)> {
-        let reserve = match urgency {
-            Urgency::Normal => self.reserve.load(Ordering::Relaxed),
-            Urgency::Reserve => 0,
-        };
+        let reserve = self.reserve.load(Ordering::Relaxed);
         let (frame, left) = if order == 0 {
-            self.magazines[cpu % MAX_CPUS].lock().refill_and_take(self, &self.buddy, reserve)?
+            self.magazines[cpu % MAX_CPUS].lock().refill_and_take(self, &self.buddy, urgency, reserve)?
         } else {
-            self.take_block(order, reserve)?
+            self.take_block(order, if urgency == Urgency::Reserve { 0 } else { reserve })?
         };
         let pressure = if left < self.low.load(Ordering::Relaxed) { Pressure::Low } else { Pressure::None };
         Some((self.own(cpu, frame, kind, order), pressure))
@@ -184,6 +174,14 @@ impl Frames {
             record.next.store(head.0, Ordering::Relaxed);
         }
         Some((head, buddy.free()))
+    }
+
+    /// Moves the frames of every CPU's magazine to the buddy lists, where all can take them.
+    #[cold]
+    pub(crate) fn drain_magazines(&self) {
+        for magazine in &self.magazines {
+            magazine.lock().drain(self, &self.buddy, 0);
+        }
     }
 
     /// Frees the block headed by `frame`, whose last owner is the caller. `cpu` is the caller's.

@@ -27,7 +27,7 @@ pub(crate) use folio::{Left, MAP, REFERENCE};
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
-/// A frame of the database, by its index. Only [`Frames`] makes one, so that the record exists.
+/// A frame of the database, by its index. Only [`Frames`] and its allocator make one, so that the record exists.
 #[repr(transparent)]
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub struct Frame(u32);
@@ -108,7 +108,7 @@ pub(crate) mod flag {
 #[repr(C)]
 pub struct FrameRecord {
     /// Folio: maps in bits 31:0, references in 47:32, pins in 63:48. Leaf table: present entries in bits 31:0, swap
-    /// entries in 63:32, under the table's lock.
+    /// entries in 63:32, under the table's lock. Another table: the tables linked in it, under the space's lock.
     pub(crate) count: AtomicU64,
     /// Kind in bits 3:0, order in 7:4, generation in 9:8, swap area in 14:10, state bits from 16 up.
     pub(crate) flags: AtomicU32,

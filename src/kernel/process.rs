@@ -148,7 +148,8 @@ fn finish() {
     let instructions = floor::is_exact().then(time::ticks);
     // SAFETY: the program never runs again, and nothing after this reads the static's space.
     let space = unsafe { core::ptr::read(&process.space) };
-    space.destroy(mm);
+    // One CPU is in use.
+    let _ = space.destroy(mm);
     let leaks = Leaks::between(&process.before, &mm.totals());
     if leaks.any() {
         alert!("leaked: {} frames, {} slots, {} tag rooms", leaks.frames, leaks.slots, leaks.tag_rooms);

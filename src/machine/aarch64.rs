@@ -1,7 +1,8 @@
 //! The real machine: AArch64 at EL1.
 //!
 //! [`Aarch64`] makes a [`Machine`] of a [`Board`]. It owns TTBR0_EL1 and the lower half's fields of TCR_EL1; the
-//! upper half is the kernel's. It asks three things of the kernel: MAIR_EL1 as [`MAIR`] says, PSTATE.TCO or
+//! upper half is the kernel's. It asks four things of the kernel: MAIR_EL1 as [`MAIR`] says; where there is MTE,
+//! access to allocation tags at EL1 (SCTLR_EL1.ATA, and HCR_EL2.ATA and SCR_EL3.ATA above); PSTATE.TCO or
 //! SCTLR_EL1.TCF such that EL1's own accesses are not tag checked, and one call of [`Aarch64::start_cpu`] on each
 //! CPU.
 //!
@@ -17,8 +18,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{
-    ID_AA64ISAR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1, MAIR_EL1, Readable, TCR_EL1, TTBR0_EL1,
-    Writeable,
+    ID_AA64ISAR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1, MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1,
+    TTBR0_EL1, Writeable,
 };
 
 use crate::addr::{Pfn, PfnRange};
@@ -44,6 +45,11 @@ pub const MAIR_WITHOUT_MTE: u64 = 0x04_ff_ff;
 
 /// Bits of a user address: T0SZ = 25 gives three levels at 4 KiB.
 const VA_BITS: u32 = 39;
+
+/// SCTLR_EL1 (Arm ARM, D24.2.138).
+mod sctlr {
+    pub const ATA: u64 = 1 << 43;
+}
 
 /// The lower half's fields of TCR_EL1, and those that both halves share (Arm ARM, D24.2.182).
 mod tcr {
@@ -72,6 +78,8 @@ pub enum StartError {
         /// What it holds.
         found: u64,
     },
+    /// SCTLR_EL1.ATA is 0, so that tags would read as zero and their stores be ignored.
+    NoTagAccess,
     /// The CPU has no translation granule of this size.
     NoGranule,
 }
@@ -125,6 +133,9 @@ impl<B: Board> Aarch64<B> {
         let tagged = self.features.contains(Features::MTE);
         if mair != MAIR && (tagged || mair != MAIR_WITHOUT_MTE) {
             return Err(StartError::MemoryAttributes { found: mair });
+        }
+        if tagged && SCTLR_EL1.get() & sctlr::ATA == 0 {
+            return Err(StartError::NoTagAccess);
         }
         if !has_granule::<B::Granule>() {
             return Err(StartError::NoGranule);
@@ -204,7 +215,7 @@ unsafe impl<B: Board> Machine for Aarch64<B> {
 
     #[inline]
     fn exchange_entry(&self, at: EntryAt, raw: u64) -> u64 {
-        self.entry(at).swap(raw, Ordering::Relaxed)
+        self.entry(at).swap(raw, Ordering::Release)
     }
 
     #[inline]

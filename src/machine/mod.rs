@@ -210,7 +210,8 @@ pub unsafe trait Machine: Send + Sync + Sized + 'static {
     /// lose a concurrent hardware update.
     fn store_entry(&self, at: EntryAt, raw: u64);
 
-    /// Replaces a descriptor and returns the old one, as one atomic step with respect to the hardware's updates.
+    /// Replaces a descriptor and returns the old one, as one atomic step with respect to the hardware's updates. A
+    /// release: whoever sees the new descriptor sees what the caller stored before, a swap slot's record above all.
     fn exchange_entry(&self, at: EntryAt, raw: u64) -> u64;
 
     /// Replaces a descriptor if it holds `seen`.

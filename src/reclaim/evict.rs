@@ -5,10 +5,10 @@ use arrayvec::ArrayVec;
 use super::BATCH;
 use super::list::Batch;
 use crate::frame::{FolioLock, Left, REFERENCE, flag};
-use crate::machine::Machine;
+use crate::machine::{Machine, Tags};
 use crate::mm::Mm;
 use crate::rmap::{Refusal, Unmapped, unmap};
-use crate::swap::{Leaving, Prepared, Written};
+use crate::swap::{Dry, Leaving, Prepared, Written};
 use crate::sync::Ordering;
 use crate::tlb::Flush;
 
@@ -27,7 +27,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
     let mut leaving: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
     let mut ways: ArrayVec<Leaving<'_, M>, BATCH> = ArrayVec::new();
     // A slot that a page turned out not to need serves the next one.
-    let mut spare: Option<Prepared<'_, M>> = None;
+    let mut spare: Result<Prepared<'_, M>, Dry> = Err(Dry::Slots);
     let mut flush = Flush::new(mm);
     for &frame in batch {
         let Some(folio) = frames.try_lock(mm.machine(), frame) else {
@@ -46,8 +46,9 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
             }
             continue;
         }
-        if spare.is_none() {
-            spare = mm.swap().prepare(cpu);
+        let tags = if frames.record(frame).has(flag::TAGS_VALID) { Tags::Include } else { Tags::Ignore };
+        if !spare.as_mut().is_ok_and(|spare| spare.fit(tags)) {
+            spare = mm.swap().prepare(cpu, tags);
         }
         match unmap(mm, &folio, &mut spare, ageing, &mut flush) {
             Unmapped::Discarded => discarded.push(folio),
@@ -60,8 +61,8 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
                     Refusal::Referenced => stats.referenced.bump(),
                     Refusal::Pinned => stats.busy.bump(),
                     Refusal::Raced => stats.raced.bump(),
-                    Refusal::NoSlot => stats.no_slot.bump(),
-                    Refusal::NoTagRoom => stats.no_tag_room.bump(),
+                    Refusal::Dry(Dry::Slots) => stats.no_slot.bump(),
+                    Refusal::Dry(Dry::Rooms) => stats.no_tag_room.bump(),
                 }
                 kept.push(frame);
             }
@@ -90,6 +91,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
         }
     }
     mm.reclaim().put_back(frames, cpu, &kept);
+    mm.reclaim().settled(mm.machine(), batch.len());
     freed
 }
 

@@ -5,6 +5,7 @@ use arrayvec::ArrayVec;
 use super::BATCH;
 use super::watermarks::Watermarks;
 use crate::frame::{Frame, Frames, Left, NO_FRAME, REFERENCE, flag};
+use crate::machine::Machine;
 use crate::sync::{AtomicU32, Ordering, Spin};
 
 /// The two ends, and the length. Links run from young to old through `next`.
@@ -20,6 +21,8 @@ pub struct Reclaim {
     watermarks: Watermarks,
     /// 1 while the background reclaimer is asked to work; it sleeps on this word while it is 0.
     pub(super) request: AtomicU32,
+    /// Folios isolated and not settled yet, by all CPUs. Who finds the list empty meanwhile sleeps on this word.
+    isolated: AtomicU32,
     /// Pages evicted so far, modulo 2^32.
     pub(super) clock: AtomicU32,
 }
@@ -65,6 +68,7 @@ impl Reclaim {
             list: Spin::new(List { young: NO_FRAME, old: NO_FRAME, len: 0 }),
             watermarks: Watermarks::of(frames),
             request: AtomicU32::new(0),
+            isolated: AtomicU32::new(0),
             clock: AtomicU32::new(0),
         }
     }
@@ -89,20 +93,31 @@ impl Reclaim {
     pub(super) fn isolate(&self, frames: &Frames) -> Batch {
         let mut batch = Batch::new();
         let mut list = self.list.lock();
-        // A folio whose count is zero is on its way to the allocator and will be unlinked by who brings it there.
-        for _ in 0..list.len {
-            let Some(frame) = frames.frame_at(list.old) else { break };
+        while let Some(frame) = frames.frame_at(list.old).filter(|_| !batch.is_full()) {
             list.unlink(frames, frame);
+            // Never refused: who drops a listed folio's last count unlinks it under the same hold of the list's lock.
             if frames.get(frame) {
                 batch.push(frame);
-                if batch.is_full() {
-                    break;
-                }
-            } else {
-                list.push(frames, frame);
             }
         }
+        self.isolated.fetch_add(batch.len() as u32, Ordering::Relaxed);
         batch
+    }
+
+    /// The number of folios that are isolated, if any.
+    pub(super) fn isolated(&self) -> Option<u32> {
+        Some(self.isolated.load(Ordering::Acquire)).filter(|&count| count > 0)
+    }
+
+    /// Sleeps until another number of folios than `seen` is isolated.
+    pub(super) fn wait_for_others<M: Machine>(&self, machine: &M, seen: u32) {
+        machine.wait(&self.isolated, seen);
+    }
+
+    /// What became of `count` isolated folios is decided.
+    pub(super) fn settled<M: Machine>(&self, machine: &M, count: usize) {
+        self.isolated.fetch_sub(count as u32, Ordering::Release);
+        machine.wake(&self.isolated);
     }
 
     /// Takes one certain folio out, with a reference; `None` when it is not in the list.
@@ -112,6 +127,7 @@ impl Reclaim {
             return None;
         }
         list.unlink(frames, frame);
+        self.isolated.fetch_add(1, Ordering::Relaxed);
         Some(())
     }
 

@@ -2,13 +2,15 @@
 //!
 //! **The list.** Folios that a table maps, and cached ones whose write failed, stand in one list through their
 //! records, in the order in which they came. Reclaim takes from the old end. A page used since it was last looked at
-//! (its access flag) goes to the young end with the flag cleared: second chance. A second pass of
-//! the same search looks at no flag, and so finds something to evict even when all is in use: there is no livelock.
+//! (its access flag) goes to the young end with the flag cleared: second chance. One search for a page to evict looks
+//! at the list twice in this way, and a third time without regard to use: as other CPUs may use every page between
+//! two looks, only that ends for certain. So there is no livelock, and no program dies for want of memory that could
+//! be had.
 //!
 //! **Watermarks**, in free frames: below *low* the background reclaimer wakes, and works until *high* are free. An
 //! ordinary allocation leaves *reserve* frames alone. A fault or call that finds nothing reclaims for itself
-//! ([`Mm::take_frame`]); it gives up, with a clear error to its caller, when two passes over the whole list freed
-//! nothing.
+//! ([`Mm::take_frame`]); it gives up, with a clear error to its caller, when a search freed nothing, no other CPU has
+//! folios in hand, and none has free frames in its magazine.
 //!
 //! **Batches.** Reclaim isolates up to [`BATCH`] folios with one hold of the list's lock, unmaps them, completes one
 //! flush, then writes them out. It takes folios by try-lock only and never a space's lock.
@@ -44,32 +46,34 @@ pub(crate) const BATCH: usize = 32;
 enum Progress {
     /// So many pages were freed.
     Freed(u64),
-    /// Two passes over the whole list freed nothing.
+    /// Two passes over the whole list, and one that regards no use, freed nothing.
     Nothing,
 }
 
 impl<M: Machine> Mm<M> {
     /// Frees some pages: one batch, or as many batches as it takes to free any.
     fn shrink(&self) -> Progress {
-        // Pages that came in while we scan do not extend the scan: it is bounded by the list as it is now.
-        let pass = self.reclaim().len();
-        let mut left = 2 * pass + BATCH as u64;
-        loop {
-            let batch = self.reclaim().isolate(self.frames());
-            if batch.is_empty() {
-                return Progress::Nothing;
-            }
-            // Programs on other CPUs may use every page between the two passes: the second one looks at no flag.
-            let ageing = if left > pass { Ageing::SecondChance } else { Ageing::Ignored };
-            let freed = evict(self, &batch, ageing);
-            if freed > 0 {
-                return Progress::Freed(freed);
-            }
-            left = left.saturating_sub(batch.len() as u64);
-            if left == 0 {
-                return Progress::Nothing;
+        // Pages that come in or are used while we scan do not extend the scan: it is bounded by the list as it is now.
+        let pass = self.reclaim().len() + BATCH as u64;
+        for (ageing, pages) in [(Ageing::SecondChance, 2 * pass), (Ageing::Ignored, pass)] {
+            let mut left = pages;
+            while left > 0 {
+                let batch = self.reclaim().isolate(self.frames());
+                if batch.is_empty() {
+                    // Others may have all of it in hand; then theirs is the progress to wait for.
+                    let Some(others) = self.reclaim().isolated() else { break };
+                    self.reclaim().wait_for_others(self.machine(), others);
+                    left -= 1;
+                    continue;
+                }
+                let freed = evict(self, &batch, ageing);
+                if freed > 0 {
+                    return Progress::Freed(freed);
+                }
+                left = left.saturating_sub(batch.len() as u64);
             }
         }
+        Progress::Nothing
     }
 
     /// Takes a frame after reclaiming: the slow half of [`Mm::take_frame`].
@@ -79,14 +83,16 @@ impl<M: Machine> Mm<M> {
         self.wake_reclaimer();
         loop {
             let progress = self.shrink();
-            // What was freed lies in this CPU's magazine first; another CPU may have taken it since.
+            if progress == Progress::Nothing {
+                // What other CPUs have freed lies in their magazines.
+                self.frames().drain_magazines();
+            }
+            // What was freed here lies in this CPU's magazine first; another CPU may have taken it since.
             if let Some((frame, _)) = self.frames().take(self.machine().cpu(), 0, kind, Urgency::Normal) {
                 return Some(frame);
             }
             if progress == Progress::Nothing {
-                // Frames at other CPUs' hands are free as well.
-                self.frames().gather();
-                return Some(self.frames().take(self.machine().cpu(), 0, kind, Urgency::Normal)?.0);
+                return None;
             }
         }
     }

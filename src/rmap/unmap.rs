@@ -2,11 +2,11 @@
 
 use super::Home;
 use crate::addr::Vpn;
-use crate::frame::{FolioLock, MAP, flag};
+use crate::frame::{FolioLock, MAP};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::pte::Decoded;
-use crate::swap::{Leaving, Prepared};
+use crate::swap::{Dry, Leaving, Prepared};
 use crate::table::{self, Cursor};
 use crate::tlb::Flush;
 
@@ -28,10 +28,8 @@ pub(crate) enum Refusal {
     Pinned,
     /// Not mapped where its home says: its owner is taking it away, or has.
     Raced,
-    /// No free slot.
-    NoSlot,
-    /// No room for its tags.
-    NoTagRoom,
+    /// No slot, or no room for its tags.
+    Dry(Dry),
 }
 
 /// What became of a folio.
@@ -50,7 +48,7 @@ pub(crate) enum Unmapped<'a, M: Machine> {
 pub(crate) fn unmap<'a, M: Machine>(
     mm: &'a Mm<M>,
     folio: &FolioLock<'_, M>,
-    spare: &mut Option<Prepared<'a, M>>,
+    spare: &mut Result<Prepared<'a, M>, Dry>,
     ageing: Ageing,
     flush: &mut Flush<'_, M>,
 ) -> Unmapped<'a, M> {
@@ -81,17 +79,16 @@ pub(crate) fn unmap<'a, M: Machine>(
     }
     if !leaf.is_dirty() && discard(&mut cursor, page) {
         flush.note(asid, page);
-        // Nothing stands in its place, so that another CPU may map a new page as soon as the table is free: no translation
-        // of the old one may be left then.
+        // Nothing stands in its place, so that another CPU may map a new page as soon as the table is free: no
+        // translation of the old one may be left then.
         flush.complete();
         let _ = frames.put(frame, MAP);
         return Unmapped::Discarded;
     }
-    let Some(mut prepared) = spare.take() else { return Unmapped::Kept(Refusal::NoSlot) };
-    if record.has(flag::TAGS_VALID) && prepared.reserve_room().is_none() {
-        *spare = Some(prepared);
-        return Unmapped::Kept(Refusal::NoTagRoom);
-    }
+    let prepared = match core::mem::replace(spare, Err(Dry::Slots)) {
+        Ok(prepared) => prepared,
+        Err(dry) => return Unmapped::Kept(Refusal::Dry(dry)),
+    };
     // Nothing fails from here on. The slot names the frame before any CPU can find the entry that names the slot.
     let entry = prepared.cache(frame, leaf);
     record.enter_cache(prepared.area_number(), prepared.slot());

@@ -25,7 +25,7 @@ pub enum Access {
 impl Access {
     /// Whether `protection` allows it. The right to store or to fetch includes the right to load.
     #[inline]
-    fn is_allowed(self, protection: Protection) -> bool {
+    pub(super) fn is_allowed(self, protection: Protection) -> bool {
         protection.intersects(match self {
             Self::Read => Protection::READ.union(Protection::WRITE).union(Protection::EXEC),
             Self::Write => Protection::WRITE,
@@ -96,7 +96,7 @@ impl<M: Machine> Space<M> {
     #[inline]
     fn resolve(&self, mm: &Mm<M>, page: Vpn, access: Access) -> Result<(), FaultError> {
         let mut regions = self.lock(mm);
-        let Some(region) = regions.find(mm, page).or_else(|| self.grow(mm, &mut regions, page)) else {
+        let Some(region) = regions.find(mm, page).or_else(|| self.grow(mm, &mut regions, page, access)) else {
             return Err(FaultError::NotMapped);
         };
         let protection = region.protection;

@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use super::fault::Access;
 use super::protect::usable;
 use super::regions::{Region, Regions};
 use super::{Protection, Space};
@@ -142,7 +143,8 @@ impl<M: Machine> Space<M> {
             Growth::Fixed => range.start(),
             Growth::Down { limit_bytes } => {
                 let most = limit_bytes >> M::Granule::SHIFT;
-                Vpn::new(range.end().number().saturating_sub(most)).min(range.start())
+                let lowest = LOWEST_BYTES >> M::Granule::SHIFT;
+                Vpn::new(range.end().number().saturating_sub(most).max(lowest)).min(range.start())
             }
         };
         regions.insert(mm, Region { pages: range, floor, protection: usable(mm, request.protection) });
@@ -150,14 +152,17 @@ impl<M: Machine> Space<M> {
         Ok(range.start().base::<M::Granule>())
     }
 
-    /// Whether the touch of `page` makes a growing region reach it; if so it has.
-    pub(super) fn grow(&self, mm: &Mm<M>, regions: &mut Regions, page: Vpn) -> Option<Region> {
+    /// Whether the touch of `page`, which no region holds, makes a growing region reach it; if so it has.
+    #[cold]
+    pub(super) fn grow(&self, mm: &Mm<M>, regions: &mut Regions, page: Vpn, access: Access) -> Option<Region> {
         let above = regions.at_or_after(mm, page)?;
-        if page < above.floor {
+        if page < above.floor || !access.is_allowed(above.protection) {
             return None;
         }
         let gap = STACK_GAP_BYTES >> M::Granule::SHIFT;
+        // A neighbour that nobody can touch is as good as a gap.
         if let Some(below) = regions.before(mm, page)
+            && below.protection.intersects(ACCESS)
             && below.pages.end().offset(gap) > page
         {
             return None;
@@ -167,6 +172,9 @@ impl<M: Machine> Space<M> {
         Some(Region { pages, ..above })
     }
 }
+
+/// Any right at all.
+const ACCESS: Protection = Protection::READ.union(Protection::WRITE).union(Protection::EXEC);
 
 /// The highest gap of `pages` pages below `limit`, with room for growth below growing regions.
 fn find_gap<M: Machine>(mm: &Mm<M>, regions: &mut Regions, pages: u64, limit: Vpn) -> Option<Vpn> {

@@ -18,6 +18,7 @@ mod asid;
 mod fault;
 mod map;
 mod protect;
+mod records;
 mod regions;
 mod swap_in;
 mod unmap;
@@ -33,7 +34,6 @@ use core::fmt;
 use core::marker::PhantomData;
 
 use crate::addr::{Pfn, VirtAddr, Vpn, VpnRange};
-use crate::frame::Frame;
 use crate::granule::Granule;
 use crate::machine::{Asid, Machine};
 use crate::mm::Mm;
@@ -78,7 +78,7 @@ impl<M: Machine> Space<M> {
     pub fn new(mm: &Mm<M>) -> Result<Self, SpaceError> {
         let root = table::zeroed(mm).ok_or(SpaceError::NoMemory)?;
         let node = mm.take_node().ok_or(SpaceError::NoMemory)?;
-        let Some(asid) = mm.asids.take() else {
+        let Some(asid) = mm.asids.take(mm.machine().asid_bits()) else {
             mm.give_node(node);
             return Err(SpaceError::NoAsid);
         };
@@ -95,20 +95,30 @@ impl<M: Machine> Space<M> {
     /// Makes this the space of the calling CPU.
     pub fn activate(&self, mm: &Mm<M>) {
         mm.machine().fence_tables();
+        mm.runs(Some(self.node));
         mm.machine().install_root(self.root, self.asid);
     }
 
-    /// Ends the space: gives back every frame, slot, tag room and table. No CPU may run in it: the calling CPU, if it
-    /// did, is left with the empty root.
-    pub fn destroy(mut self, mm: &Mm<M>) {
-        mm.machine().install_root(mm.empty_root(), Asid::EMPTY);
+    /// Ends the space: gives back every frame, slot, tag room and table. The calling CPU, if it ran the space, is
+    /// left with none.
+    ///
+    /// # Errors
+    /// The space, as it was, when another CPU runs it: that one must [`Mm::deactivate`] it, or activate another, first.
+    pub fn destroy(mut self, mm: &Mm<M>) -> Result<(), Self> {
+        let here = mm.machine().cpu();
+        if mm.running(self.node).any(|cpu| cpu != here) {
+            return Err(self);
+        }
+        if mm.running(self.node).any(|cpu| cpu == here) {
+            mm.deactivate();
+        }
         if let Some(node) = mm.node(self.node) {
             node.kill();
         }
         let mut flush = Flush::new(mm);
         flush.retire(self.asid);
         self.unmap_pages(mm, self.pages(mm), &mut flush);
-        table::for_each_table(mm, self.root, &mut |table: Frame| flush.own_table(table));
+        table::prune(mm, self.root, self.pages(mm), &mut |table, _| flush.own_table(table));
         if let Some(root) = mm.frames().frame(self.root) {
             flush.own_table(root);
         }
@@ -116,6 +126,7 @@ impl<M: Machine> Space<M> {
         self.regions.get_mut().free(mm);
         mm.asids.give(self.asid);
         mm.give_node(self.node);
+        Ok(())
     }
 
     /// Every page that a program could map.
@@ -150,7 +161,7 @@ impl<M: Machine> Space<M> {
         mut visit: impl FnMut(VpnRange),
     ) -> Result<(), MapError> {
         let range = self.checked_range(mm, start, bytes)?;
-        let mut regions = self.lock(mm);
+        let regions = self.lock(mm);
         let mut page = range.start();
         let mut gap = None;
         while page < range.end() {

@@ -87,7 +87,7 @@ impl<M: Machine> Space<M> {
                 }
                 for (page, leaf) in untagged {
                     tag_page(mm, &leaf);
-                    cursor.map(page, leaf.with_protection(Protection::all()));
+                    cursor.map(page, leaf.with_protection(protection));
                     self.protect_page(mm, &mut cursor, page, protection, flush);
                 }
             }

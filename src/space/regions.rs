@@ -1,18 +1,25 @@
 //! The list of a space's regions: sorted, in frames, two levels.
 //!
 //! A root frame lists leaves in ascending order, each with its first page and its number of regions; a leaf frame
-//! holds regions in ascending order. At 4 KiB that is 170 leaves of 128 regions: a look-up is two binary searches, or
-//! two compares when it meets the region of the look-up before. Everything here happens under the space's lock.
+//! holds regions in ascending order. At 4 KiB that is 170 leaves of 128 regions. A look-up is two binary searches, or
+//! two compares when it meets the region of the look-up before. Everything here happens under the space's lock, which
+//! is what `&mut self` stands for.
 //!
-//! **Prepare and commit.** [`Regions::reserve`] makes sure of two spare leaf frames, enough for the two insertions that
-//! one call can need (a cut at either end of its range); after it, nothing here fails.
+//! A full leaf splits where the new region goes, if that is at one of its ends: who maps upwards or downwards fills
+//! leaves whole. Two neighbours that both fit in half a leaf become one, so that a list which was long can be short
+//! again.
+//!
+//! **Prepare and commit.** [`Regions::reserve`] makes sure of two spare leaf frames, enough for all insertions of one
+//! call: a cut at either end of its range, and a region in between. A third split would need a full leaf where the
+//! range starts; but a cut there has split that leaf already, or has left its upper part where the call removes it.
+//! After `reserve`, nothing here fails.
 
 use arrayvec::ArrayVec;
 
-use crate::addr::{Pfn, PfnRange, Vpn, VpnRange};
-use crate::frame::Kind;
+use super::records::Records;
+use crate::addr::{Vpn, VpnRange};
 use crate::frame::slab::Plain;
-use crate::machine::{Machine, Tags, Window};
+use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::pte::Protection;
 
@@ -42,11 +49,11 @@ const NOTHING: Region =
 #[derive(Copy, Clone)]
 struct Leaf {
     first: Vpn,
-    frame: Pfn,
+    regions: Records<Region>,
     len: usize,
 }
 
-// SAFETY: plain numbers; zero is an empty region or leaf; nothing is owned; both are reached under the space's lock.
+// SAFETY: plain numbers; zero is an empty region or leaf; nothing is owned.
 unsafe impl Plain for Region {}
 // SAFETY: as above.
 unsafe impl Plain for Leaf {}
@@ -56,22 +63,18 @@ const SPARES: usize = 2;
 
 /// A space's regions.
 pub(crate) struct Regions {
-    root: Option<Pfn>,
+    root: Option<Records<Leaf>>,
     leaves: usize,
-    spares: ArrayVec<Pfn, { SPARES + 1 }>,
+    spares: ArrayVec<Records<Region>, { SPARES + 1 }>,
     /// The region of the last look-up.
     last: Region,
 }
 
-/// All records of type `T` in a frame of the list.
-///
-/// # Safety
-/// The frame belongs to a list whose space lock the caller holds, and holds `T`s.
-#[inline]
-unsafe fn records_mut<'a, T: Plain>(window: Window<'a>) -> &'a mut [T] {
-    // SAFETY: the frame was zeroed when it joined the list, the window spans it, and the lock makes this the only
-    // reference.
-    unsafe { core::slice::from_raw_parts_mut(window.first().cast().as_ptr(), window.bytes() / size_of::<T>()) }
+/// The place of a page: a leaf, and how many of its regions start at or below the page.
+#[derive(Copy, Clone)]
+struct Place {
+    leaf: usize,
+    within: usize,
 }
 
 impl Regions {
@@ -79,27 +82,28 @@ impl Regions {
         Self { root: None, leaves: 0, spares: ArrayVec::new_const(), last: NOTHING }
     }
 
-    fn root<'a, M: Machine>(&mut self, mm: &'a Mm<M>) -> &'a mut [Leaf] {
-        match self.root {
-            // SAFETY: `&mut self` is the space's lock; the root frame holds leaves.
-            Some(root) => unsafe { records_mut(mm.machine().window(root)) },
-            None => &mut [],
+    /// The leaf with this index, which is below `leaves`.
+    fn leaf<M: Machine>(&self, mm: &Mm<M>, index: usize) -> Option<Leaf> {
+        if index < self.leaves { Some(self.root?.get(mm, index)) } else { None }
+    }
+
+    fn set_leaf<M: Machine>(&mut self, mm: &Mm<M>, index: usize, leaf: Leaf) {
+        if let Some(root) = self.root {
+            root.set(mm, index, leaf);
         }
     }
 
-    fn regions_of<'a, M: Machine>(&mut self, mm: &'a Mm<M>, leaf: Leaf) -> &'a mut [Region] {
-        // SAFETY: as above; a leaf's frame holds regions.
-        unsafe { records_mut(mm.machine().window(leaf.frame)) }
+    /// The last leaf that starts at or below `page`.
+    fn place<M: Machine>(&self, mm: &Mm<M>, page: Vpn) -> Option<Place> {
+        let leaf = self.root?.partition(mm, self.leaves, |leaf| leaf.first <= page).checked_sub(1)?;
+        let Leaf { regions, len, .. } = self.leaf(mm, leaf)?;
+        Some(Place { leaf, within: regions.partition(mm, len, |region| region.pages.start() <= page) })
     }
 
-    /// The place of `page`: the last leaf that starts at or below it, and within it the number of regions that do.
-    fn place<M: Machine>(&mut self, mm: &Mm<M>, page: Vpn) -> Option<(usize, usize)> {
-        let leaves = self.leaves;
-        let root = self.root(mm);
-        let leaf = root[..leaves].partition_point(|leaf| leaf.first <= page).checked_sub(1)?;
-        let entry = root[leaf];
-        let within = self.regions_of(mm, entry)[..entry.len].partition_point(|region| region.pages.start() <= page);
-        Some((leaf, within))
+    /// The region just before a place, in its leaf.
+    fn below<M: Machine>(&self, mm: &Mm<M>, place: Place) -> Option<Region> {
+        let Leaf { regions, .. } = self.leaf(mm, place.leaf)?;
+        Some(regions.get(mm, place.within.checked_sub(1)?))
     }
 
     /// The region that holds `page`.
@@ -112,111 +116,129 @@ impl Regions {
     }
 
     #[cold]
-    fn search<M: Machine>(&mut self, mm: &Mm<M>, page: Vpn) -> Option<Region> {
-        let (leaf, within) = self.place(mm, page)?;
-        let entry = self.root(mm)[leaf];
-        self.regions_of(mm, entry)[..within].last().copied().filter(|region| region.pages.contains(page))
+    fn search<M: Machine>(&self, mm: &Mm<M>, page: Vpn) -> Option<Region> {
+        self.below(mm, self.place(mm, page)?).filter(|region| region.pages.contains(page))
     }
 
     /// The region that holds `page`, or the next one above.
-    pub(crate) fn at_or_after<M: Machine>(&mut self, mm: &Mm<M>, page: Vpn) -> Option<Region> {
-        let (leaf, within) = self.place(mm, page).unwrap_or((0, 0));
-        for index in leaf..self.leaves {
-            let entry = self.root(mm)[index];
-            let regions = &self.regions_of(mm, entry)[..entry.len];
-            let from = if index == leaf { within.saturating_sub(1) } else { 0 };
-            if let Some(region) = regions[from..].iter().find(|region| region.pages.end() > page) {
-                return Some(*region);
-            }
+    pub(crate) fn at_or_after<M: Machine>(&self, mm: &Mm<M>, page: Vpn) -> Option<Region> {
+        let place = self.place(mm, page).unwrap_or(Place { leaf: 0, within: 0 });
+        if let Some(region) = self.below(mm, place).filter(|region| region.pages.contains(page)) {
+            return Some(region);
         }
-        None
+        let leaf = self.leaf(mm, place.leaf)?;
+        if place.within < leaf.len {
+            return Some(leaf.regions.get(mm, place.within));
+        }
+        Some(self.leaf(mm, place.leaf + 1)?.regions.get(mm, 0))
     }
 
     /// The last region that starts below `page`.
-    pub(crate) fn before<M: Machine>(&mut self, mm: &Mm<M>, page: Vpn) -> Option<Region> {
-        let below = Vpn::new(page.number().checked_sub(1)?);
-        let (leaf, within) = self.place(mm, below)?;
-        let entry = self.root(mm)[leaf];
-        self.regions_of(mm, entry)[..within].last().copied()
+    pub(crate) fn before<M: Machine>(&self, mm: &Mm<M>, page: Vpn) -> Option<Region> {
+        self.below(mm, self.place(mm, Vpn::new(page.number().checked_sub(1)?))?)
+    }
+
+    /// Whether a region reaches over `page`, so that a cut there makes two of one.
+    pub(crate) fn spans<M: Machine>(&self, mm: &Mm<M>, page: Vpn) -> bool {
+        self.search(mm, page).is_some_and(|region| region.pages.start() < page)
     }
 
     /// Makes sure that one call's insertions will find room. `None` when there is no memory, or the list is full.
     pub(crate) fn reserve<M: Machine>(&mut self, mm: &Mm<M>) -> Option<()> {
-        let frame = || {
-            let frame = mm.take_frame(Kind::Records)?;
-            mm.machine().zero(PfnRange::new(frame.pfn(), 1), Tags::Ignore);
-            let pfn = frame.pfn();
-            frame.publish();
-            Some(pfn)
-        };
         if self.root.is_none() {
-            self.root = Some(frame()?);
+            self.root = Some(Records::take(mm)?);
         }
         while self.spares.len() < SPARES {
-            self.spares.push(frame()?);
+            self.spares.push(Records::take(mm)?);
         }
-        if self.leaves + SPARES > self.root(mm).len() { None } else { Some(()) }
+        if self.leaves + SPARES > Records::<Leaf>::capacity::<M>() { None } else { Some(()) }
     }
 
     /// Adds a region that meets no other. After [`Regions::reserve`].
     pub(crate) fn insert<M: Machine>(&mut self, mm: &Mm<M>, region: Region) {
         self.last = NOTHING;
-        if self.leaves == 0 {
-            let Some(frame) = self.spares.pop() else { return debug_assert!(false, "no leaf was reserved") };
-            self.root(mm)[0] = Leaf { first: region.pages.start(), frame, len: 0 };
-            self.leaves = 1;
-        }
-        let (mut leaf, mut within) = self.place(mm, region.pages.start()).unwrap_or((0, 0));
-        let entry = self.root(mm)[leaf];
-        if entry.len == self.regions_of(mm, entry).len() {
-            self.split_leaf(mm, leaf);
-            (leaf, within) = self.place(mm, region.pages.start()).unwrap_or((0, 0));
-        }
-        let entry = self.root(mm)[leaf];
-        let regions = self.regions_of(mm, entry);
-        regions.copy_within(within..entry.len, within + 1);
-        regions[within] = region;
-        let first = regions[0].pages.start();
-        self.root(mm)[leaf] = Leaf { first, len: entry.len + 1, ..entry };
+        let place = self.place(mm, region.pages.start()).unwrap_or(Place { leaf: 0, within: 0 });
+        let Some((place, leaf)) = self.room(mm, place) else { return debug_assert!(false, "no leaf was reserved") };
+        leaf.regions.shift(mm, place.within, leaf.regions, place.within + 1, leaf.len - place.within);
+        leaf.regions.set(mm, place.within, region);
+        let first = leaf.regions.get(mm, 0).pages.start();
+        self.set_leaf(mm, place.leaf, Leaf { first, len: leaf.len + 1, ..leaf });
     }
 
-    /// Moves the upper half of a full leaf to a spare one.
-    fn split_leaf<M: Machine>(&mut self, mm: &Mm<M>, leaf: usize) {
-        let Some(frame) = self.spares.pop() else { return debug_assert!(false, "no leaf was reserved") };
-        let lower = self.root(mm)[leaf];
-        let half = lower.len / 2;
-        let moved = lower.len - half;
-        let mut upper = Leaf { first: lower.first, frame, len: moved };
-        let from = self.regions_of(mm, lower);
-        // Two different frames: the slices do not overlap.
-        self.regions_of(mm, upper)[..moved].copy_from_slice(&from[half..lower.len]);
-        upper.first = from[half].pages.start();
-        let leaves = self.leaves;
-        let root = self.root(mm);
-        root.copy_within(leaf + 1..leaves, leaf + 2);
-        root[leaf].len = half;
-        root[leaf + 1] = upper;
+    /// A place with room for one more region, where one is to be inserted at `place`.
+    fn room<M: Machine>(&mut self, mm: &Mm<M>, place: Place) -> Option<(Place, Leaf)> {
+        let capacity = Records::<Region>::capacity::<M>();
+        let Some(leaf) = self.leaf(mm, place.leaf) else {
+            let leaf = self.add_leaf(mm, 0)?;
+            return Some((Place { leaf: 0, within: 0 }, leaf));
+        };
+        if leaf.len < capacity {
+            return Some((place, leaf));
+        }
+        let ends = [0, capacity];
+        let at = if ends.contains(&place.within) { place.within } else { capacity / 2 };
+        let upper = self.add_leaf(mm, place.leaf + 1)?;
+        leaf.regions.shift(mm, at, upper.regions, 0, capacity - at);
+        let lower = Leaf { len: at, ..leaf };
+        let first = if at < capacity { upper.regions.get(mm, 0).pages.start() } else { leaf.first };
+        let upper = Leaf { first, len: capacity - at, ..upper };
+        self.set_leaf(mm, place.leaf, lower);
+        self.set_leaf(mm, place.leaf + 1, upper);
+        if place.within > at || at == capacity {
+            Some((Place { leaf: place.leaf + 1, within: place.within - at }, upper))
+        } else {
+            Some((place, lower))
+        }
+    }
+
+    /// Enters an empty leaf in the root at `index`.
+    fn add_leaf<M: Machine>(&mut self, mm: &Mm<M>, index: usize) -> Option<Leaf> {
+        let root = self.root?;
+        let leaf = Leaf { first: Vpn::new(0), regions: self.spares.pop()?, len: 0 };
+        root.shift(mm, index, root, index + 1, self.leaves - index);
+        root.set(mm, index, leaf);
         self.leaves += 1;
+        Some(leaf)
+    }
+
+    /// Takes a leaf out of the root. Its frame becomes a spare one, or is given back.
+    fn drop_leaf<M: Machine>(&mut self, mm: &Mm<M>, index: usize) {
+        let (Some(root), Some(leaf)) = (self.root, self.leaf(mm, index)) else { return };
+        root.shift(mm, index + 1, root, index, self.leaves - index - 1);
+        self.leaves -= 1;
+        if let Err(full) = self.spares.try_push(leaf.regions) {
+            full.element().give(mm);
+        }
     }
 
     /// Removes the region that starts at `start`.
     pub(crate) fn remove<M: Machine>(&mut self, mm: &Mm<M>, start: Vpn) {
         self.last = NOTHING;
-        let Some((leaf, within)) = self.place(mm, start) else { return };
-        let entry = self.root(mm)[leaf];
-        let regions = self.regions_of(mm, entry);
-        let Some(index) = within.checked_sub(1).filter(|&index| regions[index].pages.start() == start) else { return };
-        regions.copy_within(index + 1..entry.len, index);
-        let first = regions[0].pages.start();
-        if entry.len > 1 {
-            self.root(mm)[leaf] = Leaf { first, len: entry.len - 1, ..entry };
+        let Some(Place { leaf: index, within }) = self.place(mm, start) else { return };
+        let Some(leaf) = self.leaf(mm, index) else { return };
+        let Some(gone) = within.checked_sub(1) else { return };
+        if leaf.regions.get(mm, gone).pages.start() != start {
             return;
         }
-        let leaves = self.leaves;
-        self.root(mm).copy_within(leaf + 1..leaves, leaf);
-        self.leaves -= 1;
-        if self.spares.try_push(entry.frame).is_err() {
-            free_frame(mm, entry.frame);
+        if leaf.len == 1 {
+            return self.drop_leaf(mm, index);
+        }
+        leaf.regions.shift(mm, within, leaf.regions, gone, leaf.len - within);
+        let first = leaf.regions.get(mm, 0).pages.start();
+        self.set_leaf(mm, index, Leaf { first, len: leaf.len - 1, ..leaf });
+        self.merge(mm, index);
+        if let Some(before) = index.checked_sub(1) {
+            self.merge(mm, before);
+        }
+    }
+
+    /// Makes one leaf of this and the next, if half a leaf holds both.
+    fn merge<M: Machine>(&mut self, mm: &Mm<M>, index: usize) {
+        let (Some(low), Some(high)) = (self.leaf(mm, index), self.leaf(mm, index + 1)) else { return };
+        if low.len + high.len <= Records::<Region>::capacity::<M>() / 2 {
+            high.regions.shift(mm, 0, low.regions, low.len, high.len);
+            self.set_leaf(mm, index, Leaf { len: low.len + high.len, ..low });
+            self.drop_leaf(mm, index + 1);
         }
     }
 
@@ -224,14 +246,15 @@ impl Regions {
     /// others.
     pub(crate) fn change<M: Machine>(&mut self, mm: &Mm<M>, start: Vpn, change: impl FnOnce(&mut Region)) {
         self.last = NOTHING;
-        let Some((leaf, within)) = self.place(mm, start) else { return };
-        let entry = self.root(mm)[leaf];
-        let regions = self.regions_of(mm, entry);
-        if let Some(region) = regions[..within].last_mut().filter(|region| region.pages.start() == start) {
-            change(region);
+        let Some(Place { leaf: index, within }) = self.place(mm, start) else { return };
+        let (Some(leaf), Some(at)) = (self.leaf(mm, index), within.checked_sub(1)) else { return };
+        let mut region = leaf.regions.get(mm, at);
+        if region.pages.start() == start {
+            change(&mut region);
+            leaf.regions.set(mm, at, region);
+            let first = leaf.regions.get(mm, 0).pages.start();
+            self.set_leaf(mm, index, Leaf { first, ..leaf });
         }
-        let first = regions[0].pages.start();
-        self.root(mm)[leaf].first = first;
     }
 
     /// Cuts the region that spans `page`, if one does, so that one starts there. After [`Regions::reserve`].
@@ -250,11 +273,8 @@ impl Regions {
         };
         while low.pages.start() < range.end() {
             let Some(high) = self.at_or_after(mm, low.pages.end()) else { return };
-            if high.pages.start() == low.pages.end()
-                && high.protection == low.protection
-                && !low.grows()
-                && !high.grows()
-            {
+            let same = high.protection == low.protection && !low.grows() && !high.grows();
+            if same && high.pages.start() == low.pages.end() {
                 self.remove(mm, high.pages.start());
                 let pages = VpnRange::between(low.pages.start(), high.pages.end());
                 self.change(mm, low.pages.start(), |region| region.pages = pages);
@@ -267,22 +287,15 @@ impl Regions {
 
     /// Gives back the list's own frames; the list is empty afterwards.
     pub(crate) fn free<M: Machine>(&mut self, mm: &Mm<M>) {
-        for index in 0..self.leaves {
-            let frame = self.root(mm)[index].frame;
-            free_frame(mm, frame);
+        while self.leaves > 0 {
+            self.drop_leaf(mm, self.leaves - 1);
         }
-        for frame in self.spares.drain(..) {
-            free_frame(mm, frame);
+        for spare in self.spares.drain(..) {
+            spare.give(mm);
         }
         if let Some(root) = self.root.take() {
-            free_frame(mm, root);
+            root.give(mm);
         }
         *self = Self::new();
-    }
-}
-
-fn free_frame<M: Machine>(mm: &Mm<M>, frame: Pfn) {
-    if let Some(frame) = mm.frames().frame(frame) {
-        mm.frames().free(mm.machine().cpu(), frame);
     }
 }

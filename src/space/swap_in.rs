@@ -14,7 +14,7 @@ use crate::mm::Mm;
 use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry};
 use crate::rmap::Home;
 use crate::swap::{Area, SlotRecord, SlotState};
-use crate::sync::Ordering;
+use crate::sync::{Ordering, assert_may_sleep};
 
 /// A page that is out.
 #[derive(Copy, Clone)]
@@ -64,15 +64,21 @@ impl<M: Machine> Space<M> {
                 step
             }
             SlotState::Cached { .. } => self.map_cached(mm, area, missing)?,
-            SlotState::Free | SlotState::Taken | SlotState::Bad => {
-                match missing.at.table.peek(mm.machine(), missing.at.page).guess::<M>() {
-                    Decoded::Swapped(now) if now == missing.entry => return Err(missing.unreadable()),
-                    _ => Step::Again,
-                }
-            }
+            SlotState::Free | SlotState::Taken | SlotState::Unknown => self.confirm_lost(mm, slot, missing)?,
         };
         // A page comes back without the right to execute: a fetch looks again, and adds it.
         Ok(if access == Access::Execute { Step::Again } else { step })
+    }
+
+    /// An entry names a slot that nobody uses: looks again under the lock that orders the two.
+    #[cold]
+    fn confirm_lost(&self, mm: &Mm<M>, slot: &SlotRecord, missing: Missing) -> Result<Step, FaultError> {
+        let Some(cursor) = missing.at.table.lock(mm) else { return Ok(Step::Again) };
+        let lost = matches!(slot.state(), SlotState::Free | SlotState::Taken | SlotState::Unknown);
+        if lost && cursor.read(missing.at.page) == Decoded::Swapped(missing.entry) {
+            return Err(missing.unreadable());
+        }
+        Ok(Step::Again)
     }
 
     /// Fills a fresh folio with the slot's data and tags.
@@ -86,6 +92,7 @@ impl<M: Machine> Space<M> {
         folio: &OwnedFrame<'_>,
     ) -> Result<(), FaultError> {
         let run = PfnRange::new(folio.pfn(), 1);
+        assert_may_sleep();
         if area.device().read(mm.machine(), missing.entry.slot() as u32, run).is_err() {
             mm.stats().read_errors.bump();
             return Err(missing.unreadable());
@@ -111,19 +118,17 @@ impl<M: Machine> Space<M> {
     #[inline]
     fn show(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing, folio: OwnedFrame<'_>) -> Step {
         let leaf = missing.leaf::<M::Granule>(folio.pfn());
-        let cached = {
+        {
             let Some(mut cursor) = missing.at.table.lock(mm) else { return Step::Again };
             if cursor.read(missing.at.page) != Decoded::Swapped(missing.entry) {
                 return Step::Again;
             }
             mm.frames().record(folio.frame()).count.store(MAP, Ordering::Relaxed);
             cursor.map_back(missing.at.page, leaf);
-            area.put(missing.entry.slot())
-        };
-        mm.reclaim().insert(mm.frames(), folio.publish());
-        if cached.is_some() {
-            mm.drop_unused(missing.entry);
+            let cached = area.put(missing.entry.slot());
+            debug_assert!(cached.is_none(), "a slot that is out does not become cached again");
         }
+        mm.reclaim().insert(mm.frames(), folio.publish());
         Step::Done
     }
 

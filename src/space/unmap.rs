@@ -4,11 +4,11 @@ use arrayvec::ArrayVec;
 
 use super::regions::Regions;
 use super::{MapError, Space};
-use crate::addr::{VirtAddr, VpnRange};
+use crate::addr::{VirtAddr, Vpn, VpnRange};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::pte::{Decoded, SwapEntry};
-use crate::table::LeafTable;
+use crate::table::{self, LeafTable};
 use crate::tlb::{self, Flush};
 
 impl<M: Machine> Space<M> {
@@ -23,8 +23,11 @@ impl<M: Machine> Space<M> {
             return Err(MapError::Empty);
         }
         let mut regions = self.lock(mm);
-        regions.reserve(mm).ok_or(MapError::NoMemory)?;
+        if regions.spans(mm, range.start()) || regions.spans(mm, range.end()) {
+            regions.reserve(mm).ok_or(MapError::NoMemory)?;
+        }
         self.remove(mm, &mut regions, range);
+        self.prune(mm, &regions, range);
         Ok(())
     }
 
@@ -38,6 +41,25 @@ impl<M: Machine> Space<M> {
             regions.remove(mm, region.pages.start());
         }
         self.unmap_pages(mm, range, &mut Flush::new(mm));
+    }
+
+    /// Gives back the tables that map nothing but the hole around `range`.
+    fn prune(&self, mm: &Mm<M>, regions: &Regions, range: VpnRange) {
+        let low = regions.before(mm, range.start()).map_or(Vpn::new(0), |region| region.pages.end());
+        let high = regions.at_or_after(mm, range.end()).map_or(self.pages(mm).end(), |region| region.pages.start());
+        let hole = VpnRange::between(low, high);
+        if !table::may_cover_a_table::<M>(hole) {
+            return;
+        }
+        let Some(node) = mm.node(self.node) else { return };
+        let mut flush = Flush::new(mm);
+        let alone = node.family.write();
+        table::prune(mm, self.root, hole, &mut |table, pages| {
+            flush.note_table(self.asid, pages);
+            flush.own_table(table);
+        });
+        flush.complete();
+        drop(alone);
     }
 
     /// Takes every page of `range` away, present or out. Under the space's lock, or at its end.

@@ -10,7 +10,7 @@ use super::rooms::Rooms;
 use super::slot::{SlotLeft, SlotRecord, SlotState};
 use crate::frame::{FolioLock, Frame, Frames, REFERENCE, flag};
 use crate::granule::Granule;
-use crate::machine::{MAX_CPUS, Machine, TagWords};
+use crate::machine::{MAX_CPUS, Machine, TagWords, Tags};
 use crate::mte::TagImage;
 use crate::pte::{Leaf, SwapEntry};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -151,7 +151,8 @@ impl<M: Machine> Area<M> {
 
     /// Slots in all, and free ones.
     pub fn slots(&self) -> (u32, u32) {
-        (self.slots, self.slots - self.used.load(Ordering::Acquire))
+        // A slot freed and taken again is counted twice until who freed it has counted it off.
+        (self.slots, self.slots.saturating_sub(self.used.load(Ordering::Acquire)))
     }
 
     /// Rooms for raw tag images in all, and free ones.
@@ -335,13 +336,14 @@ impl<'a, M: Machine> Prepared<'a, M> {
         Self { area, slot, room: None }
     }
 
-    /// Makes sure of room for a raw tag image. `None` when the pool is dry.
+    /// Makes sure of room for what a page of this kind needs: with [`Tags::Include`] for a raw tag image. False when
+    /// the pool of rooms is dry.
     #[inline]
-    pub(crate) fn reserve_room(&mut self) -> Option<()> {
-        if self.room.is_none() {
-            self.room = Some(self.area.rooms.take()?);
+    pub(crate) fn fit(&mut self, tags: Tags) -> bool {
+        if tags == Tags::Include && self.room.is_none() {
+            self.room = self.area.rooms.take();
         }
-        Some(())
+        tags == Tags::Ignore || self.room.is_some()
     }
 
     /// Names `frame` in the slot's record, with one swap entry to come; returns that entry, exclusive as `leaf` is.

@@ -32,10 +32,19 @@ pub(crate) use area::Prepared;
 pub(crate) use out::{Leaving, Written};
 pub(crate) use slot::SlotState;
 
-use crate::machine::Machine;
+use crate::machine::{Machine, Tags};
 use crate::mm::Mm;
 use crate::pte::SwapEntry;
-use crate::sync::{AtomicU32, Once, Ordering};
+use crate::sync::{AtomicU32, Once, Ordering, Sleep};
+
+/// What no area has left.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(crate) enum Dry {
+    /// Slots.
+    Slots,
+    /// Rooms for tags, where there is a slot.
+    Rooms,
+}
 
 /// The number of a swap area, below [`SwapEntry::AREAS`].
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -51,27 +60,29 @@ impl AreaId {
 /// All swap areas.
 pub struct Swap<M: Machine> {
     areas: [Once<Area<M>>; SwapEntry::AREAS],
-    next: AtomicU32,
+    /// Areas that are on: the first of `areas`.
+    count: AtomicU32,
+    adding: Sleep<()>,
 }
 
 impl<M: Machine> Swap<M> {
     pub(crate) const fn new() -> Self {
-        Self { areas: [const { Once::new() }; SwapEntry::AREAS], next: AtomicU32::new(0) }
+        Self { areas: [const { Once::new() }; SwapEntry::AREAS], count: AtomicU32::new(0), adding: Sleep::new(()) }
     }
 
     /// Adds an area. See [`Mm::swap_on`](crate::Mm::swap_on).
     ///
     /// # Safety
     /// As for [`Mm::swap_on`](crate::Mm::swap_on).
-    pub(crate) unsafe fn add(&self, area: SwapArea<M>) -> Result<AreaId, SwapOnError> {
-        let number = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| {
-            if (number as usize) < SwapEntry::AREAS { Some(number + 1) } else { None }
-        });
-        let number = number.map_err(|_| SwapOnError::TooManyAreas)? as u8;
+    pub(crate) unsafe fn add(&self, machine: &M, area: SwapArea<M>) -> Result<AreaId, SwapOnError> {
+        let _alone = self.adding.lock(machine);
+        let number = self.count.load(Ordering::Relaxed);
+        let place = self.areas.get(number as usize).ok_or(SwapOnError::TooManyAreas)?;
         // SAFETY: the caller's promise is the same.
-        let area = unsafe { Area::new(number, area) }?;
-        self.areas[number as usize].call_once(|| area);
-        Ok(AreaId(number))
+        let area = unsafe { Area::new(number as u8, area) }?;
+        place.call_once(|| area);
+        self.count.store(number + 1, Ordering::Release);
+        Ok(AreaId(number as u8))
     }
 
     /// The area with this number, if it is on.
@@ -80,15 +91,25 @@ impl<M: Machine> Swap<M> {
         self.areas.get(number as usize)?.get()
     }
 
-    /// Takes a slot in the first area that has one, in the order in which they came.
+    /// Takes a slot, and with [`Tags::Include`] a room for its tags, in the first area that has them, in the order in
+    /// which the areas came.
     #[inline]
-    pub(crate) fn prepare(&self, cpu: usize) -> Option<Prepared<'_, M>> {
-        self.areas().find_map(|area| Some(Prepared::new(area, area.take_slot(cpu)?)))
+    pub(crate) fn prepare(&self, cpu: usize, tags: Tags) -> Result<Prepared<'_, M>, Dry> {
+        let mut dry = Dry::Slots;
+        for area in self.areas() {
+            let Some(slot) = area.take_slot(cpu) else { continue };
+            let mut prepared = Prepared::new(area, slot);
+            if prepared.fit(tags) {
+                return Ok(prepared);
+            }
+            dry = Dry::Rooms;
+        }
+        Err(dry)
     }
 
     /// Every area that is on.
     pub fn areas(&self) -> impl Iterator<Item = &Area<M>> {
-        let count = self.next.load(Ordering::Relaxed) as usize;
+        let count = self.count.load(Ordering::Acquire) as usize;
         self.areas.iter().take(count).filter_map(Once::get)
     }
 }

@@ -9,6 +9,7 @@ use crate::frame::{FolioLock, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::mte::{Encoded, TagImage, encode};
+use crate::sync::assert_may_sleep;
 
 /// A page that is unmapped and cached under its slot, on its way to the device.
 ///
@@ -81,6 +82,7 @@ impl<'a, M: Machine> Leaving<'a, M> {
         } else {
             mm.stats().tags_untagged.bump();
         }
+        assert_may_sleep();
         if self.area.device().write(mm.machine(), PfnRange::new(frame, 1), self.slot).is_err() {
             mm.stats().write_errors.bump();
             if matches!(

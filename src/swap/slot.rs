@@ -28,7 +28,7 @@ const TAGS_SHIFT: u32 = 51;
 const TAGS_MASK: u64 = 0b111 << TAGS_SHIFT;
 
 const FREE: u64 = 0 << KIND_SHIFT;
-// 1 is a slot that is never to be used.
+// 1 is kept for slots that a device declares bad.
 const TAKEN: u64 = 2 << KIND_SHIFT;
 const CACHED: u64 = 3 << KIND_SHIFT;
 const OUT: u64 = 4 << KIND_SHIFT;
@@ -43,8 +43,8 @@ const RAW: u64 = 3 << TAGS_SHIFT;
 pub(crate) enum SlotState {
     /// Nobody's.
     Free,
-    /// Never to be used.
-    Bad,
+    /// Nothing that is written here: a damaged record.
+    Unknown,
     /// Taken for a page that is about to be unmapped.
     Taken,
     /// `frame` (by index) holds the page; so many swap entries name the slot.
@@ -75,7 +75,7 @@ impl SlotRecord {
             TAKEN => SlotState::Taken,
             CACHED => SlotState::Cached { frame: payload, count },
             OUT => SlotState::Out { shadow: payload, count },
-            _ => SlotState::Bad,
+            _ => SlotState::Unknown,
         }
     }
 
@@ -91,11 +91,11 @@ impl SlotRecord {
         self.state.store(TAKEN, Ordering::Relaxed);
     }
 
-    /// Taken to cached, with one swap entry, which the caller is about to install. The release pairs with the acquire
-    /// of a fault that finds the entry.
+    /// Taken to cached, with one swap entry, which the caller is about to install by an exchange, which is a release:
+    /// a fault that finds the entry finds this.
     #[inline]
     pub(crate) fn cache(&self, frame: Frame) {
-        self.state.store(CACHED | COUNT_ONE | frame.index() as u64, Ordering::Release);
+        self.state.store(CACHED | COUNT_ONE | frame.index() as u64, Ordering::Relaxed);
     }
 
     /// Cached to out: the device has the page. `None`, and still cached, when no swap entry is left.

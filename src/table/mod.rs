@@ -46,6 +46,9 @@ fn first_page<G: Granule>(page: Vpn) -> Vpn {
     Vpn::new(page.number() & !(G::ENTRIES as u64 - 1))
 }
 
+/// One table below, in the count word of a table that is not a leaf table.
+const LINK: u64 = 1;
+
 /// What a walk met.
 enum Walked {
     /// The leaf table.
@@ -103,6 +106,9 @@ fn make<M: Machine>(mm: &Mm<M>, at: EntryAt, level: Level, node: NodeId, page: V
     // The walker must not see the table before it sees its zeroes.
     mm.machine().fence_contents();
     mm.machine().store_entry(at, table_descriptor::<M::Granule>(table.pfn()));
+    if let Some(above) = mm.frames().frame(at.table) {
+        mm.frames().record(above).count.fetch_add(LINK, Ordering::Relaxed);
+    }
     table.publish();
     mm.stats().tables_made.bump();
     Some(())
@@ -140,23 +146,49 @@ pub(crate) fn for_each_leaf_table<M: Machine, E>(
     Ok(())
 }
 
-/// Calls `free` with every table under `root`, leaf tables first, the root itself not. Only when no walk can enter
-/// any more.
-pub(crate) fn for_each_table<M: Machine>(mm: &Mm<M>, root: Pfn, free: &mut impl FnMut(Frame)) {
-    let level = Level::root::<M::Granule>(mm.machine().va_bits());
-    free_below(mm, root, level, free);
+/// Whether `hole` holds all the pages of some leaf table: otherwise there is nothing to prune.
+#[inline]
+pub(crate) fn may_cover_a_table<M: Machine>(hole: VpnRange) -> bool {
+    let entries = M::Granule::ENTRIES as u64;
+    let first = first_page::<M::Granule>(Vpn::new(hole.start().number() + entries - 1));
+    first.number() + entries <= hole.end().number()
 }
 
-fn free_below<M: Machine>(mm: &Mm<M>, table: Pfn, level: Level, free: &mut impl FnMut(Frame)) {
+/// Detaches every table that maps pages of `hole` alone, and hands each to `free` with the pages that it mapped, leaf
+/// tables first; the root stays. Nothing is mapped in `hole`. Under the space's lock and the family lock, held
+/// exclusively.
+pub(crate) fn prune<M: Machine>(mm: &Mm<M>, root: Pfn, hole: VpnRange, free: &mut impl FnMut(Frame, VpnRange)) {
+    let level = Level::root::<M::Granule>(mm.machine().va_bits());
+    prune_below(mm, root, level, Vpn::new(0), hole, free);
+}
+
+fn prune_below<M: Machine>(
+    mm: &Mm<M>,
+    table: Pfn,
+    level: Level,
+    first: Vpn,
+    hole: VpnRange,
+    free: &mut impl FnMut(Frame, VpnRange),
+) {
     let Some(below) = level.below() else { return };
-    for index in 0..M::Granule::ENTRIES {
+    let shift = level.shift::<M::Granule>() - M::Granule::SHIFT;
+    let part = VpnRange::new(first, (M::Granule::ENTRIES as u64) << shift).intersection(hole);
+    if part.is_empty() {
+        return;
+    }
+    let index = |page: Vpn| ((page.number() - first.number()) >> shift) as usize;
+    for index in index(part.start())..=index(Vpn::new(part.end().number() - 1)) {
         let at = EntryAt { table, index };
-        if let Decoded::Table(next) = decode::<M::Granule>(mm.machine().load_entry(at), level) {
-            free_below(mm, next, below, free);
+        let Decoded::Table(next) = decode::<M::Granule>(mm.machine().load_entry(at), level) else { continue };
+        let Some(frame) = mm.frames().frame(next) else { continue };
+        let pages = VpnRange::new(Vpn::new(first.number() + ((index as u64) << shift)), 1 << shift);
+        prune_below(mm, next, below, pages.start(), hole, free);
+        if hole.covers(pages) && mm.frames().record(frame).count.load(Ordering::Relaxed) == 0 {
             mm.machine().exchange_entry(at, 0);
-            if let Some(frame) = mm.frames().frame(next) {
-                free(frame);
+            if let Some(above) = mm.frames().frame(table) {
+                mm.frames().record(above).count.fetch_sub(LINK, Ordering::Relaxed);
             }
+            free(frame, pages);
         }
     }
 }

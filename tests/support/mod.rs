@@ -14,8 +14,8 @@ use std::sync::Arc;
 use ebbtide::addr::{Pfn, VirtAddr};
 use ebbtide::frame::FrameRecord;
 use ebbtide::granule::{Granule, K4};
+use ebbtide::machine::Features;
 use ebbtide::machine::emu::{self, Adversary, Death, Emu, EmuConfig, TagCheck, TestDevice};
-use ebbtide::machine::{Asid, Features, Machine};
 use ebbtide::space::{Access, Fault, FaultError, Growth, MapError, MapRequest, Placement, Protection, SpaceError};
 use ebbtide::swap::{DeviceFlags, SwapArea, memory_needed};
 use ebbtide::{Memory, Mm, Space, Totals};
@@ -43,6 +43,7 @@ pub struct Setup {
     pub seed: u64,
     pub features: Features,
     pub adversary: Adversary,
+    pub asid_bits: u32,
 }
 
 impl Default for Setup {
@@ -56,6 +57,7 @@ impl Default for Setup {
             seed: 1,
             features: Features::all(),
             adversary: Adversary::Quiet,
+            asid_bits: 8,
         }
     }
 }
@@ -84,6 +86,7 @@ impl<G: Granule> Rig<G> {
             seed: setup.seed,
             features: setup.features,
             adversary: setup.adversary,
+            asid_bits: setup.asid_bits,
             ..EmuConfig::default()
         });
         (0..setup.cpus).for_each(|cpu| emu.set_tag_check(cpu, TagCheck::Sync));
@@ -106,7 +109,7 @@ impl<G: Granule> Rig<G> {
             unsafe { mm.swap_on(area) }.expect("the area is in order");
         }
         for cpu in 0..setup.cpus {
-            mm.machine().emu.on_cpu(cpu, || mm.machine().install_root(mm.empty_root(), Asid::EMPTY));
+            mm.machine().emu.on_cpu(cpu, || mm.deactivate());
         }
         let fresh = mm.totals();
         Self { mm, device, port, fresh }
@@ -134,13 +137,13 @@ impl<G: Granule> Rig<G> {
     /// Leaves a CPU with no space.
     pub fn idle(&self, cpu: usize) {
         let mm = &self.mm;
-        self.emu().on_cpu(cpu, || mm.machine().install_root(mm.empty_root(), Asid::EMPTY));
+        self.emu().on_cpu(cpu, || mm.deactivate());
     }
 
     /// Ends a space, once no CPU runs in it.
     pub fn destroy(&self, space: Space<Stage<G>>) {
         (0..self.emu().config().cpus).for_each(|cpu| self.idle(cpu));
-        space.destroy(&self.mm);
+        assert!(space.destroy(&self.mm).is_ok(), "no CPU runs it");
     }
 
     /// Everything is back.

@@ -231,7 +231,7 @@ impl<G: Granule> World<G> {
             self.rig.idle(cpu);
         }
         if let Some(space) = self.actors[actor].space.take() {
-            space.destroy(&self.rig.mm);
+            assert!(space.destroy(&self.rig.mm).is_ok(), "no CPU runs it");
             // The CPU that ended it is left with no space, whatever it ran.
             if let Some(space) = &self.actors[self.on[0]].space {
                 self.rig.activate(0, space);

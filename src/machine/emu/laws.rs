@@ -9,7 +9,7 @@ use crate::sync::Ordering::Relaxed;
 
 use super::adversary::State;
 use super::desc::{Desc, VALID, attr, decode, hardware_bits, is_global, is_grouped, is_tagged};
-use super::may::{Ghost, Kind, Place, Shown};
+use super::may::{Code, Ghost, Kind, Place, Shown};
 use super::report::{Law, Op};
 
 /// How a descriptor is written.
@@ -256,7 +256,7 @@ impl<G: Granule> State<G> {
         let epoch = self.cpus[cpu].epoch;
         let slot = self.ram.slot(frame);
         let known = &mut self.frames[slot];
-        (known.writer, known.epoch, known.synced) = (cpu as u8, epoch, false);
+        (known.writer, known.epoch, known.code) = (cpu as u8, epoch, Code::Stale);
     }
 
     /// A frame's owner gives it back.
@@ -277,7 +277,7 @@ impl<G: Granule> State<G> {
         self.ram.scribble(frame);
         let slot = self.ram.slot(frame);
         let known = &mut self.frames[slot];
-        (known.data_set, known.tags_set, known.synced) = (false, false, false);
+        (known.data_set, known.tags_set, known.code) = (false, false, Code::Stale);
     }
 
     pub(super) fn need_tags(&mut self, frame: Pfn, who: &str) {
@@ -287,7 +287,7 @@ impl<G: Granule> State<G> {
     }
 
     pub(super) fn need_synced(&mut self, frame: Pfn, pointer: u64) {
-        if !self.frames[self.ram.slot(frame)].synced {
+        if self.frames[self.ram.slot(frame)].code == Code::Stale {
             let what = std::format!("a program fetches at {pointer:#x} from {frame:?}");
             self.log.violate(Law::FetchUnsynced, what);
         }

@@ -19,7 +19,7 @@ use crate::machine::{Asid, Cached, EntryAt, Features, Reach, Scope};
 use crate::sync::Ordering::Relaxed;
 
 use super::adversary::State;
-use super::desc::{DBM, Desc, EL0, READ_ONLY, VALID, decode, is_global, is_grouped, pages_of};
+use super::desc::{DBM, Desc, EL0, READ_ONLY, UXN, VALID, decode, is_global, is_grouped, pages_of};
 use super::tlb::Invalidation;
 
 /// Where a reachable table hangs.
@@ -49,7 +49,20 @@ pub(super) struct Frame {
     pub epoch: u32,
     pub data_set: bool,
     pub tags_set: bool,
-    pub synced: bool,
+    pub code: Code,
+}
+
+/// What the instruction side sees of a frame.
+#[derive(Copy, Clone, Eq, PartialEq, Default)]
+pub(super) enum Code {
+    /// Something older, perhaps.
+    #[default]
+    Stale,
+    /// The contents, synced for an entry that is still to be written. A program that stores meanwhile races with its
+    /// own fetch, and syncs itself.
+    Syncing,
+    /// The contents, and an entry lets programs fetch them.
+    Synced,
 }
 
 /// A root that walkers use, or that TLBs may hold translations of.
@@ -94,8 +107,8 @@ pub(super) struct Ghost {
     pub at: EntryAt,
     /// CPUs that may hold it.
     pub cpus: u32,
-    /// CPUs by whose fence its removal is visible: who removed the entry, and who wrote it since. Who sees the later of two
-    /// stores to one word does not see the earlier one afterwards.
+    /// CPUs by whose fence its removal is visible: who removed the entry, and who wrote it since. Who sees the later
+    /// of two stores to one word does not see the earlier one afterwards.
     pub writers: u32,
     /// The removal is visible to every walker.
     pub ordered: bool,
@@ -176,6 +189,9 @@ impl<G: Granule> State<G> {
         let writable = self.is_writable(shown.raw);
         for frame in &mut self.frames[first..first + pages] {
             frame.live = frame.live.wrapping_add_signed(by);
+            if by > 0 && shown.raw & UXN == 0 && frame.code == Code::Syncing {
+                frame.code = Code::Synced;
+            }
             if writable {
                 frame.writable = frame.writable.wrapping_add_signed(by);
             }
@@ -188,8 +204,17 @@ impl<G: Granule> State<G> {
         let global = matches!(kind, Kind::Leaf(shown) if is_global(shown.raw));
         for &(asid, cpus) in &root.asids {
             let asid = if global { None } else { Some(asid) };
-            let fresh =
-                Ghost { asid, kind, at, cpus, writers: 1 << writer, ordered: false, missed: false, doomed: 0, doomed_local: 0 };
+            let fresh = Ghost {
+                asid,
+                kind,
+                at,
+                cpus,
+                writers: 1 << writer,
+                ordered: false,
+                missed: false,
+                doomed: 0,
+                doomed_local: 0,
+            };
             self.ghosts.push(fresh);
         }
     }

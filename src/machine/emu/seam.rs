@@ -9,6 +9,7 @@ use crate::machine::{Asid, Cached, EntryAt, Features, Machine, Reach, Scope, Tag
 use crate::sync::{AtomicU32, Ordering};
 
 use super::laws::Write;
+use super::may::Code;
 use super::report::{Law, Op};
 use super::tlb::Invalidation;
 use super::{Adversary, CPU, Emu, WAITING, held};
@@ -185,7 +186,7 @@ unsafe impl<G: Granule> Machine for Emu<G> {
         self.logged(Op::SyncCode { run }, |state, _| {
             let first = self.ram.slot(run.start());
             for known in &mut state.frames[first..first + run.pages() as usize] {
-                known.synced = true;
+                known.code = Code::Syncing;
             }
         });
     }

@@ -10,6 +10,7 @@ use super::adversary::State;
 use super::desc::{
     ACCESSED, DBM, Desc, EL0, READ_ONLY, UXN, decode, index_of, is_global, is_grouped, is_tagged, pages_of,
 };
+use super::may::Code;
 use super::report::{Law, Op};
 use super::tlb::{CachedTable, Translation};
 use super::user::{Access, Fault, FaultKind};
@@ -192,8 +193,10 @@ impl<G: Granule> State<G> {
                 self.ram.word(frame, offset).store(value, Relaxed);
                 // What a program stores where it may execute, it syncs itself; elsewhere it may rely on the kernel.
                 if self.ram.entry(entry.at).load(Relaxed) & UXN != 0 {
-                    let slot = self.ram.slot(frame);
-                    self.frames[slot].synced = false;
+                    let known = &mut self.frames[self.ram.slot(frame)];
+                    if known.code == Code::Synced {
+                        known.code = Code::Stale;
+                    }
                 }
                 0
             }
