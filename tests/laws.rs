@@ -33,8 +33,8 @@
 
 mod support;
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 
 use ebbtide::Space;
 use ebbtide::addr::VirtAddr;
@@ -207,22 +207,24 @@ fn frames_are_free_only_after_the_flush() {
         |rig, space| space.protect(&rig.mm, VirtAddr::new(BASE), 4 * PAGE, Protection::empty()).unwrap(),
     ];
     for (call, clean) in calls.into_iter().flat_map(|call| [(call, false), (call, true)]) {
+        let mut before = u64::MAX;
+        // The same life again and again, looked at one step later each time.
         for step in 0.. {
             let rig = Arc::new(Rig::<K4>::new(Setup::default()));
             let space = rig.space();
             rig.map(&space, BASE, 4, RWT);
             let touch = if clean { Access::Load } else { Access::Store(1) };
             (0..4).for_each(|page| _ = rig.program(&space).access(at(page), touch).unwrap());
-            // From the first cut on, the space has what its list of regions may need.
-            space.unmap(&rig.mm, VirtAddr::new(at(8)), PAGE).unwrap();
-            let free = rig.mm.totals().frames_free;
-            let watched = Arc::clone(&rig);
+            let seen = Arc::new(Mutex::new((0, false)));
+            let (watched, told) = (Arc::clone(&rig), Arc::clone(&seen));
             let look = move || {
-                let freed = watched.mm.totals().frames_free > free;
                 let unflushed = watched.mm.machine().unflushed.load(Relaxed);
-                assert!(!(freed && unflushed), "step {step}: a frame is free, and its translation is not flushed");
+                *told.lock().unwrap() = (watched.mm.totals().frames_free, unflushed);
             };
             let ((), interrupted) = at_step(step, look, || call(&rig, &space));
+            let (free, unflushed) = *seen.lock().unwrap();
+            assert!(!unflushed || free <= before, "step {step}: a frame became free before the flush");
+            before = free;
             rig.finish(space);
             if !interrupted {
                 break;
