@@ -75,3 +75,7 @@ mod mm;
 
 pub use mm::{Memory, Mm, SetupError, Totals};
 pub use space::Space;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/PORTING.md")]
+mod porting {}
