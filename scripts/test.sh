@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # `test`: everything that is checked, in one summary line. Sourced by qemu-run.sh.
 #
-# Three parts: format and lints, the host tests, the in-QEMU suite (tests/qemu). Each prints
+# Three parts: format, lints and documentation, the host tests, the in-QEMU suite (tests/qemu). Each prints
 # PASS or FAIL and a name; FILTER is a substring of the names.
 
 PASSED=0 FAILED=0
@@ -18,6 +18,8 @@ cmd_test() {
 	test_step "$filter" "cargo fmt" "${FMT[@]}" --all --check
 	test_step "$filter" "cargo clippy, host" "${CLIPPY[@]}" --quiet --workspace --all-targets -- -D warnings
 	test_step "$filter" "cargo clippy, target" clippy_target
+	test_step "$filter" "cargo doc" env RUSTDOCFLAGS='-D warnings' \
+		"${CARGO[@]}" doc --quiet --no-deps --package ebbtide --lib --features emu
 	host_tests "$filter"
 	qemu_tests "$filter"
 	echo "$PASSED passed, $FAILED failed"

@@ -69,7 +69,7 @@ counters! {
     swap_out,
     /// Pages read from a swap slot.
     swap_in,
-    /// Swap-ins of pages that a larger memory would have kept (see `reclaim::refault`).
+    /// Swap-ins of pages that a larger memory would have kept (see `reclaim`).
     refaults,
     /// Faults that found their page still in memory, on its way out or kept after a failed write.
     swap_cache_hits,

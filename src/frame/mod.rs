@@ -49,11 +49,12 @@ pub(crate) const NO_FRAME: u32 = u32::MAX;
 pub enum Kind {
     /// Not the library's.
     Reserved = 0,
-    /// Free, as the head of its buddy block or in a magazine.
+    /// Free, as the head of its buddy block.
     Free = 1,
     /// The head of a folio.
     Folio = 2,
-    /// A later page of a folio or of a free block; `next` names the head.
+    /// A later page of a folio, whose `next` names the head; a later page of a free block, or a frame in a magazine,
+    /// where nothing looks at it.
     Tail = 3,
     /// A table of descriptors.
     Table = 4,

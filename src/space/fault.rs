@@ -194,8 +194,9 @@ impl<M: Machine> Space<M> {
         } else {
             stats.faults_flag.bump();
         }
-        // An entry without the access flag is in no TLB (Arm ARM, D8.5.1). Another may be in this CPU's, with fewer
-        // rights than it has now; other CPUs find out by a fault of their own.
+        // An entry without the access flag is in no TLB (Arm ARM, D8.5.1), or only until reclaim's flush is done: at
+        // worst the access faults once more. Another may be in this CPU's TLB, with fewer rights than it has now;
+        // other CPUs find out by a fault of their own.
         if was.is_accessed() {
             tlb::invalidate_here(mm.machine(), self.asid, page);
         }

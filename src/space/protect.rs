@@ -21,7 +21,7 @@ use crate::table::{Change, Cursor};
 use crate::tlb::Flush;
 
 /// Pages that become tagged behind one flush. Two barriers over 16 pages are small beside the zeroing of their tags,
-/// and the table's lock is held for no more than these.
+/// which nothing interrupts while the table's lock is held.
 const TAGGING: usize = 16;
 
 impl<M: Machine> Space<M> {

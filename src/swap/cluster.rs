@@ -4,7 +4,7 @@
 //! order, so that pages which leave together lie together and CPUs do not meet. A cluster is in one of three places:
 //! some CPU's current one, in the list of those with free slots, or nowhere because it is full. A slot freed in a
 //! full cluster puts it back in the list. When the list is empty a CPU takes from any cluster, others' current ones
-//! too: a single slot is never refused while one is free.
+//! too: a slot is refused only when none is free.
 
 use crate::sync::{AtomicU32, Ordering, Spin, SpinGuard};
 
