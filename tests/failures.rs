@@ -128,6 +128,21 @@ fn free(totals: Totals) -> u64 {
     totals.frames_free + totals.slots_free
 }
 
+/// A program without memory can still give some back.
+#[test]
+fn giving_back_needs_no_memory() {
+    let rig = Rig::<K4>::new(Setup { slots: 4, ..Setup::default() });
+    let hog = hog(&rig, 0);
+    let space = rig.try_space();
+    assert_eq!(space.err(), Some(SpaceError::NoMemory));
+    let before = free(rig.mm.totals());
+    hog.advise(&rig.mm, VirtAddr::new(BASE), 8 * PAGE, Advice::DontNeed).unwrap();
+    assert_eq!(free(rig.mm.totals()), before + 8);
+    assert_eq!(rig.program(&hog).store(at(0), 1), Ok(()));
+    assert_eq!(hog.unmap(&rig.mm, VirtAddr::new(BASE), 512 * PAGE), Ok(()));
+    rig.finish(hog);
+}
+
 #[test]
 fn every_identifier_is_used_and_comes_back() {
     let rig = Rig::<K4>::new(Setup { frames: 700, ..Setup::default() });

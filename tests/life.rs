@@ -6,15 +6,19 @@
 
 mod support;
 
+use ebbtide::Space;
+use ebbtide::addr::VirtAddr;
 use ebbtide::granule::{Granule, K4, K16, K64};
 use ebbtide::machine::Features;
 use ebbtide::machine::emu::Adversary;
+use ebbtide::reclaim::Advice;
+use ebbtide::space::{FaultError, Growth, MapError, MapRequest, Placement};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use support::world::{Op, What, World};
-use support::{Dice, Setup};
+use support::{Dice, RW, RWT, Rig, Setup, Stage, refusal};
 
 /// Any operation; shrinks towards a load of page 0 by CPU 0.
 fn any_op() -> impl Strategy<Value = Op> {
@@ -114,4 +118,152 @@ fn long_lives_with_few_slots_and_rooms() {
 fn long_lives_at_the_other_granules() {
     long_lives::<K16>(41..43, 1000, Setup { cpus: 2, ..TIGHT }, 2, true);
     long_lives::<K64>(51..53, 400, Setup { cpus: 2, ..TIGHT }, 2, true);
+}
+
+// ---- What the lives leave out. ----
+
+const STACK: u64 = 0x7000_0000;
+
+/// A stack of one page that may grow to `pages`.
+fn stack(rig: &Rig, space: &Space<Stage<K4>>, pages: u64) -> Result<VirtAddr, MapError> {
+    let request = MapRequest {
+        placement: Placement::Fixed(VirtAddr::new(STACK - 4096)),
+        bytes: 4096,
+        protection: RW,
+        growth: Growth::Down { limit_bytes: pages * 4096 },
+    };
+    space.map(&rig.mm, request)
+}
+
+#[test]
+fn a_stack_grows_to_its_limit_and_keeps_its_distance() {
+    let rig = Rig::<K4>::new(Setup { frames: 600, ..Setup::default() });
+    let space = rig.space();
+    stack(&rig, &space, 1000).unwrap();
+    let program = rig.program(&space);
+    // 1 MiB, as on Linux.
+    let gap = 256;
+    // A region below: the stack stops a gap above it.
+    let below = STACK - 600 * 4096;
+    rig.map(&space, below - 4096, 1, RW);
+    let lowest = below + gap * 4096;
+    for page in [2, 3, 40, 41, 200] {
+        program.store(STACK - page * 4096, page).unwrap();
+    }
+    program.store(lowest, 7).unwrap();
+    assert_eq!(refusal(program.store(lowest - 4096, 1)), FaultError::NotMapped);
+    assert_eq!(refusal(program.store(below, 1)), FaultError::NotMapped);
+    assert_eq!(program.load(STACK - 40 * 4096), Ok(40));
+    assert_eq!(program.load(STACK - 100 * 4096), Ok(0), "what lies between has grown as well");
+    // The region goes, and the stack may grow to its limit, but no further.
+    space.unmap(&rig.mm, VirtAddr::new(below - 4096), 4096).unwrap();
+    program.store(STACK - 1000 * 4096, 1).unwrap();
+    assert_eq!(refusal(program.store(STACK - 1001 * 4096, 1)), FaultError::NotMapped);
+    rig.finish(space);
+}
+
+#[test]
+fn calls_refuse_what_is_no_range() {
+    let rig = Rig::<K4>::new(Setup::default());
+    let space = rig.space();
+    let at = VirtAddr::new;
+    let map =
+        |placement, bytes| space.map(&rig.mm, MapRequest { placement, bytes, protection: RW, growth: Growth::Fixed });
+    let top = 1 << rig.emu().config().va_bits;
+    assert_eq!(map(Placement::Fixed(at(STACK)), 0), Err(MapError::Empty));
+    assert_eq!(map(Placement::Fixed(at(STACK + 8)), 4096), Err(MapError::Misaligned(at(STACK + 8))));
+    assert_eq!(map(Placement::Fixed(at(top)), 4096), Err(MapError::OutOfRange(at(top))));
+    assert_eq!(map(Placement::Fixed(at(top - 4096)), 4097), Err(MapError::OutOfRange(at(top - 4096))));
+    assert_eq!(map(Placement::Fixed(at(0)), 4096), Err(MapError::OutOfRange(at(0))), "page 0 stays free");
+    assert_eq!(map(Placement::Anywhere { hint: at(0) }, top), Err(MapError::NoRoom(top)));
+    assert!(matches!(map(Placement::Anywhere { hint: at(0) }, u64::MAX), Err(MapError::NoRoom(_))));
+    assert_eq!(map(Placement::Fixed(at(STACK)), 4097), Ok(at(STACK)), "a length is rounded up to pages");
+    assert_eq!(map(Placement::FixedNoReplace(at(STACK + 4096)), 4096), Err(MapError::Occupied(at(STACK))));
+    for result in [
+        space.unmap(&rig.mm, at(STACK), u64::MAX),
+        space.protect(&rig.mm, at(STACK), u64::MAX, RW),
+        space.advise(&rig.mm, at(STACK), u64::MAX - 4095, Advice::PageOut),
+    ] {
+        assert_eq!(result, Err(MapError::OutOfRange(at(STACK))));
+    }
+    assert_eq!(space.unmap(&rig.mm, at(STACK), 0), Err(MapError::Empty));
+    assert_eq!(space.protect(&rig.mm, at(STACK), 0, RW), Ok(()));
+    assert_eq!(space.unmap(&rig.mm, at(STACK + 1), 4096), Err(MapError::Misaligned(at(STACK + 1))));
+    let program = rig.program(&space);
+    assert_eq!(refusal(program.load(0)), FaultError::NotMapped);
+    assert_eq!(refusal(program.load(1 << 55)), FaultError::NotMapped, "beyond the address space");
+    rig.finish(space);
+}
+
+/// As many regions as a list of one frame, and of several, holds; each is found, and each comes back.
+#[test]
+fn hundreds_of_regions() {
+    let rig = Rig::<K4>::new(Setup { frames: 2000, ..Setup::default() });
+    let space = rig.space();
+    let program = rig.program(&space);
+    let place = |number: u64| STACK + number * 3 * 4096;
+    // From the middle outwards, so that leaves of the list are cut at either end.
+    let order = |number: u64| if number.is_multiple_of(2) { 300 + number / 2 } else { 300 - number / 2 - 1 };
+    for number in (0..600).map(order) {
+        rig.map(&space, place(number), 1, RW);
+        program.store(place(number), number).unwrap();
+    }
+    for number in 0..600 {
+        assert_eq!(program.load(place(number)), Ok(number));
+        assert_eq!(refusal(program.load(place(number) + 4096)), FaultError::NotMapped);
+    }
+    for number in (0..600).filter(|number| number % 3 != 0) {
+        space.unmap(&rig.mm, VirtAddr::new(place(number)), 4096).unwrap();
+    }
+    for number in 0..600 {
+        assert_eq!(program.load(place(number)).is_ok(), number % 3 == 0);
+    }
+    // All of the rest in one call, over holes.
+    space.unmap(&rig.mm, VirtAddr::new(STACK), place(600) - STACK).unwrap();
+    assert!((0..600).all(|number| program.load(place(number)).is_err()));
+    rig.finish(space);
+}
+
+/// Tables come back with what they mapped, not only with the space.
+#[test]
+fn tables_come_back_with_munmap() {
+    let rig = Rig::<K4>::new(Setup { cpus: 2, adversary: Adversary::Full, ..Setup::default() });
+    let space = rig.space();
+    let mut least = u64::MAX;
+    for round in 0..60 {
+        let place = (round + 1) << 31;
+        rig.map(&space, place, 2, RWT);
+        for cpu in 0..2 {
+            rig.program_on(cpu, &space).store(place + 4096, round).unwrap();
+        }
+        if round % 2 == 0 {
+            space.advise(&rig.mm, VirtAddr::new(place), 8192, Advice::PageOut).unwrap();
+        }
+        space.unmap(&rig.mm, VirtAddr::new(place), 8192).unwrap();
+        least = least.min(rig.mm.totals().frames_free);
+    }
+    assert!(rig.fresh.frames_free - least < 12, "60 leaf tables would not fit: {least} of {:?}", rig.fresh);
+    rig.finish(space);
+}
+
+/// A page in steady use stays, whatever else comes and goes: its access flag tells, also while its translation stays
+/// in a TLB.
+#[test]
+fn a_page_in_use_stays_in() {
+    for features in [Features::all(), Features::empty()] {
+        let rig = Rig::<K4>::new(Setup { cpus: 2, slots: 512, features, ..Setup::default() });
+        let space = rig.space();
+        rig.map(&space, STACK, 400, RW);
+        let mut returns = 0;
+        for page in 1..400 {
+            rig.program(&space).store(STACK + page * 4096, page).unwrap();
+            // CPU 1 does nothing else.
+            let before = rig.count("swap_in");
+            rig.program_on(1, &space).store(STACK, page).unwrap();
+            returns += rig.count("swap_in") - before;
+        }
+        assert!(rig.count("swap_out") > 200);
+        assert_eq!(returns, 0, "it left and came back, {features:?}");
+        rig.finish(space);
+    }
 }

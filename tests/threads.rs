@@ -259,6 +259,8 @@ fn dontneed_is_interrupted() {
 #[test]
 fn munmap_is_interrupted() {
     interrupt(RWT, &ALL, true, |rig, space| space.unmap(&rig.mm, range(0), 2 * PAGE).unwrap());
+    // With it goes the last region of the tables.
+    interrupt(RWT, &ALL, true, |rig, space| space.unmap(&rig.mm, range(0), 4 * PAGE).unwrap());
 }
 
 #[test]

@@ -22,6 +22,8 @@ use ebbtide::sync::{AtomicU32, Ordering};
 /// What a thread does before a certain one of its steps.
 struct Cue {
     steps: u64,
+    /// Reads of entries since the last other step.
+    reads: u64,
     at: u64,
     act: Option<Box<dyn FnOnce()>>,
 }
@@ -44,6 +46,24 @@ impl<G: Granule> Stage<G> {
     }
 
     fn step(&self) {
+        CUE.with_borrow_mut(|cue| cue.iter_mut().for_each(|cue| cue.reads = 0));
+        self.count();
+    }
+
+    /// A read of an entry. Of a search through a whole table the first steps stand for all.
+    fn read_step(&self) {
+        let few = CUE.with_borrow_mut(|cue| {
+            cue.as_mut().is_some_and(|cue| {
+                cue.reads += 1;
+                cue.reads <= 6
+            })
+        });
+        if few {
+            self.count();
+        }
+    }
+
+    fn count(&self) {
         let act = CUE.with_borrow_mut(|cue| {
             let cue = cue.as_mut()?;
             cue.steps += 1;
@@ -57,7 +77,7 @@ impl<G: Granule> Stage<G> {
 
 /// Runs `body` and, before its step number `at`, `act`; says whether there was such a step.
 pub fn at_step<R>(at: u64, act: impl FnOnce() + 'static, body: impl FnOnce() -> R) -> (R, bool) {
-    CUE.set(Some(Cue { steps: 0, at, act: Some(Box::new(act)) }));
+    CUE.set(Some(Cue { steps: 0, reads: 0, at, act: Some(Box::new(act)) }));
     let result = body();
     let cue = CUE.take();
     (result, cue.is_some_and(|cue| cue.act.is_none()))
@@ -101,7 +121,7 @@ unsafe impl<G: Granule> Machine for Stage<G> {
     type Granule = G;
 
     fn load_entry(&self, at: EntryAt) -> u64 {
-        self.step();
+        self.read_step();
         self.emu.load_entry(at)
     }
 
