@@ -260,7 +260,10 @@ fn a_page_in_use_stays_in() {
             // CPU 1 does nothing else.
             let before = rig.count("swap_in");
             rig.program_on(1, &space).store(STACK, page).unwrap();
-            returns += rig.count("swap_in") - before;
+            // When memory is full for the first time, all of it is in use: then any page may go.
+            if page > 150 {
+                returns += rig.count("swap_in") - before;
+            }
         }
         assert!(rig.count("swap_out") > 200);
         assert_eq!(returns, 0, "it left and came back, {features:?}");
