@@ -6,6 +6,7 @@
 
 mod support;
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -299,5 +300,45 @@ fn rights_are_gone_when_the_call_returns() {
             rig.emu().set_background(|emu, _| _ = emu.access(2, BASE + 48, Access::Store(1)));
             rig.mm.balance();
         });
+    }
+}
+
+/// A space ends while reclaim has some of its pages in hand, and the other way round.
+#[test]
+fn the_end_of_a_space_meets_reclaim() {
+    for end_is_interrupted in [false, true] {
+        let mut evicted = 0;
+        meanwhile(|raise| {
+            let rig = Rig::<K4>::new(Setup { frames: 80, cpus: 3, ..Setup::default() });
+            let space = rig.space();
+            rig.map(&space, BASE, 40, RWT);
+            for page in 0..40 {
+                // Every third page is clean, and every fourth has tags.
+                let program = rig.program_on(page as usize % 3, &space);
+                let touch = if page % 3 == 0 { Access::Load } else { Access::Store(1) };
+                program.access(BASE + page * PAGE, touch).unwrap();
+                if page % 4 == 0 {
+                    program.stg(BASE + page * PAGE, 9).unwrap();
+                }
+            }
+            (0..3).for_each(|cpu| rig.idle(cpu));
+            let ending = Mutex::new(Some(space));
+            let end = || {
+                let space = ending.lock().unwrap().take();
+                space.into_iter().for_each(|space| assert!(space.destroy(&rig.mm).is_ok()));
+            };
+            let reclaim = || {
+                rig.mm.balance();
+            };
+            let on_cpu_1 = |act: &dyn Fn()| rig.emu().on_cpu(1, act);
+            if end_is_interrupted {
+                raise(&mut || end(), &|| on_cpu_1(&reclaim));
+            } else {
+                raise(&mut || reclaim(), &|| on_cpu_1(&end));
+            }
+            rig.check_nothing_leaked();
+            evicted += rig.count("swap_out");
+        });
+        assert!(evicted > 0);
     }
 }

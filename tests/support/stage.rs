@@ -1,4 +1,4 @@
-//! The emulated machine with a prompter: a test may stop a thread at its n-th step and let another play meanwhile.
+//! The emulated machine on a stage: a test may stop a thread at its n-th step and let another play meanwhile.
 //!
 //! [`Stage`] is [`Emu`] behind the same trait, with one addition: before each operation of the seam the calling
 //! thread's [`Cue`], if it has one, is asked. [`meanwhile`] builds on it: one call of the library is interrupted at
