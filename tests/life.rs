@@ -12,7 +12,7 @@ use ebbtide::granule::{Granule, K4, K16, K64};
 use ebbtide::machine::Features;
 use ebbtide::machine::emu::Adversary;
 use ebbtide::reclaim::Advice;
-use ebbtide::space::{FaultError, Growth, MapError, MapRequest, Placement};
+use ebbtide::space::{FaultError, Growth, MapError, MapRequest, Placement, Protection};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -267,6 +267,30 @@ fn a_page_in_use_stays_in() {
         }
         assert!(rig.count("swap_out") > 200);
         assert_eq!(returns, 0, "it left and came back, {features:?}");
+        rig.finish(space);
+    }
+}
+
+/// What is stored while a page may not be executed is synced before it may.
+#[test]
+fn code_is_written_again_and_again() {
+    for features in [Features::all(), Features::empty()] {
+        let rig = Rig::<K4>::new(Setup { features, adversary: Adversary::Full, ..Setup::default() });
+        let space = rig.space();
+        let start = VirtAddr::new(STACK);
+        rig.map(&space, STACK, 1, RW);
+        let program = rig.program(&space);
+        for round in 0..8 {
+            program.store(STACK, round).unwrap();
+            if round % 4 == 3 {
+                space.advise(&rig.mm, start, 4096, Advice::PageOut).unwrap();
+            }
+            assert_eq!(refusal(program.fetch(STACK)), FaultError::Protection);
+            space.protect(&rig.mm, start, 4096, Protection::READ | Protection::EXEC).unwrap();
+            assert_eq!(program.fetch(STACK), Ok(round));
+            assert_eq!(refusal(program.store(STACK, 99)), FaultError::Protection);
+            space.protect(&rig.mm, start, 4096, RW).unwrap();
+        }
         rig.finish(space);
     }
 }

@@ -342,3 +342,23 @@ fn the_end_of_a_space_meets_reclaim() {
         assert!(evicted > 0);
     }
 }
+
+/// A page that nobody may touch becomes tagged, and nobody may touch it at any moment of that.
+#[test]
+fn becoming_tagged_lends_no_right() {
+    for (before, after) in [(Protection::empty(), Protection::TAGGED), (RW, Protection::READ | Protection::TAGGED)] {
+        meanwhile(|raise| {
+            let rig = Rig::<K4>::new(Setup { cpus: 2, ..Setup::default() });
+            let space = rig.space();
+            rig.map(&space, BASE, 1, RW);
+            rig.program(&space).store(BASE, 42).unwrap();
+            space.protect(&rig.mm, range(0), PAGE, Protection::READ & before).unwrap();
+            raise(&mut || space.protect(&rig.mm, range(0), PAGE, after).unwrap(), &|| {
+                assert!(rig.emu().access(1, BASE, Access::Store(1)).is_err());
+                let seen = rig.emu().access(1, BASE, Access::Load);
+                assert!(seen.is_err() || after.contains(Protection::READ), "{seen:?}");
+            });
+            rig.finish(space);
+        });
+    }
+}

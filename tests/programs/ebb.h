@@ -1,15 +1,12 @@
 /*
  * What a test program needs and no more: start code, system calls, printing, checks.
- * No libc: aarch64-linux-gnu-gcc -static -nostdlib FILE.c, at any -O.
+ * No libc: aarch64-linux-gnu-gcc -O2 -static -nostdlib FILE.c
  *
  * The programs use only Linux's interface, so each also runs under Linux, and has to
  * pass there: a check that Linux fails tests something that nobody promises.
  */
 #ifndef EBB_H
 #define EBB_H
-
-/* There is no library whose functions the compiler could put in place of a loop. */
-#pragma GCC optimize("no-tree-loop-distribute-patterns")
 
 typedef unsigned char u8;
 typedef unsigned int u32;
