@@ -27,6 +27,9 @@ die() {
 }
 note() { [[ -n ${QUIET:-} ]] || echo "qemu-run: $*" >&2; }
 
+# Under `cargo run` this names that cargo; here the tool chain is chosen afresh.
+unset CARGO
+
 # shellcheck source=scripts/options.sh
 source "$ROOT/scripts/options.sh"
 # shellcheck source=scripts/setup.sh
