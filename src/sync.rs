@@ -218,6 +218,12 @@ impl<T> Sleep<T> {
         SleepGuard { lock: self, machine, value: PhantomData }
     }
 
+    /// Takes the lock if nobody holds it.
+    pub fn try_lock<'a, M: Machine>(&'a self, machine: &'a M) -> Option<SleepGuard<'a, T, M>> {
+        let taken = self.word.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        taken.then(|| SleepGuard { lock: self, machine, value: PhantomData })
+    }
+
     #[cold]
     fn lock_slow<M: Machine>(&self, machine: &M) {
         while self.word.swap(CONTENDED, Ordering::Acquire) != FREE {

@@ -294,3 +294,23 @@ fn code_is_written_again_and_again() {
         rig.finish(space);
     }
 }
+
+/// What a log says of an address: its region, its entry, and the frame or slot behind it.
+#[test]
+fn an_address_is_explained() {
+    let rig = Rig::<K4>::new(Setup::default());
+    let space = rig.space();
+    let says = |address: u64| format!("{}", space.explain(&rig.mm, VirtAddr::new(address)));
+    assert_eq!(says(0x40_0000), "0x400000: no region; no leaf table");
+    rig.map(&space, 0x40_0000, 2, RWT);
+    rig.program(&space).store(0x40_0000, 7).expect("mapped");
+    let present = says(0x40_0008);
+    assert!(present.starts_with("0x400008: region 0x400000+0x2000 rw-t\n  entry "), "{present}");
+    assert!(present.contains("Folio of order 0, 1 maps, 0 references, 0 pins"), "{present}");
+    assert!(present.ends_with("listed, tags valid"), "{present}");
+    assert!(says(0x40_1000).ends_with("Empty"), "{}", says(0x40_1000));
+    space.advise(&rig.mm, VirtAddr::new(0x40_0000), 0x1000, Advice::PageOut).expect("mapped");
+    let out = says(0x40_0000);
+    assert!(out.contains("\n  slot 0/") && out.contains("Out"), "{out}");
+    rig.finish(space);
+}

@@ -66,6 +66,19 @@ struct Line {
     used: usize,
 }
 
+impl Line {
+    fn start() -> Self {
+        let mut line = Self { bytes: [0; 240], used: 0 };
+        let _ = line.write_str("ebbtide: ");
+        line
+    }
+
+    fn finish(&mut self) {
+        self.bytes[self.used] = b'\n';
+        write_host(&self.bytes[..=self.used]);
+    }
+}
+
 impl Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         // One byte stays for the line's end.
@@ -79,12 +92,32 @@ impl Write for Line {
 
 /// One line of the log, whatever the verbosity.
 pub fn death(what: fmt::Arguments<'_>) {
-    let mut line = Line { bytes: [0; 240], used: 0 };
+    let mut line = Line::start();
     // `Line` never fails.
-    let _ = line.write_str("ebbtide: ");
     let _ = line.write_fmt(what);
-    line.bytes[line.used] = b'\n';
-    write_host(&line.bytes[..=line.used]);
+    line.finish();
+}
+
+/// Several lines of the log, whatever the verbosity: every line break ends one.
+pub fn block(what: fmt::Arguments<'_>) {
+    /// The line that is being put together.
+    struct Lines(Line);
+    impl Write for Lines {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            let mut pieces = text.split('\n');
+            self.0.write_str(pieces.next().unwrap_or_default())?;
+            for piece in pieces {
+                self.0.finish();
+                self.0 = Line::start();
+                self.0.write_str(piece)?;
+            }
+            Ok(())
+        }
+    }
+    let mut lines = Lines(Line::start());
+    // `Line` never fails.
+    let _ = lines.write_fmt(what);
+    lines.0.finish();
 }
 
 /// Logs a line unless the kernel was told to be quiet.

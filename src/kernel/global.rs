@@ -58,6 +58,11 @@ pub fn set_mm(mm: Mm<Hardware>) -> &'static Mm<Hardware> {
     MM.set(mm)
 }
 
+/// The kernel's memory, on paths that may run before there is any.
+pub fn get_mm() -> Option<&'static Mm<Hardware>> {
+    MM.get()
+}
+
 /// The kernel's memory. Called only after [`set_mm`]: by threads and by what EL0 triggers.
 #[inline]
 pub fn mm() -> &'static Mm<Hardware> {

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use aarch64_cpu::registers::{Readable, SCTLR_EL1, SPSR_EL1, TTBR0_EL1};
 
 use super::console::{self, alert};
-use super::{mmu, stack};
+use super::{mmu, process, stack};
 
 /// Exit status of a panic: Rust's own.
 const STATUS: i32 = 101;
@@ -46,6 +46,9 @@ pub fn on_exception(what: &str, registers: &Registers) -> ! {
     alert!("backtrace:");
     alert!("  {:#018x}", registers.elr);
     backtrace(registers.x[29]);
+    if registers.far & 1 << 55 == 0 {
+        process::explain(registers.far);
+    }
     console::death(format_args!(
         "kernel panic: {what} at pc {:#x}, address {:#x}, syndrome {:#x} ({STATUS})",
         registers.elr, registers.far, registers.esr

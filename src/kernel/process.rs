@@ -5,6 +5,7 @@ use alloc::string::String;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use ebbtide::addr::VirtAddr;
 use ebbtide::machine::{Features, Machine};
 use ebbtide::{Mm, Space, Totals};
 
@@ -120,6 +121,23 @@ pub fn run(mm: &'static Mm<Hardware>, files: &Files, args: &BootArgs<'_>, memory
     // SAFETY: entry and stack are the program's, whose space is active; the boot thread's kernel stack holds nothing
     // that is needed again.
     unsafe { enter_user(loaded.entry, stack_pointer, stack::stack(stack::BOOT).end) }
+}
+
+/// Ends the program for what it did at an address; the log tells first what there is.
+#[cold]
+pub fn kill_at(address: u64, status: i32, why: fmt::Arguments<'_>) -> ! {
+    if !console::is_quiet() {
+        explain(address);
+    }
+    kill(status, why)
+}
+
+/// Prints what there is at a program's address. In gdb, with the kernel stopped: `call ebbtide_explain(ADDRESS)`.
+#[unsafe(export_name = "ebbtide_explain")]
+pub extern "C" fn explain(address: u64) {
+    if let (Some(process), Some(mm)) = (PROCESS.get(), global::get_mm()) {
+        console::block(format_args!("{}", process.space.explain(mm, VirtAddr::untagged(address))));
+    }
 }
 
 /// Ends the program with a signal's status.

@@ -128,13 +128,16 @@ fn unresolved(error: &FaultError) -> ! {
     let address = if is_upper(far) { far } else { address };
     match error {
         FaultError::NotMapped => {
-            process::kill(killed::ACCESS, format_args!("{access} at {address:#x}, where nothing is mapped"))
+            process::kill_at(address, killed::ACCESS, format_args!("{access} at {address:#x}, where nothing is mapped"))
         }
-        FaultError::Protection => {
-            process::kill(killed::ACCESS, format_args!("{access} at {address:#x}, where the mapping forbids it"))
-        }
+        FaultError::Protection => process::kill_at(
+            address,
+            killed::ACCESS,
+            format_args!("{access} at {address:#x}, where the mapping forbids it"),
+        ),
         FaultError::NoMemory => no_memory(),
-        FaultError::Unreadable { .. } => process::kill(
+        FaultError::Unreadable { .. } => process::kill_at(
+            address,
             killed::BUS,
             format_args!("{access} at {address:#x}, whose page could not be read back from swap"),
         ),
@@ -168,11 +171,11 @@ fn other_exception(abort: Abort, far: u64) {
         }
         class::DATA_ABORT if abort.status() == status::TAG_CHECK => tag_check(abort, far),
         class::DATA_ABORT if abort.status() == status::ALIGNMENT => {
-            process::kill(killed::ACCESS, format_args!("{} at {far:#x}, which is misaligned", verb(abort)))
+            process::kill_at(far, killed::ACCESS, format_args!("{} at {far:#x}, which is misaligned", verb(abort)))
         }
         class::DATA_ABORT | class::INSTRUCTION_ABORT => {
             let code = abort.status();
-            process::kill(killed::ACCESS, format_args!("{} at {far:#x}: fault status {code:#x}", verb(abort)))
+            process::kill_at(far, killed::ACCESS, format_args!("{} at {far:#x}: fault status {code:#x}", verb(abort)))
         }
         class::PC_ALIGNMENT => {
             process::kill(killed::ACCESS, format_args!("execution at {far:#x}, which is misaligned"))
@@ -192,11 +195,13 @@ fn tag_check(abort: Abort, far: u64) -> ! {
     let (pointer, address) = (far >> 56 & 0xf, VirtAddr::untagged(far).bytes());
     let verb = verb(abort);
     match mte::tag_of_user(address) {
-        Some(memory) => process::kill(
+        Some(memory) => process::kill_at(
+            address,
             killed::ACCESS,
             format_args!("tag check fault: {verb} at {address:#x}, pointer tag {pointer:#x}, memory tag {memory:#x}"),
         ),
-        None => process::kill(
+        None => process::kill_at(
+            address,
             killed::ACCESS,
             format_args!("tag check fault: {verb} at {address:#x}, pointer tag {pointer:#x}"),
         ),

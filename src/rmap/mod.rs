@@ -14,6 +14,8 @@ mod unmap;
 
 pub(crate) use unmap::{Ageing, Refusal, Unmapped, unmap};
 
+use core::fmt;
+
 use crate::addr::{Pfn, Vpn};
 use crate::frame::slab::{Linked, Plain};
 use crate::machine::Asid;
@@ -26,8 +28,14 @@ const PAGE_BITS: u32 = 64 - NODE_BITS;
 
 /// Where a folio, or the first page of a leaf table, belongs.
 #[repr(transparent)]
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+#[derive(Copy, Clone, Eq, PartialEq)]
 pub struct Home(u64);
+
+impl fmt::Debug for Home {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "home:{}:{:?}", self.node().0, self.page())
+    }
+}
 
 impl Home {
     /// The home at `page` of the space of node `node`.

@@ -15,6 +15,7 @@
 //! entry away, then the tables, behind one invalidation of the whole ASID.
 
 mod asid;
+mod explain;
 mod fault;
 mod map;
 mod protect;
@@ -24,6 +25,7 @@ mod swap_in;
 mod unmap;
 
 pub(crate) use asid::Asids;
+pub use explain::Explanation;
 pub use fault::{Access, Fault, FaultError};
 pub use map::{Growth, MapError, MapRequest, Placement};
 
@@ -41,7 +43,7 @@ use crate::rmap::NodeId;
 use crate::sync::{Sleep, SleepGuard};
 use crate::table::{self, LeafTable};
 use crate::tlb::Flush;
-use regions::Regions;
+use regions::{Region, Regions};
 
 /// Why a space could not be made.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]

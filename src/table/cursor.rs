@@ -46,6 +46,11 @@ impl LeafTable {
         Racy(machine.load_entry(self.entry(page)))
     }
 
+    /// The place and the bits of the entry of `page`, for a log.
+    pub(crate) fn raw<M: Machine>(&self, machine: &M, page: Vpn) -> (EntryAt, u64) {
+        (self.entry(page), machine.load_entry(self.entry(page)))
+    }
+
     /// Locks the table. `None` when its frame is not one of the database's: then it is not a table of the library's.
     #[inline]
     pub(crate) fn lock<'a, M: Machine>(self, mm: &'a Mm<M>) -> Option<Cursor<'a, M>> {

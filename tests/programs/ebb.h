@@ -107,6 +107,15 @@ PLAIN_LOOP void *memcpy(void *p, const void *q, u64 n)
 	return p;
 }
 
+PLAIN_LOOP u64 strlen(const char *s)
+{
+	u64 n = 0;
+
+	while (s[n])
+		n++;
+	return n;
+}
+
 PLAIN_LOOP int memcmp(const void *p, const void *q, u64 n)
 {
 	for (u64 i = 0; i < n; i++)
