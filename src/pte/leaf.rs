@@ -151,6 +151,43 @@ impl Leaf {
         self.0 & CONTIGUOUS != 0
     }
 
+    /// The leaf of the page `pages` further on in the same folio.
+    #[inline]
+    pub const fn nth<G: Granule>(self, pages: u64) -> Self {
+        Self(self.0 + (pages << G::SHIFT))
+    }
+
+    /// The leaf as one of a contiguous group.
+    #[inline]
+    pub const fn with_contiguous(self) -> Self {
+        Self(self.0 | CONTIGUOUS)
+    }
+
+    /// The leaf on its own.
+    #[inline]
+    pub const fn without_contiguous(self) -> Self {
+        Self(self.0 & !CONTIGUOUS)
+    }
+
+    /// The leaf, accessed and dirty also where `other` is.
+    #[inline]
+    pub const fn with_history_of(self, other: Self) -> Self {
+        let leaf = Self(self.0 | other.0 & ACCESSED);
+        if other.is_dirty() { leaf.with_dirty() } else { leaf }
+    }
+
+    /// The leaf, clean and not accessed: two of one group are equal in this form.
+    #[inline]
+    pub const fn without_history(self) -> Self {
+        self.with_clean().without_access()
+    }
+
+    /// The leaf with nothing to keep: what was stored to the page so far may be lost.
+    #[inline]
+    pub const fn with_clean(self) -> Self {
+        Self((self.0 | AP_READ_ONLY) & !SOFT_DIRTY)
+    }
+
     /// The leaf as one of several mappings of its page.
     #[inline]
     pub const fn without_exclusive(self) -> Self {
@@ -213,10 +250,13 @@ impl Leaf {
         }
         let access = Protection::READ.union(Protection::WRITE).union(Protection::EXEC);
         leaf.0 = if protection.intersects(access) { leaf.0 | AP_USER } else { leaf.0 & !AP_USER };
-        if protection.contains(Protection::TAGGED) {
-            leaf.0 = (leaf.0 & !ATTR_MASK) | ATTR_TAGGED;
-        }
-        leaf
+        if protection.contains(Protection::TAGGED) { leaf.with_tags() } else { leaf }
+    }
+
+    /// The leaf with its page's allocation tags shown. Another memory type: not in place of a live entry without.
+    #[inline]
+    pub const fn with_tags(self) -> Self {
+        Self((self.0 & !ATTR_MASK) | ATTR_TAGGED)
     }
 }
 
@@ -264,6 +304,18 @@ mod tests {
         assert_eq!(protected.with_write(&Exclusive::proven()), dirty);
         let clean = page(Protection::WRITE).with_write(&Exclusive::proven()).without_write();
         assert!(!clean.is_dirty());
+    }
+
+    #[test]
+    fn history_is_the_union_and_can_be_taken_away() {
+        let fresh = page(Protection::WRITE).with_write(&Exclusive::proven()).without_access();
+        for old in [fresh, fresh.without_write()] {
+            let used = old.with_dirty().with_access();
+            assert!(old.with_history_of(used).is_dirty() && old.with_history_of(used).is_accessed());
+            assert_eq!(used.with_history_of(old), used);
+            assert_eq!(used.without_history(), old);
+            assert_eq!(used.with_clean(), old.with_access());
+        }
     }
 
     #[test]

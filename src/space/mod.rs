@@ -17,6 +17,7 @@
 mod asid;
 mod explain;
 mod fault;
+mod first_touch;
 mod map;
 mod protect;
 mod records;

@@ -16,13 +16,9 @@ use crate::addr::{VirtAddr, Vpn, VpnRange};
 use crate::frame::flag;
 use crate::machine::{Features, Machine};
 use crate::mm::Mm;
-use crate::pte::{Decoded, Leaf};
-use crate::table::{Change, Cursor};
+use crate::pte::{Decoded, Exclusive, Leaf};
+use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, chunks};
 use crate::tlb::Flush;
-
-/// Pages that become tagged behind one flush. Two barriers over 16 pages are small beside the zeroing of their tags,
-/// which nothing interrupts while the table's lock is held.
-const TAGGING: usize = 16;
 
 impl<M: Machine> Space<M> {
     /// Gives a range another protection, up to its first page that has no region. A tagged region stays tagged.
@@ -55,8 +51,10 @@ impl<M: Machine> Space<M> {
             && region.pages.start() < range.end()
         {
             let new = protection | region.protection & Protection::TAGGED;
-            regions.change(mm, region.pages.start(), |region| region.protection = new);
-            self.protect_pages(mm, region.pages, new, &mut flush);
+            if new != region.protection {
+                regions.change(mm, region.pages.start(), |region| region.protection = new);
+                self.protect_pages(mm, region.pages, new, &mut flush);
+            }
             page = region.pages.end();
         }
         regions.join(mm, range);
@@ -65,59 +63,72 @@ impl<M: Machine> Space<M> {
 
     fn protect_pages(&self, mm: &Mm<M>, range: VpnRange, protection: Protection, flush: &mut Flush<'_, M>) {
         self.for_each_leaf_table(mm, range, |table, part| {
-            let mut page = part.start();
-            while page < part.end() {
+            for part in chunks(part) {
                 let Some(mut cursor) = table.lock(mm) else { return };
-                let mut untagged: ArrayVec<(Vpn, Leaf), TAGGING> = ArrayVec::new();
-                while page < part.end() && !untagged.is_full() {
-                    match cursor.read(page) {
-                        Decoded::Leaf(leaf) if protection.contains(Protection::TAGGED) && !leaf.is_tagged() => {
-                            untagged.extend(cursor.take(page).map(|leaf| (page, leaf)));
-                            flush.note(self.asid, page);
-                        }
-                        Decoded::Leaf(_) => self.protect_page(mm, &mut cursor, page, protection, flush),
-                        // Reclaim took the entry away, and its flush may be still to come.
-                        Decoded::Swapped(entry) if mm.is_cached(entry) => flush.note(self.asid, page),
-                        _ => {}
-                    }
-                    page = page.offset(1);
+                let run = cursor.fit(part, Edge::Unfold, self.asid, flush);
+                if protection.contains(Protection::TAGGED) {
+                    self.tag_pages(mm, &mut cursor, run, flush);
                 }
-                if !untagged.is_empty() {
-                    flush.complete();
-                }
-                for (page, leaf) in untagged {
-                    tag_page(mm, &leaf);
-                    cursor.map(page, leaf.with_protection(protection));
-                    self.protect_page(mm, &mut cursor, page, protection, flush);
-                }
+                self.protect_run(mm, &mut cursor, run, protection, flush);
+                cursor.refold(part, self.asid, flush);
             }
         });
     }
 
-    fn protect_page(
+    fn protect_run(
         &self,
         mm: &Mm<M>,
         cursor: &mut Cursor<'_, M>,
-        page: Vpn,
+        run: Fitted,
         protection: Protection,
         flush: &mut Flush<'_, M>,
     ) {
-        let changed = cursor.update(page, |leaf, proof| {
+        let change = |leaf: Leaf, proof: Option<&Exclusive<'_>>| {
             let leaf = leaf.with_protection(protection);
             match proof {
                 Some(proof) if protection.contains(Protection::WRITE) => leaf.with_write(proof),
                 _ => leaf,
             }
+        };
+        cursor.update(run, change, |page, Change { was, is }| {
+            if was.loses(is) {
+                flush.note(self.asid, VpnRange::new(page, 1));
+            }
+            if was.is_executable()
+                && !is.is_executable()
+                && let Some(frame) = mm.frames().frame(was.pfn::<M::Granule>())
+            {
+                // What is stored from now on, the program need not sync before it may execute again.
+                mm.frames().record(frame).clear(flag::CODE_SYNCED);
+            }
         });
-        let Some(Change { was, is }) = changed else { return };
-        if was.loses(is) {
-            flush.note(self.asid, page);
+        if cursor.holds_swapped() {
+            for page in 0..run.pages().pages() {
+                let page = run.pages().start().offset(page);
+                // Reclaim took the entry away, and its flush may be still to come.
+                if matches!(cursor.read(page), Decoded::Swapped(entry) if mm.is_cached(entry)) {
+                    flush.note(self.asid, VpnRange::new(page, 1));
+                }
+            }
         }
-        if !protection.contains(Protection::EXEC)
-            && let Some(frame) = mm.frames().frame(was.pfn::<M::Granule>())
-        {
-            // What is stored from now on, the program need not sync before it may execute again.
-            mm.frames().record(frame).clear(flag::CODE_SYNCED);
+    }
+
+    /// Makes the untagged pages of a run tagged.
+    fn tag_pages(&self, mm: &Mm<M>, cursor: &mut Cursor<'_, M>, run: Fitted, flush: &mut Flush<'_, M>) {
+        let is_untagged = |page| matches!(cursor.read(page), Decoded::Leaf(leaf) if !leaf.is_tagged());
+        let pages = (0..run.pages().pages()).map(|page| run.pages().start().offset(page));
+        if !pages.clone().any(is_untagged) {
+            return;
+        }
+        let mut leaves: ArrayVec<(Vpn, Leaf), CHUNK> = ArrayVec::new();
+        cursor.take_leaves(run, |page, leaf| {
+            leaves.push((page, leaf));
+            flush.note(self.asid, VpnRange::new(page, 1));
+        });
+        flush.invalidate();
+        for (page, leaf) in leaves {
+            tag_page(mm, &leaf);
+            cursor.put_back(page, leaf.with_tags());
         }
     }
 }

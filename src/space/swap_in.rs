@@ -6,7 +6,7 @@
 
 use super::fault::{Access, FaultError, Found, Step};
 use super::{Protection, Space};
-use crate::addr::{Pfn, PfnRange};
+use crate::addr::{Pfn, PfnRange, VpnRange};
 use crate::frame::{FolioLock, Kind, MAP, OwnedFrame, flag};
 use crate::granule::Granule;
 use crate::machine::Machine;
@@ -124,7 +124,7 @@ impl<M: Machine> Space<M> {
                 return Step::Again;
             }
             mm.frames().record(folio.frame()).count.store(MAP, Ordering::Relaxed);
-            cursor.map_back(missing.at.page, leaf);
+            cursor.map_back(VpnRange::new(missing.at.page, 1), leaf);
             let cached = area.put(missing.entry.slot());
             debug_assert!(cached.is_none(), "a slot that is out does not become cached again");
         }
@@ -140,7 +140,7 @@ impl<M: Machine> Space<M> {
         let folio = frames.lock(mm.machine(), frame);
         let step = self.show_cached(mm, area, missing, &folio);
         drop(folio);
-        mm.release_folios(&[frame]);
+        mm.release_folio(frame);
         Ok(step)
     }
 
@@ -161,7 +161,7 @@ impl<M: Machine> Space<M> {
         // The program may have lost the right to execute while the page was kept, and may store to it now.
         record.clear(flag::CODE_SYNCED);
         record.count.fetch_add(MAP, Ordering::Relaxed);
-        cursor.map_back(missing.at.page, missing.leaf::<M::Granule>(frames.pfn(frame)));
+        cursor.map_back(VpnRange::new(missing.at.page, 1), missing.leaf::<M::Granule>(frames.pfn(frame)));
         let unused = area.put(missing.entry.slot()).is_some();
         drop(cursor);
         if unused {

@@ -135,6 +135,6 @@ impl<M: Machine> Mm<M> {
             area.leave_cache(frames, &folio, entry.slot() as u32);
         }
         drop(folio);
-        self.release_folios(&[frame]);
+        self.release_folio(frame);
     }
 }
