@@ -60,6 +60,7 @@ boot_args() {
 	local args="memory=$MEMORY swap=$SWAP"
 	[[ -z $NO_MTE ]] || args+=" no-mte"
 	[[ -z $NO_HAFDBS ]] || args+=" no-hafdbs"
+	[[ -z $FOLIO_ORDERS ]] || args+=" folio-orders=$FOLIO_ORDERS"
 	[[ -z $QUIET ]] || args+=" quiet"
 	[[ -z $ICOUNT ]] || args+=" icount"
 	[[ -z $SELFTEST ]] || args+=" selftest=$SELFTEST"

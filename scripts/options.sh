@@ -21,7 +21,9 @@ usage() {
 		  --timeout SECONDS    give up after that long: exit 124 (never)
 		  --stats FILE.json    counters at exit; for bench, its rows
 		  --quiet              of the kernel's log only warnings and deaths
-		  --cpus 1, --granule 4k, --folio-orders 0|none: what there is so far
+		  --folio-orders LIST  folios of 2^ORDER pages on first touch, e.g. 0,4, or none
+		                       (0 and the contiguous group's; for bench, both, one after the other)
+		  --cpus 1, --granule 4k: what there is so far
 
 		The program's output is stdout, the kernel's log is stderr, the exit status is the
 		program's: 128+signal if killed (139 bad access, 137 out of memory), 101 kernel panic,
@@ -51,16 +53,19 @@ host_file() {
 	echo "${dir%/}/$(basename -- "$1")"
 }
 
+# folio_orders LIST: as the kernel takes it, numbers with commas. A folio has at most 2^9 pages.
 folio_orders() {
-	case $1 in
-	0 | none) ;;
-	*[!0-9,]* | '' | ,* | *,) die "--folio-orders wants 'none' or numbers with commas, not '$1'" ;;
-	*) unsupported "--folio-orders $1" ;;
-	esac
+	local order
+	[[ $1 != none ]] || set -- 0
+	[[ $1 =~ ^[0-9]+(,[0-9]+)*$ ]] || die "--folio-orders wants 'none' or numbers with commas, not '$1'"
+	for order in ${1//,/ }; do
+		((${#order} == 1)) || die "--folio-orders: $order is out of range (0 to 9)"
+	done
+	echo "$1"
 }
 
 parse_command_line() {
-	MEMORY=128 SWAP='' CPU=max EL2='' NO_MTE='' NO_HAFDBS='' ICOUNT='' TIMEOUT='' STATS='' QUIET=''
+	MEMORY=128 SWAP='' CPU=max EL2='' NO_MTE='' NO_HAFDBS='' ICOUNT='' TIMEOUT='' STATS='' QUIET='' FOLIO_ORDERS=''
 	KERNEL_ELF='' SELFTEST='' NO_BUILD='' DRY_RUN='' DEBUG=''
 	COMMAND='' OPERAND='' PROGRAM=() MACHINE_OPTIONS=()
 	local memory_given='' words=()
@@ -117,7 +122,7 @@ parse_command_line() {
 			*) die "--granule wants 4k, 16k or 64k, not '$value'" ;;
 			esac
 			;;
-		--folio-orders) folio_orders "$value" ;;
+		--folio-orders) FOLIO_ORDERS=$(folio_orders "$value") ;;
 		--trace) unsupported "--trace" ;;
 		# From here on for the project's own use: cargo's runner, the in-QEMU tests.
 		--kernel-elf)
@@ -132,7 +137,7 @@ parse_command_line() {
 		esac
 		# What describes the machine is handed on to the in-QEMU tests.
 		case $option in
-		--memory | --swap | --cpu) MACHINE_OPTIONS+=("$option" "$value") ;;
+		--memory | --swap | --cpu | --folio-orders) MACHINE_OPTIONS+=("$option" "$value") ;;
 		--el2 | --no-mte | --no-hafdbs | --icount) MACHINE_OPTIONS+=("$option") ;;
 		esac
 	done

@@ -25,8 +25,8 @@ pub use buddy::{MAX_ORDER, Urgency};
 pub(crate) use database::Pressure;
 pub use database::{Frames, OwnedFrame};
 pub use folio::FolioLock;
-pub use orders::FolioOrders;
 pub(crate) use folio::{Left, MAP, REFERENCE};
+pub use orders::FolioOrders;
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 

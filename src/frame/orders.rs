@@ -21,6 +21,11 @@ impl FolioOrders {
         if order > MAX_ORDER { None } else { Some(Self(self.0 | 1 << order)) }
     }
 
+    /// The largest order in the set.
+    pub const fn largest(self) -> u32 {
+        self.0.ilog2()
+    }
+
     /// As a word: bit `order` for each.
     pub(crate) const fn bits(self) -> u32 {
         self.0

@@ -2,6 +2,8 @@
 
 use core::str::SplitAsciiWhitespace;
 
+use ebbtide::frame::FolioOrders;
+
 /// What the command line asks for. The protocol stands at the head of `qemu-run.sh`.
 pub struct BootArgs<'a> {
     /// `memory=MIB`: how much RAM the library manages, kernel included.
@@ -12,6 +14,8 @@ pub struct BootArgs<'a> {
     pub no_mte: bool,
     /// `no-hafdbs`: access and dirty flags in software.
     pub no_hafdbs: bool,
+    /// `folio-orders=ORDER,...`: the sizes of folio that first touch makes.
+    pub folio_orders: Option<FolioOrders>,
     /// `quiet`: log warnings and deaths only.
     pub quiet: bool,
     /// `icount`: the counter counts instructions.
@@ -22,14 +26,23 @@ pub struct BootArgs<'a> {
 impl<'a> BootArgs<'a> {
     /// Reads the words; those that make no sense are left to [`BootArgs::unknown`].
     pub fn parse(text: &'a str) -> Self {
-        let mut args =
-            Self { memory_mib: None, swap_mib: 0, no_mte: false, no_hafdbs: false, quiet: false, icount: false, text };
+        let mut args = Self {
+            memory_mib: None,
+            swap_mib: 0,
+            no_mte: false,
+            no_hafdbs: false,
+            folio_orders: None,
+            quiet: false,
+            icount: false,
+            text,
+        };
         for word in text.split_ascii_whitespace() {
             match Word::of(word) {
                 Word::Memory(mib) => args.memory_mib = Some(mib),
                 Word::Swap(mib) => args.swap_mib = mib,
                 Word::NoMte => args.no_mte = true,
                 Word::NoHafdbs => args.no_hafdbs = true,
+                Word::FolioOrders(orders) => args.folio_orders = Some(orders),
                 Word::Quiet => args.quiet = true,
                 Word::Icount => args.icount = true,
                 Word::Selftest | Word::Unknown => {}
@@ -53,11 +66,16 @@ impl<'a> BootArgs<'a> {
     }
 }
 
+fn folio_orders(list: &str) -> Option<FolioOrders> {
+    list.split(',').try_fold(FolioOrders::SINGLE, |all, order| all.with(order.parse().ok()?))
+}
+
 enum Word {
     Memory(u64),
     Swap(u64),
     NoMte,
     NoHafdbs,
+    FolioOrders(FolioOrders),
     Quiet,
     Icount,
     Selftest,
@@ -76,6 +94,7 @@ impl Word {
             },
             Some(("memory", value)) => value.parse().map_or(Self::Unknown, Self::Memory),
             Some(("swap", value)) => value.parse().map_or(Self::Unknown, Self::Swap),
+            Some(("folio-orders", value)) => folio_orders(value).map_or(Self::Unknown, Self::FolioOrders),
             Some(("selftest", _)) => Self::Selftest,
             Some(_) => Self::Unknown,
         }

@@ -136,6 +136,9 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     if let Err(why) = ramswap::start(mm, &plan) {
         cannot_start(format_args!("{why}"));
     }
+    if let Some(orders) = args.folio_orders {
+        mm.set_folio_orders(orders);
+    }
     thread::spawn(reclaimer);
 
     #[cfg(feature = "selftest")]

@@ -13,6 +13,7 @@
 mod split;
 mod unmap;
 
+pub(crate) use split::split;
 pub(crate) use unmap::{Ageing, Refusal, Unmapped, unmap};
 
 use core::fmt;

@@ -13,7 +13,7 @@ use crate::machine::{Asid, Machine};
 use crate::mm::Mm;
 use crate::pte::{Decoded, Leaf};
 use crate::swap::{Dry, Leaving, Prepared};
-use crate::table::{self, CHUNK, Cursor, Edge};
+use crate::table::{self, CHUNK, Change, Cursor, Edge};
 use crate::tlb::Flush;
 
 /// Whether a page's recent use saves it.
@@ -113,7 +113,11 @@ pub(crate) fn unmap<'a, M: Machine>(
         cursor.update(
             all,
             |leaf, _| if ours(leaf) { leaf.without_access() } else { leaf },
-            |page, _| flush.note(asid, VpnRange::new(page, 1)),
+            |page, Change { was, is }| {
+                if was != is {
+                    flush.note(asid, VpnRange::new(page, 1));
+                }
+            },
         );
         return Unmapped::Kept(Refusal::Referenced);
     }
@@ -153,9 +157,7 @@ fn discard<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange, asid: Asid, fl
     cursor.take_leaves(run, |page, leaf| leaves.push((page, leaf)));
     if leaves.iter().any(|(_, leaf)| leaf.is_dirty()) {
         // Same frames, same rights: a CPU that still holds a translation holds one of these.
-        for (page, leaf) in leaves {
-            cursor.put_back(page, leaf);
-        }
+        cursor.put_back(leaves.into_iter());
         return false;
     }
     flush.note(asid, run.pages());

@@ -141,8 +141,12 @@ impl<M: Machine> Space<M> {
         let run = cursor.widen(page);
         let mut before = None;
         let changed = |_, Change { was, is }: Change| {
+            if was == is {
+                return;
+            }
             before = Some(was);
-            let kind = if is.is_executable() == was.is_executable() { &stats.faults_flag } else { &stats.faults_execute };
+            let kind =
+                if is.is_executable() == was.is_executable() { &stats.faults_flag } else { &stats.faults_execute };
             kind.bump();
         };
         match access {

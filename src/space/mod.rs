@@ -132,6 +132,11 @@ impl<M: Machine> Space<M> {
         Ok(())
     }
 
+    /// The identifier that its translations carry.
+    pub(crate) fn asid(&self) -> Asid {
+        self.asid
+    }
+
     /// Every page that a program could map.
     fn pages(&self, mm: &Mm<M>) -> VpnRange {
         VpnRange::new(Vpn::new(0), 1 << (mm.machine().va_bits() - M::Granule::SHIFT))

@@ -11,13 +11,14 @@
 
 use arrayvec::ArrayVec;
 
+use super::regions::Regions;
 use super::{MapError, Protection, Space};
 use crate::addr::{VirtAddr, Vpn, VpnRange};
 use crate::frame::flag;
 use crate::machine::{Features, Machine};
 use crate::mm::Mm;
 use crate::pte::{Decoded, Exclusive, Leaf};
-use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, chunks};
+use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, chunks, group};
 use crate::tlb::Flush;
 
 impl<M: Machine> Space<M> {
@@ -58,7 +59,26 @@ impl<M: Machine> Space<M> {
             page = region.pages.end();
         }
         regions.join(mm, range);
+        self.heal(mm, &regions, range, &mut flush);
         done
+    }
+
+    /// Folds the groups in and around `range` that have become uniform. A group lies in one region: what a fault adds
+    /// to one of its pages, it adds to all.
+    fn heal(&self, mm: &Mm<M>, regions: &Regions, range: VpnRange, flush: &mut Flush<'_, M>) {
+        let around = group::around::<M::Granule>(range);
+        let mut page = around.start();
+        while let Some(region) = regions.at_or_after(mm, page)
+            && region.pages.start() < around.end()
+        {
+            let groups = group::within::<M::Granule>(region.pages.intersection(around));
+            self.for_each_leaf_table(mm, groups, |table, part| {
+                if let Some(mut cursor) = table.lock(mm) {
+                    cursor.refold(part, self.asid, flush);
+                }
+            });
+            page = region.pages.end();
+        }
     }
 
     fn protect_pages(&self, mm: &Mm<M>, range: VpnRange, protection: Protection, flush: &mut Flush<'_, M>) {
@@ -70,7 +90,6 @@ impl<M: Machine> Space<M> {
                     self.tag_pages(mm, &mut cursor, run, flush);
                 }
                 self.protect_run(mm, &mut cursor, run, protection, flush);
-                cursor.refold(part, self.asid, flush);
             }
         });
     }
@@ -126,10 +145,10 @@ impl<M: Machine> Space<M> {
             flush.note(self.asid, VpnRange::new(page, 1));
         });
         flush.invalidate();
-        for (page, leaf) in leaves {
-            tag_page(mm, &leaf);
-            cursor.put_back(page, leaf.with_tags());
+        for (_, leaf) in &leaves {
+            tag_page(mm, leaf);
         }
+        cursor.put_back(leaves.into_iter().map(|(page, leaf)| (page, leaf.with_tags())));
     }
 }
 

@@ -87,12 +87,7 @@ impl<M: Machine> Space<M> {
                         flush.own(frames.head(frame), 1);
                     }
                 }
-                Taken::Swapped(entry) => {
-                    let area = mm.swap().area(entry.area());
-                    if area.is_some_and(|area| area.put(entry.slot()).is_some()) {
-                        unused.push(entry);
-                    }
-                }
+                Taken::Swapped(entry) => unused.extend(mm.put_slot(entry)),
             });
         }
         for entry in unused {

@@ -1,7 +1,7 @@
 //! The cursor: one leaf table, locked.
 
-use super::group::{Fitted, foldable};
 use super::LeafTable;
+use super::group::{Fitted, foldable};
 use crate::addr::{Vpn, VpnRange};
 use crate::frame::{FrameRecord, flag};
 use crate::granule::{Granule, Level};
@@ -155,24 +155,26 @@ impl<M: Machine> Cursor<'_, M> {
         self.count(PRESENT * run.pages(), OUT * run.pages());
     }
 
-    /// Puts a leaf that [`Cursor::take`] took back in its place, or another form of it. Whoever takes all of a group
-    /// puts all of it back.
+    /// Puts leaves that [`Cursor::take_leaves`] took back in their places, or another form of them. Whoever takes all of
+    /// a group puts all of it back; a walker may use any of its pages as soon as the first entry is there.
     #[inline]
-    pub(crate) fn put_back(&mut self, page: Vpn, leaf: Leaf) {
+    pub(crate) fn put_back(&mut self, leaves: impl ExactSizeIterator<Item = (Vpn, Leaf)>) {
+        self.count(PRESENT * leaves.len() as u64, 0);
         self.mm.machine().fence_contents();
-        self.mm.machine().store_entry(self.table.entry(page), leaf.raw());
-        self.count(PRESENT, 0);
+        for (page, leaf) in leaves {
+            self.mm.machine().store_entry(self.table.entry(page), leaf.raw());
+        }
     }
 
-    /// Changes live leaves in place, without losing what the hardware writes meanwhile, and tells `changed` of each
-    /// that is another now. The change may touch permissions, AF, dirty and software bits only, and gives equal leaves of a
+    /// Changes live leaves in place, without losing what the hardware writes meanwhile, and tells `seen` of each, changed
+    /// or not. The change may touch permissions, AF, dirty and software bits only, and gives equal leaves of a
     /// group equal ones; it is lent the proof of exclusivity when the leaf has it.
     #[inline]
     pub(crate) fn update(
         &mut self,
         run: Fitted,
         change: impl Fn(Leaf, Option<&Exclusive<'_>>) -> Leaf,
-        mut changed: impl FnMut(Vpn, Change),
+        mut seen: impl FnMut(Vpn, Change),
     ) {
         let machine = self.mm.machine();
         let proof = Exclusive::proven();
@@ -182,12 +184,10 @@ impl<M: Machine> Cursor<'_, M> {
             let mut raw = machine.load_entry(at);
             while let Decoded::Leaf(was) = decode::<M::Granule>(raw, Level::LEAF) {
                 let is = change(was, was.is_exclusive().then_some(&proof));
-                if is == was {
-                    break;
-                }
-                match machine.compare_exchange_entry(at, raw, is.raw()) {
+                let done = if is == was { Ok(()) } else { machine.compare_exchange_entry(at, raw, is.raw()) };
+                match done {
                     Ok(()) => {
-                        changed(run.pages().start().offset(index), Change { was, is });
+                        seen(run.pages().start().offset(index), Change { was, is });
                         break;
                     }
                     Err(now) => raw = now,
@@ -223,6 +223,23 @@ impl<M: Machine> Cursor<'_, M> {
             }
         }
         self.count(0, present + out);
+    }
+
+    /// Takes the swap entries of a run out as [`Cursor::take`] does, and leaves what is present in place.
+    pub(crate) fn take_swapped(&mut self, run: Fitted, mut taken: impl FnMut(SwapEntry)) {
+        if !self.holds_swapped() {
+            return;
+        }
+        let mut out = 0;
+        for index in 0..run.pages().pages() {
+            let page = run.pages().start().offset(index);
+            if let Decoded::Swapped(entry) = self.read(page) {
+                self.mm.machine().store_entry(self.table.entry(page), 0);
+                out += OUT;
+                taken(entry);
+            }
+        }
+        self.count(0, out);
     }
 
     /// Takes the leaves of a run out as [`Cursor::take`] does, and leaves what is swapped out in place.

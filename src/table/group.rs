@@ -10,7 +10,7 @@
 //! what is to happen to a group that the run covers in part ([`Edge`]); only such a [`Fitted`] run can be looped over.
 //! A run has two ends, so two groups at most are looked at, and whole groups cost nothing.
 //!
-//! A group lies within one folio, whose frames and tags and exclusivity it shares. Where the hardware does not manage
+//! A group lies within one folio and one region, whose frames and tags and exclusivity it shares. Where the hardware does not manage
 //! AF and dirty, all operations treat a group's entries alike, so that these are equal as well.
 
 use super::Cursor;
@@ -47,13 +47,27 @@ pub(super) fn group_of<G: Granule>(page: Vpn) -> VpnRange {
     VpnRange::new(Vpn::new(page.number() & !(G::GROUP_PAGES as u64 - 1)), G::GROUP_PAGES as u64)
 }
 
+/// The groups that lie in `run`.
+#[inline]
+pub(crate) fn within<G: Granule>(run: VpnRange) -> VpnRange {
+    let mask = G::GROUP_PAGES as u64 - 1;
+    let (start, end) = ((run.start().number() + mask) & !mask, run.end().number() & !mask);
+    VpnRange::new(Vpn::new(start), end.saturating_sub(start))
+}
+
+/// The groups that have pages of `run`.
+#[inline]
+pub(crate) fn around<G: Granule>(run: VpnRange) -> VpnRange {
+    let mask = G::GROUP_PAGES as u64 - 1;
+    let (start, end) = (run.start().number() & !mask, (run.end().number() + mask) & !mask);
+    VpnRange::between(Vpn::new(start), Vpn::new(end))
+}
+
 /// The part of `run` that consists of whole groups, if its pages, as `leaf` maps them, can be groups.
 #[inline]
 pub(super) fn foldable<G: Granule>(run: VpnRange, leaf: Leaf) -> VpnRange {
-    let mask = G::GROUP_PAGES as u64 - 1;
-    let (start, end) = (run.start().number().next_multiple_of(mask + 1), run.end().number() & !mask);
-    let congruent = (run.start().number() ^ leaf.pfn::<G>().number()) & mask == 0;
-    if congruent && start < end { VpnRange::between(Vpn::new(start), Vpn::new(end)) } else { VpnRange::new(run.end(), 0) }
+    let congruent = (run.start().number() ^ leaf.pfn::<G>().number()) & (G::GROUP_PAGES as u64 - 1) == 0;
+    if congruent { within::<G>(run) } else { VpnRange::new(run.end(), 0) }
 }
 
 impl<M: Machine> Cursor<'_, M> {
@@ -119,11 +133,12 @@ impl<M: Machine> Cursor<'_, M> {
         }
     }
 
-    /// Folds each group of the run that is whole and uniform again, of one folio, and not folded. After a part of it,
-    /// or all, was changed: a group that was broken up heals when its pages become equal.
+    /// Folds each group of a run of whole groups that is uniform, of one folio, and not folded: one that was broken up
+    /// heals when its pages become equal. The run lies in one region.
     pub(crate) fn refold(&mut self, run: VpnRange, asid: Asid, flush: &mut Flush<'_, M>) {
         let pages = M::Granule::GROUP_PAGES as u64;
-        let mut group = group_of::<M::Granule>(run.start());
+        debug_assert_eq!(within::<M::Granule>(run), run);
+        let mut group = VpnRange::new(run.start(), pages);
         while group.start() < run.end() {
             if self.is_uniform(group) {
                 self.remake(group, asid, flush, Leaf::with_contiguous);
@@ -140,9 +155,7 @@ impl<M: Machine> Cursor<'_, M> {
         let frames = self.mm.frames();
         let pfn = first.pfn::<M::Granule>();
         let one_folio = |frame| frames.record(frame).order() >= M::Granule::GROUP_ORDER;
-        if first.is_contiguous()
-            || pfn.number() & (group.pages() - 1) != 0
-            || !frames.frame(pfn).is_some_and(one_folio)
+        if first.is_contiguous() || pfn.number() & (group.pages() - 1) != 0 || !frames.frame(pfn).is_some_and(one_folio)
         {
             return false;
         }

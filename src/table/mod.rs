@@ -14,7 +14,7 @@
 //! A read without the lock gives a `Racy`: worth a guess about what to prepare, confirmed under the lock.
 
 mod cursor;
-mod group;
+pub(crate) mod group;
 
 pub(crate) use cursor::{Change, Cursor, Taken};
 pub(crate) use group::{Edge, Fitted};

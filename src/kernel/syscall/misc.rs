@@ -5,7 +5,7 @@ use ebbtide::machine::{Features, Machine};
 
 use super::{Errno, Outcome};
 use crate::kernel::cpu::{self, TagChecks};
-use crate::kernel::{console, floor, global, process, random, thread, time, uaccess};
+use crate::kernel::{Hardware, console, floor, global, process, random, thread, time, uaccess};
 
 /// The program's process and thread number.
 pub const PROCESS_ID: u64 = 1;
@@ -215,6 +215,12 @@ pub fn stats(into: u64, words: u64) -> Outcome {
     let wanted = counters.len().min(words as usize);
     uaccess::write_words(into, &counters[..wanted])?;
     Ok(counters.len() as u64)
+}
+
+/// KiB of the largest folio that first touch makes.
+pub fn folio_kib() -> u64 {
+    let order = global::mm().folio_orders().largest();
+    <<Hardware as Machine>::Granule as Granule>::SIZE as u64 >> 10 << order
 }
 
 /// Whether the counter counts instructions.
