@@ -176,6 +176,13 @@ impl Leaf {
         if other.is_dirty() { leaf.with_dirty() } else { leaf }
     }
 
+    /// Of the leaves of one group, the first with the history of all: `any` has the bits that some of them has, `all`
+    /// those that all have. Dirty by the hardware is a bit that is clear.
+    #[inline]
+    pub(crate) const fn merged(any: u64, all: u64) -> Self {
+        Self(all | any & (ACCESSED | SOFT_DIRTY))
+    }
+
     /// The leaf, clean and not accessed: two of one group are equal in this form.
     #[inline]
     pub const fn without_history(self) -> Self {
@@ -244,19 +251,65 @@ impl Leaf {
     /// execute permission are never added here: they need their proofs.
     #[inline]
     pub const fn with_protection(self, protection: Protection) -> Self {
-        let mut leaf = if protection.contains(Protection::WRITE) { self } else { self.without_write() };
-        if !protection.contains(Protection::EXEC) {
-            leaf.0 |= UXN;
-        }
-        let access = Protection::READ.union(Protection::WRITE).union(Protection::EXEC);
-        leaf.0 = if protection.intersects(access) { leaf.0 | AP_USER } else { leaf.0 & !AP_USER };
-        if protection.contains(Protection::TAGGED) { leaf.with_tags() } else { leaf }
+        Rights::of(protection).without_write(self)
     }
 
     /// The leaf with its page's allocation tags shown. Another memory type: not in place of a live entry without.
     #[inline]
     pub const fn with_tags(self) -> Self {
         Self((self.0 & !ATTR_MASK) | ATTR_TAGGED)
+    }
+}
+
+/// What a protection makes of any leaf, worked out once for a run of them.
+#[derive(Copy, Clone)]
+pub struct Rights {
+    clear: u64,
+    set: u64,
+    /// WRITABLE, if a leaf may keep or get it; else 0.
+    writable: u64,
+}
+
+impl Rights {
+    /// The rights of `protection`.
+    #[inline]
+    pub const fn of(protection: Protection) -> Self {
+        let mut rights = Self { clear: 0, set: 0, writable: WRITABLE };
+        if !protection.contains(Protection::WRITE) {
+            rights = Self { clear: WRITABLE, set: AP_READ_ONLY, writable: 0 };
+        }
+        if !protection.contains(Protection::EXEC) {
+            rights.set |= UXN;
+        }
+        let access = Protection::READ.union(Protection::WRITE).union(Protection::EXEC);
+        if protection.intersects(access) {
+            rights.set |= AP_USER;
+        } else {
+            rights.clear |= AP_USER;
+        }
+        if protection.contains(Protection::TAGGED) {
+            rights.clear |= ATTR_MASK;
+            rights.set |= ATTR_TAGGED;
+        }
+        rights
+    }
+
+    /// The leaf with these rights, but for those to store and to execute, which it may only lose here.
+    #[inline]
+    const fn without_write(self, leaf: Leaf) -> Leaf {
+        // Dirty by the hardware becomes dirty by the software when the leaf stops being writable.
+        let dirty = if self.writable == 0 && leaf.is_dirty() { SOFT_DIRTY } else { 0 };
+        Leaf(leaf.0 & !self.clear | self.set | dirty)
+    }
+
+    /// The leaf with these rights, but for that to execute, which it may only lose here.
+    #[inline]
+    pub(crate) fn of_leaf(self, leaf: Leaf, proof: Option<&Exclusive<'_>>) -> Leaf {
+        let leaf = self.without_write(leaf);
+        match proof {
+            Some(proof) if self.writable != 0 => leaf.with_write(proof),
+            _ => leaf,
+        }
     }
 }
 

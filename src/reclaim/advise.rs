@@ -88,15 +88,16 @@ fn calm_chunk<M: Machine>(
         };
         let run = cursor.fit(part, edge, asid, flush);
         let mut folios: ArrayVec<Frame, CHUNK> = ArrayVec::new();
+        let mut freed = 0;
         cursor.update(
             run,
             |leaf, _| change(leaf),
-            |page, Change { was, is }| {
+            |pages, Change { was, is }| {
                 if was.is_dirty() && !is.is_dirty() {
-                    mm.stats().lazy_freed.bump();
+                    freed += pages.pages();
                 }
                 if was != is {
-                    flush.note(asid, VpnRange::new(page, 1));
+                    flush.note(asid, pages);
                 }
                 if let Some(frame) = mm.frames().frame(was.pfn::<M::Granule>()) {
                     let head = mm.frames().head(frame);
@@ -107,6 +108,7 @@ fn calm_chunk<M: Machine>(
             },
         );
         mm.reclaim().make_old(mm.frames(), &folios);
+        mm.stats().lazy_freed.add(freed);
         if let Calm::Free = calm {
             cursor.take_swapped(run, |entry| unused.extend(mm.put_slot(entry)));
         }

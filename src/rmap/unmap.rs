@@ -113,9 +113,9 @@ pub(crate) fn unmap<'a, M: Machine>(
         cursor.update(
             all,
             |leaf, _| if ours(leaf) { leaf.without_access() } else { leaf },
-            |page, Change { was, is }| {
+            |pages, Change { was, is }| {
                 if was != is {
-                    flush.note(asid, VpnRange::new(page, 1));
+                    flush.note(asid, pages);
                 }
             },
         );

@@ -145,9 +145,8 @@ impl<M: Machine> Space<M> {
                 return;
             }
             before = Some(was);
-            let kind =
-                if is.is_executable() == was.is_executable() { &stats.faults_flag } else { &stats.faults_execute };
-            kind.bump();
+            let execute = is.is_executable() != was.is_executable();
+            if execute { &stats.faults_execute } else { &stats.faults_flag }.bump();
         };
         match access {
             Access::Read => cursor.update(run, |leaf, _| leaf.with_access(), changed),

@@ -17,7 +17,7 @@ use crate::addr::{VirtAddr, Vpn, VpnRange};
 use crate::frame::flag;
 use crate::machine::{Features, Machine};
 use crate::mm::Mm;
-use crate::pte::{Decoded, Exclusive, Leaf};
+use crate::pte::{Decoded, Leaf, Rights};
 use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, chunks, group};
 use crate::tlb::Flush;
 
@@ -102,25 +102,19 @@ impl<M: Machine> Space<M> {
         protection: Protection,
         flush: &mut Flush<'_, M>,
     ) {
-        let change = |leaf: Leaf, proof: Option<&Exclusive<'_>>| {
-            let leaf = leaf.with_protection(protection);
-            match proof {
-                Some(proof) if protection.contains(Protection::WRITE) => leaf.with_write(proof),
-                _ => leaf,
-            }
-        };
-        cursor.update(run, change, |page, Change { was, is }| {
-            if was.loses(is) {
-                flush.note(self.asid, VpnRange::new(page, 1));
-            }
-            if was.is_executable()
-                && !is.is_executable()
-                && let Some(frame) = mm.frames().frame(was.pfn::<M::Granule>())
-            {
-                // What is stored from now on, the program need not sync before it may execute again.
-                mm.frames().record(frame).clear(flag::CODE_SYNCED);
-            }
-        });
+        let rights = Rights::of(protection);
+        cursor.update(
+            run,
+            |leaf, proof| rights.of_leaf(leaf, proof),
+            |pages, Change { was, is }| {
+                if was.loses(is) {
+                    flush.note(self.asid, pages);
+                    if was.is_executable() && !is.is_executable() {
+                        unsync(mm, was, pages.pages());
+                    }
+                }
+            },
+        );
         if cursor.holds_swapped() {
             for page in 0..run.pages().pages() {
                 let page = run.pages().start().offset(page);
@@ -149,6 +143,17 @@ impl<M: Machine> Space<M> {
             tag_page(mm, leaf);
         }
         cursor.put_back(leaves.into_iter().map(|(page, leaf)| (page, leaf.with_tags())));
+    }
+}
+
+/// The pages of a run may not be executed any more: what is stored from now on, the program need not sync before they may
+/// again.
+#[cold]
+fn unsync<M: Machine>(mm: &Mm<M>, first: Leaf, pages: u64) {
+    for page in 0..pages {
+        if let Some(frame) = mm.frames().frame(first.nth::<M::Granule>(page).pfn::<M::Granule>()) {
+            mm.frames().record(frame).clear(flag::CODE_SYNCED);
+        }
     }
 }
 

@@ -80,11 +80,11 @@ impl<M: Machine> Space<M> {
                 return;
             }
             let run = cursor.fit(part, Edge::Unfold, self.asid, flush);
-            cursor.take(run, |page, taken| match taken {
-                Taken::Leaf(leaf) => {
-                    flush.note(self.asid, VpnRange::new(page, 1));
+            cursor.take(run, |pages, taken| match taken {
+                Taken::Leaves(leaf) => {
+                    flush.note(self.asid, pages);
                     if let Some(frame) = frames.frame(leaf.pfn::<M::Granule>()) {
-                        flush.own(frames.head(frame), 1);
+                        flush.own(frames.head(frame), pages.pages() as u32);
                     }
                 }
                 Taken::Swapped(entry) => unused.extend(mm.put_slot(entry)),

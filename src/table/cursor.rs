@@ -37,8 +37,8 @@ pub(crate) struct Change {
 /// What an entry held that was taken out.
 #[derive(Copy, Clone)]
 pub(crate) enum Taken {
-    /// A page.
-    Leaf(Leaf),
+    /// Pages of one folio; the first one's leaf as it was read, whatever the hardware noted since.
+    Leaves(Leaf),
     /// A page that is out.
     Swapped(SwapEntry),
 }
@@ -166,28 +166,38 @@ impl<M: Machine> Cursor<'_, M> {
         }
     }
 
-    /// Changes live leaves in place, without losing what the hardware writes meanwhile, and tells `seen` of each, changed
-    /// or not. The change may touch permissions, AF, dirty and software bits only, and gives equal leaves of a
-    /// group equal ones; it is lent the proof of exclusivity when the leaf has it.
+    /// Changes live leaves in place, without losing what the hardware writes meanwhile, and tells `seen` of each run
+    /// that was alike, changed or not: a group, or one page. The change may touch permissions, AF, dirty and software bits
+    /// only, and gives leaves that differ in AF and dirty alone ones that do; it is lent the proof of exclusivity when
+    /// the leaf has it.
     #[inline]
     pub(crate) fn update(
         &mut self,
         run: Fitted,
         change: impl Fn(Leaf, Option<&Exclusive<'_>>) -> Leaf,
-        mut seen: impl FnMut(Vpn, Change),
+        mut seen: impl FnMut(VpnRange, Change),
     ) {
         let machine = self.mm.machine();
         let proof = Exclusive::proven();
+        let change = |leaf: Leaf| change(leaf, leaf.is_exclusive().then_some(&proof));
         let start = self.table.entry(run.pages().start());
-        for index in 0..run.pages().pages() {
+        let mut index = 0;
+        while index < run.pages().pages() {
             let at = start.offset(index as usize);
+            let page = run.pages().start().offset(index);
+            index += 1;
             let mut raw = machine.load_entry(at);
             while let Decoded::Leaf(was) = decode::<M::Granule>(raw, Level::LEAF) {
-                let is = change(was, was.is_exclusive().then_some(&proof));
+                if was.is_contiguous() {
+                    index += M::Granule::GROUP_PAGES as u64 - 1;
+                    seen(VpnRange::new(page, M::Granule::GROUP_PAGES as u64), self.update_group(at, was, &change));
+                    break;
+                }
+                let is = change(was);
                 let done = if is == was { Ok(()) } else { machine.compare_exchange_entry(at, raw, is.raw()) };
                 match done {
                     Ok(()) => {
-                        seen(run.pages().start().offset(index), Change { was, is });
+                        seen(VpnRange::new(page, 1), Change { was, is });
                         break;
                     }
                     Err(now) => raw = now,
@@ -196,28 +206,64 @@ impl<M: Machine> Cursor<'_, M> {
         }
     }
 
-    /// Takes every entry of a run out, and hands each to `taken`: a leaf's count, or a swap entry's use of its slot,
-    /// passes along. The entries are empty.
+    /// Changes the group that starts at `at`, whose first leaf is `first`. What it was has the history of all entries.
+    ///
+    /// Every entry is exchanged for the same new leaf, made from what is known of the group so far. If an old one had more
+    /// history than that, once more: a use that the hardware notes late is in some old entry.
     #[inline]
-    pub(crate) fn take(&mut self, run: Fitted, mut taken: impl FnMut(Vpn, Taken)) {
+    fn update_group(&mut self, at: EntryAt, first: Leaf, change: &impl Fn(Leaf) -> Leaf) -> Change {
+        let mut was = first;
+        let mut is = change(was);
+        loop {
+            let old = self.exchange_group(at, is);
+            was = was.with_history_of(old);
+            let next = change(was);
+            if next == is {
+                return Change { was, is };
+            }
+            is = next;
+        }
+    }
+
+    /// Exchanges the entries of a group for `first` and its like. Returns the old first leaf with the history of all.
+    #[inline]
+    fn exchange_group(&mut self, at: EntryAt, first: Leaf) -> Leaf {
+        let machine = self.mm.machine();
+        let (mut any, mut all) = (0, !0);
+        for index in 0..M::Granule::GROUP_PAGES {
+            let old = machine.exchange_entry(at.offset(index), first.nth::<M::Granule>(index as u64).raw());
+            any |= old;
+            all &= old;
+        }
+        Leaf::merged(any, all)
+    }
+
+    /// Takes every entry of a run out, and hands what was there to `taken`, by runs that were alike: a group, or one page. The
+    /// leaves' counts, or a swap entry's use of its slot, pass along. The entries are empty.
+    #[inline]
+    pub(crate) fn take(&mut self, run: Fitted, mut taken: impl FnMut(VpnRange, Taken)) {
         let machine = self.mm.machine();
         let start = self.table.entry(run.pages().start());
-        let (mut present, mut out) = (0, 0);
-        for index in 0..run.pages().pages() {
+        let (mut present, mut out, mut index) = (0, 0, 0);
+        while index < run.pages().pages() {
             let at = start.offset(index as usize);
             let page = run.pages().start().offset(index);
+            index += 1;
             match decode::<M::Granule>(machine.load_entry(at), Level::LEAF) {
-                Decoded::Leaf(_) => {
-                    let old = machine.exchange_entry(at, 0);
-                    if let Decoded::Leaf(leaf) = decode::<M::Granule>(old, Level::LEAF) {
-                        present += PRESENT;
-                        taken(page, Taken::Leaf(leaf));
+                Decoded::Leaf(leaf) => {
+                    machine.exchange_entry(at, 0);
+                    let pages = if leaf.is_contiguous() { M::Granule::GROUP_PAGES } else { 1 };
+                    for next in 1..pages {
+                        machine.exchange_entry(at.offset(next), 0);
                     }
+                    index += pages as u64 - 1;
+                    present += PRESENT * pages as u64;
+                    taken(VpnRange::new(page, pages as u64), Taken::Leaves(leaf));
                 }
                 Decoded::Swapped(entry) => {
                     machine.store_entry(at, 0);
                     out += OUT;
-                    taken(page, Taken::Swapped(entry));
+                    taken(VpnRange::new(page, 1), Taken::Swapped(entry));
                 }
                 Decoded::Empty | Decoded::Table(_) | Decoded::Unknown(_) => {}
             }
