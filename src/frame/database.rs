@@ -286,16 +286,10 @@ impl OwnedFrame<'_> {
         self.frames.pfn(self.frame)
     }
 
-    /// All of its frames.
+    /// Sets state bits of its `pages` pages.
     #[inline]
-    pub(crate) fn run(&self) -> PfnRange {
-        PfnRange::new(self.pfn(), 1 << self.frames.record(self.frame).order())
-    }
-
-    /// Sets state bits of every page.
-    #[inline]
-    pub(crate) fn mark(&self, mask: u32) {
-        for page in 0..self.run().pages() as u32 {
+    pub(crate) fn mark(&self, pages: u64, mask: u32) {
+        for page in 0..pages as u32 {
             let flags = &self.frames.record(Frame(self.frame.0 + page)).flags;
             // Nobody else knows of the block.
             flags.store(flags.load(Ordering::Relaxed) | mask, Ordering::Relaxed);

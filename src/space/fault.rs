@@ -1,6 +1,6 @@
 //! Faults: from a program's access to an entry that allows it.
 
-use super::{Protection, Space};
+use super::{Guarded, Protection, Space};
 use crate::addr::{PfnRange, VirtAddr, Vpn, VpnRange};
 use crate::frame::flag;
 use crate::machine::Machine;
@@ -94,16 +94,22 @@ impl<M: Machine> Space<M> {
 
     #[inline]
     fn resolve(&self, mm: &Mm<M>, page: Vpn, access: Access) -> Result<(), FaultError> {
-        let mut regions = self.lock(mm);
-        let Some(region) = regions.find(mm, page).or_else(|| self.grow(mm, &mut regions, page, access)) else {
+        let mut guarded = self.lock(mm);
+        let Guarded { regions, near } = &mut *guarded;
+        let Some(region) = regions.find(mm, page).or_else(|| self.grow(mm, regions, page, access)) else {
             return Err(FaultError::NotMapped);
         };
         let protection = region.protection;
         if !access.is_allowed(protection) {
             return Err(FaultError::Protection);
         }
-        let Some(table) = table::find_or_make(mm, self.root, self.node, page) else {
-            return Err(FaultError::NoMemory);
+        let table = match *near {
+            Some(table) if table.holds::<M::Granule>(page) => table,
+            _ => {
+                let found = table::find_or_make(mm, self.root, self.node, page).ok_or(FaultError::NoMemory)?;
+                *near = Some(found);
+                found
+            }
         };
         let seen = Found { page, table, region: region.pages, protection };
         match self.look(mm, seen, access)? {
@@ -132,7 +138,7 @@ impl<M: Machine> Space<M> {
 
     /// Adds to a live entry, and to all of its group, what it lacks for the access. When it lacks nothing, this CPU's
     /// TLB was stale.
-    #[inline]
+    #[inline(never)]
     fn upgrade(&self, mm: &Mm<M>, at: Found, access: Access) -> Result<Step, FaultError> {
         let Found { page, table, .. } = at;
         let stats = mm.stats();

@@ -5,8 +5,8 @@
 
 use super::fault::{Access, FaultError, Found, Step};
 use super::{Protection, Space};
-use crate::addr::{Vpn, VpnRange};
-use crate::frame::{Kind, MAP, OwnedFrame, flag};
+use crate::addr::{PfnRange, Vpn, VpnRange};
+use crate::frame::{FolioOrders, Kind, MAP, OwnedFrame, flag};
 use crate::machine::{Machine, Tags};
 use crate::mm::Mm;
 use crate::pte::{Exclusive, Leaf};
@@ -17,7 +17,26 @@ impl<M: Machine> Space<M> {
     /// Maps new memory at a page where there is none.
     #[inline]
     pub(super) fn first_touch(&self, mm: &Mm<M>, at: Found, access: Access) -> Result<Step, FaultError> {
-        for order in mm.folio_orders().large() {
+        let orders = mm.folio_orders();
+        if orders != FolioOrders::SINGLE
+            && let Some(step) = self.touch_large(mm, at, access, orders)
+        {
+            return step;
+        }
+        let Some(folio) = mm.take_frame(Kind::Folio) else { return Err(FaultError::NoMemory) };
+        self.map_new(mm, at, access, VpnRange::new(at.page, 1), folio)
+    }
+
+    /// Maps the largest folio that fits and is to be had; `None` when that is a single page.
+    #[inline(never)]
+    fn touch_large(
+        &self,
+        mm: &Mm<M>,
+        at: Found,
+        access: Access,
+        orders: FolioOrders,
+    ) -> Option<Result<Step, FaultError>> {
+        for order in orders.large() {
             let run = VpnRange::new(Vpn::new(at.page.number() & !((1 << order) - 1)), 1 << order);
             // What other CPUs do to the entries meanwhile is looked at again under the lock.
             if at.region.covers(run)
@@ -25,15 +44,15 @@ impl<M: Machine> Space<M> {
                 && let Some(folio) = mm.take_large(order)
             {
                 mm.stats().large_folios.bump();
-                return self.map_new(mm, at, access, run, folio);
+                return Some(self.map_new(mm, at, access, run, folio));
             }
         }
-        let Some(folio) = mm.take_frame(Kind::Folio) else { return Err(FaultError::NoMemory) };
-        self.map_new(mm, at, access, VpnRange::new(at.page, 1), folio)
+        None
     }
 
     /// Maps a folio that nobody else knows of at `run`, which has as many pages, unless something is there by now.
-    #[inline]
+    /// Inlined at both of its places: for one page all loops fall away.
+    #[inline(always)]
     fn map_new(
         &self,
         mm: &Mm<M>,
@@ -45,12 +64,12 @@ impl<M: Machine> Space<M> {
         let Found { table, protection, .. } = at;
         let record = mm.frames().record(folio.frame());
         let tags = if protection.contains(Protection::TAGGED) {
-            folio.mark(flag::TAGS_VALID);
+            folio.mark(run.pages(), flag::TAGS_VALID);
             Tags::Include
         } else {
             Tags::Ignore
         };
-        mm.machine().zero(folio.run(), tags);
+        mm.machine().zero(PfnRange::new(folio.pfn(), run.pages()), tags);
         Home::new(self.node, run.start()).store(&record.home);
         let mut leaf = Leaf::page::<M::Granule>(folio.pfn(), protection);
         if protection.contains(Protection::WRITE) {

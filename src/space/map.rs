@@ -106,7 +106,8 @@ impl<M: Machine> Space<M> {
         if pages >= limit.number() {
             return Err(MapError::NoRoom(request.bytes));
         }
-        let mut regions = self.lock(mm);
+        let mut guarded = self.lock(mm);
+        let regions = &mut guarded.regions;
         regions.reserve(mm).ok_or(MapError::NoMemory)?;
         let fixed = |address: VirtAddr| {
             let range = self.checked_range(mm, address, request.bytes)?;
@@ -118,12 +119,12 @@ impl<M: Machine> Space<M> {
         let range = match request.placement {
             Placement::Fixed(address) => {
                 let range = fixed(address)?;
-                self.remove(mm, &mut regions, range);
+                self.remove(mm, regions, range);
                 range
             }
             Placement::FixedNoReplace(address) => {
                 let range = fixed(address)?;
-                if let Some(region) = occupied(&mut regions, range) {
+                if let Some(region) = occupied(regions, range) {
                     return Err(MapError::Occupied(region.pages.start().base::<M::Granule>()));
                 }
                 range
@@ -131,10 +132,10 @@ impl<M: Machine> Space<M> {
             Placement::Anywhere { hint } => {
                 let hinted = VpnRange::new(hint.vpn::<M::Granule>(), pages);
                 let fits = hint.bytes() >= LOWEST_BYTES && hinted.end() <= limit;
-                if fits && occupied(&mut regions, hinted).is_none() {
+                if fits && occupied(regions, hinted).is_none() {
                     hinted
                 } else {
-                    let gap = find_gap::<M>(mm, &mut regions, pages, limit);
+                    let gap = find_gap::<M>(mm, regions, pages, limit);
                     VpnRange::new(gap.ok_or(MapError::NoRoom(request.bytes))?, pages)
                 }
             }

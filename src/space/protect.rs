@@ -31,7 +31,8 @@ impl<M: Machine> Space<M> {
     pub fn protect(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), MapError> {
         let wanted = self.checked_range(mm, start, bytes)?;
         let protection = usable(mm, protection);
-        let mut regions = self.lock(mm);
+        let mut guarded = self.lock(mm);
+        let regions = &mut guarded.regions;
         let mut end = wanted.start();
         while end < wanted.end()
             && let Some(region) = regions.find(mm, end)
@@ -59,7 +60,7 @@ impl<M: Machine> Space<M> {
             page = region.pages.end();
         }
         regions.join(mm, range);
-        self.heal(mm, &regions, range, &mut flush);
+        self.heal(mm, regions, range, &mut flush);
         done
     }
 

@@ -47,7 +47,7 @@ impl Missing {
 
 impl<M: Machine> Space<M> {
     /// Maps a page that is out.
-    #[inline]
+    #[inline(never)]
     pub(super) fn swap_in(&self, mm: &Mm<M>, at: Found, entry: SwapEntry, access: Access) -> Result<Step, FaultError> {
         let missing = Missing { at, entry };
         let Some(area) = mm.swap().area(entry.area()) else { return Err(missing.unreadable()) };

@@ -3,7 +3,7 @@
 use arrayvec::ArrayVec;
 
 use super::regions::Regions;
-use super::{MapError, Space};
+use super::{Guarded, MapError, Space};
 use crate::addr::{VirtAddr, Vpn, VpnRange};
 use crate::machine::Machine;
 use crate::mm::Mm;
@@ -22,12 +22,14 @@ impl<M: Machine> Space<M> {
         if range.is_empty() {
             return Err(MapError::Empty);
         }
-        let mut regions = self.lock(mm);
+        let mut guarded = self.lock(mm);
+        let Guarded { regions, near } = &mut *guarded;
         if regions.spans(mm, range.start()) || regions.spans(mm, range.end()) {
             regions.reserve(mm).ok_or(MapError::NoMemory)?;
         }
-        self.remove(mm, &mut regions, range);
-        self.prune(mm, &regions, range);
+        self.remove(mm, regions, range);
+        *near = None;
+        self.prune(mm, regions, range);
         Ok(())
     }
 

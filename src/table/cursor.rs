@@ -107,7 +107,7 @@ impl<M: Machine> Cursor<'_, M> {
     }
 
     /// Whether nothing is there in all of `run`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_vacant(&self, run: VpnRange) -> bool {
         self.table.seems_vacant(self.mm.machine(), run)
     }
@@ -121,7 +121,7 @@ impl<M: Machine> Cursor<'_, M> {
 
     /// Stores the leaves of a run of one folio, of which `first` is the first, over entries that are not valid. What
     /// is a whole group becomes one. The pages' contents and tags become visible before the entries do.
-    #[inline]
+    #[inline(always)]
     fn show(&mut self, run: VpnRange, first: Leaf) {
         let machine = self.mm.machine();
         machine.fence_contents();
@@ -140,7 +140,7 @@ impl<M: Machine> Cursor<'_, M> {
     }
 
     /// Maps a run of one folio where nothing is; `first` is the first page's leaf.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn map(&mut self, run: VpnRange, first: Leaf) {
         debug_assert!(self.is_vacant(run));
         self.show(run, first);

@@ -37,6 +37,14 @@ pub(crate) struct LeafTable {
     first: Vpn,
 }
 
+impl LeafTable {
+    /// Whether this is the leaf table of `page`.
+    #[inline]
+    pub(crate) fn holds<G: Granule>(&self, page: Vpn) -> bool {
+        first_page::<G>(page) == self.first
+    }
+}
+
 /// Pages that one hold of a leaf table's lock works on at most: the largest group, so that a run of more is cut between
 /// groups only. 128 entries of some 30 instructions each keep others waiting for microseconds.
 pub(crate) const CHUNK: usize = 128;
