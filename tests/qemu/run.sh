@@ -43,6 +43,20 @@ options_of() {
 # Does a machine with these options have MTE?
 has_mte() { [[ " $* " != *" --no-mte "* ]] && { [[ " $* " != *" --cpu "* ]] || [[ " $* " =~ " --cpu "(max|neoverse-n2|cortex-a710) ]]; }; }
 
+# The same for asymmetric tag checks.
+has_mte3() { has_mte "$@" && [[ " $* " != *" --cpu "* || " $* " == *" --cpu max"* ]]; }
+
+# Is a machine with these options one for the case that has been read?
+has_needed() {
+	case $needs in
+	'') ;;
+	mte) has_mte "$@" ;;
+	mte3) has_mte3 "$@" ;;
+	no-mte3) ! has_mte3 "$@" ;;
+	*) echo "cases: needs '$needs'?" >&2 && exit 125 ;;
+	esac
+}
+
 # verdict PASS|FAIL NAME [DETAIL...]: printed, and counted at the end.
 verdict() {
 	{
@@ -133,7 +147,7 @@ start_case() {
 		selected=1
 		[[ -z $only_select ]] || return 0
 		eval "options=($case_options $(options_of "$machine"))"
-		[[ -z $needs_mte ]] || has_mte "${options[@]}" || continue
+		has_needed "${options[@]}" || continue
 		[[ $machine != a72 ]] || build_v80 || continue
 		eval "program=($run)"
 		if ((${#program[@]})) && [[ -x $programs/${program[0]} ]]; then
@@ -155,7 +169,7 @@ any_selected() {
 }
 
 new_case() {
-	name=$1 case_options='' run='' want=0 on=max checks='' needs_mte='' limit=120
+	name=$1 case_options='' run='' want=0 on=max checks='' needs='' limit=120
 }
 
 run_cases() {
@@ -169,7 +183,7 @@ run_cases() {
 		run) run=$rest ;;
 		exit) want=$rest ;;
 		on) on=$rest ;;
-		needs) needs_mte=$rest ;;
+		needs) needs=$rest ;;
 		limit) limit=$rest ;;
 		out | err | no-out | no-err | once | last | at-least | same) checks+="$key"$'\t'"$rest"$'\n' ;;
 		*) echo "cases: unknown key '$key'" >&2 && exit 125 ;;
