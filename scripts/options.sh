@@ -16,6 +16,7 @@ usage() {
 		  --cpu MODEL          QEMU's CPU model (max)
 		  --el2                enter the kernel at EL2
 		  --no-mte             a machine without memory tags
+		  --tag-checks MODE    sync, async or asymm: for a program that allows several (async)
 		  --no-hafdbs          access and dirty flags in software
 		  --icount             exact counts: one instruction is one nanosecond
 		  --timeout SECONDS    give up after that long: exit 124 (never)
@@ -65,8 +66,8 @@ folio_orders() {
 }
 
 parse_command_line() {
-	MEMORY=128 SWAP='' CPU=max EL2='' NO_MTE='' NO_HAFDBS='' ICOUNT='' TIMEOUT='' STATS='' QUIET='' FOLIO_ORDERS=''
-	KERNEL_ELF='' SELFTEST='' NO_BUILD='' DRY_RUN='' DEBUG=''
+	MEMORY=128 SWAP='' CPU=max EL2='' NO_MTE='' TAG_CHECKS='' NO_HAFDBS='' ICOUNT='' TIMEOUT='' STATS='' QUIET=''
+	FOLIO_ORDERS='' KERNEL_ELF='' SELFTEST='' NO_BUILD='' DRY_RUN='' DEBUG=''
 	COMMAND='' OPERAND='' PROGRAM=() MACHINE_OPTIONS=()
 	local memory_given='' words=()
 	while (($#)); do
@@ -74,7 +75,7 @@ parse_command_line() {
 		case $option in
 		--) break ;;
 		--el2 | --no-mte | --no-hafdbs | --icount | --quiet | --no-build | --build-only | --dry-run | --help | -h) takes_value='' ;;
-		--memory | --swap | --cpu | --timeout | --stats | --kernel-elf | --selftest | --cpus | --granule | --folio-orders | --trace) ;;
+		--memory | --swap | --cpu | --tag-checks | --timeout | --stats | --kernel-elf | --selftest | --cpus | --granule | --folio-orders | --trace) ;;
 		--*=*) # the other way to write a value
 			value=${option#*=}
 			shift
@@ -106,6 +107,10 @@ parse_command_line() {
 			;;
 		--el2) EL2=1 ;;
 		--no-mte) NO_MTE=1 ;;
+		--tag-checks)
+			[[ $value =~ ^(sync|async|asymm)$ ]] || die "--tag-checks wants sync, async or asymm, not '$value'"
+			TAG_CHECKS=$value
+			;;
 		--no-hafdbs) NO_HAFDBS=1 ;;
 		--icount) ICOUNT=1 ;;
 		--timeout) TIMEOUT=$(number "$option" "$value" 1 999999) ;;

@@ -11,7 +11,8 @@ fail() { FAILED=$((FAILED + 1)) && echo "FAIL $1"; }
 
 cmd_test() {
 	local filter=$1
-	[[ -z $STATS && -z $KERNEL_ELF && -z $SELFTEST ]] || die "test takes no --stats, --kernel-elf, --selftest"
+	[[ -z $STATS && -z $KERNEL_ELF && -z $SELFTEST && -z $TAG_CHECKS ]] ||
+		die "test takes no --stats, --kernel-elf, --selftest, --tag-checks"
 	work_dir
 	need_checkers
 	cd "$ROOT" || exit 125

@@ -4,6 +4,8 @@ use core::str::SplitAsciiWhitespace;
 
 use ebbtide::frame::FolioOrders;
 
+use super::cpu::TagChecks;
+
 /// What the command line asks for. The protocol stands at the head of `qemu-run.sh`.
 pub struct BootArgs<'a> {
     /// `memory=MIB`: how much RAM the library manages, kernel included.
@@ -12,6 +14,8 @@ pub struct BootArgs<'a> {
     pub swap_mib: u64,
     /// `no-mte`: leave memory tags alone.
     pub no_mte: bool,
+    /// `tag-checks=sync|async|asymm`: what a program gets that allows several.
+    pub tag_checks: TagChecks,
     /// `no-hafdbs`: access and dirty flags in software.
     pub no_hafdbs: bool,
     /// `folio-orders=ORDER,...`: the sizes of folio that first touch makes.
@@ -30,6 +34,7 @@ impl<'a> BootArgs<'a> {
             memory_mib: None,
             swap_mib: 0,
             no_mte: false,
+            tag_checks: TagChecks::Async,
             no_hafdbs: false,
             folio_orders: None,
             quiet: false,
@@ -41,6 +46,7 @@ impl<'a> BootArgs<'a> {
                 Word::Memory(mib) => args.memory_mib = Some(mib),
                 Word::Swap(mib) => args.swap_mib = mib,
                 Word::NoMte => args.no_mte = true,
+                Word::TagChecks(checks) => args.tag_checks = checks,
                 Word::NoHafdbs => args.no_hafdbs = true,
                 Word::FolioOrders(orders) => args.folio_orders = Some(orders),
                 Word::Quiet => args.quiet = true,
@@ -74,6 +80,7 @@ enum Word {
     Memory(u64),
     Swap(u64),
     NoMte,
+    TagChecks(TagChecks),
     NoHafdbs,
     FolioOrders(FolioOrders),
     Quiet,
@@ -95,6 +102,9 @@ impl Word {
             Some(("memory", value)) => value.parse().map_or(Self::Unknown, Self::Memory),
             Some(("swap", value)) => value.parse().map_or(Self::Unknown, Self::Swap),
             Some(("folio-orders", value)) => folio_orders(value).map_or(Self::Unknown, Self::FolioOrders),
+            Some(("tag-checks", "sync")) => Self::TagChecks(TagChecks::Sync),
+            Some(("tag-checks", "async")) => Self::TagChecks(TagChecks::Async),
+            Some(("tag-checks", "asymm")) => Self::TagChecks(TagChecks::Asymm),
             Some(("selftest", _)) => Self::Selftest,
             Some(_) => Self::Unknown,
         }

@@ -165,8 +165,8 @@ mod tag {
     pub const INCLUDE: u64 = 0xffff << INCLUDE_SHIFT;
 }
 
-/// Tagged addresses, tag checks, and the tags that IRG may choose. Of the modes that the program allows synchronous
-/// is taken; a program that allows asynchronous checks alone gets -EINVAL.
+/// Tagged addresses, tag checks, and the tags that IRG may choose. A program that allows both kinds of checks gets what
+/// `tag-checks=` prefers, which then may also be the asymmetric one.
 pub fn prctl(option: u64, args: [u64; 4]) -> Outcome {
     match option & 0xffff_ffff {
         tag::SET_TAGGED_ADDR_CTRL if args[1..] == [0; 3] => set_tag_control(args[0]),
@@ -183,8 +183,9 @@ fn set_tag_control(control: u64) -> Outcome {
     }
     let checks = match control & (tag::SYNC | tag::ASYNC) {
         0 => TagChecks::None,
-        tag::ASYNC => return Err(Errno::EINVAL),
-        _ => TagChecks::Sync,
+        tag::SYNC => TagChecks::Sync,
+        tag::ASYNC => TagChecks::Async,
+        _ => process::preferred_tag_checks(),
     };
     process::set_tag_control(control);
     if mte {
