@@ -72,7 +72,8 @@ impl Leaf {
     /// The two permissive bits are added with their proofs ([`Leaf::with_write`], [`Leaf::with_execute`]).
     #[inline]
     pub fn page<G: Granule>(frame: Pfn, protection: Protection) -> Self {
-        let bits = frame.base::<G>().bytes()
+        // Masked, so that the compiler knows the upper bits and folds what follows.
+        let bits = frame.base::<G>().bytes() & address_mask::<G>()
             | VALID
             | TABLE_OR_PAGE
             | AP_READ_ONLY

@@ -60,7 +60,6 @@ pub enum FaultError {
 }
 
 /// A page that faulted, and what the space has for it.
-#[derive(Copy, Clone)]
 pub(super) struct Found {
     pub(super) page: Vpn,
     pub(super) table: LeafTable,
@@ -96,9 +95,10 @@ impl<M: Machine> Space<M> {
     fn resolve(&self, mm: &Mm<M>, page: Vpn, access: Access) -> Result<(), FaultError> {
         let mut guarded = self.lock(mm);
         let Guarded { regions, near } = &mut *guarded;
-        let Some(region) = regions.find(mm, page).or_else(|| self.grow(mm, regions, page, access)) else {
+        if !regions.is_near(page) && regions.find(mm, page).is_none() && !self.grow(mm, regions, page, access) {
             return Err(FaultError::NotMapped);
-        };
+        }
+        let region = regions.near();
         let protection = region.protection;
         if !access.is_allowed(protection) {
             return Err(FaultError::Protection);
@@ -112,15 +112,15 @@ impl<M: Machine> Space<M> {
             }
         };
         let seen = Found { page, table, region: region.pages, protection };
-        match self.look(mm, seen, access)? {
+        match self.look(mm, &seen, access)? {
             Step::Done => Ok(()),
-            Step::Again => self.look_again(mm, seen, access),
+            Step::Again => self.look_again(mm, &seen, access),
         }
     }
 
-    /// Does what the entry, as it is now, needs.
-    #[inline]
-    fn look(&self, mm: &Mm<M>, at: Found, access: Access) -> Result<Step, FaultError> {
+    /// Does what the entry, as it is now, needs. Inlined at both of its places, the common one above all.
+    #[inline(always)]
+    fn look(&self, mm: &Mm<M>, at: &Found, access: Access) -> Result<Step, FaultError> {
         match at.table.peek(mm.machine(), at.page).guess::<M>() {
             Decoded::Empty => self.first_touch(mm, at, access),
             Decoded::Leaf(_) => self.upgrade(mm, at, access),
@@ -131,7 +131,7 @@ impl<M: Machine> Space<M> {
 
     /// The rare further looks: after a race, or for a fetch from a page that has just come.
     #[cold]
-    fn look_again(&self, mm: &Mm<M>, at: Found, access: Access) -> Result<(), FaultError> {
+    fn look_again(&self, mm: &Mm<M>, at: &Found, access: Access) -> Result<(), FaultError> {
         while self.look(mm, at, access)? == Step::Again {}
         Ok(())
     }
@@ -139,8 +139,8 @@ impl<M: Machine> Space<M> {
     /// Adds to a live entry, and to all of its group, what it lacks for the access. When it lacks nothing, this CPU's
     /// TLB was stale.
     #[inline(never)]
-    fn upgrade(&self, mm: &Mm<M>, at: Found, access: Access) -> Result<Step, FaultError> {
-        let Found { page, table, .. } = at;
+    fn upgrade(&self, mm: &Mm<M>, at: &Found, access: Access) -> Result<Step, FaultError> {
+        let Found { page, table, .. } = *at;
         let stats = mm.stats();
         let Some(mut cursor) = table.lock(mm) else { return Err(FaultError::NotMapped) };
         let Decoded::Leaf(seen) = cursor.read(page) else { return Ok(Step::Again) };

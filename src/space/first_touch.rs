@@ -15,8 +15,8 @@ use crate::sync::Ordering;
 
 impl<M: Machine> Space<M> {
     /// Maps new memory at a page where there is none.
-    #[inline]
-    pub(super) fn first_touch(&self, mm: &Mm<M>, at: Found, access: Access) -> Result<Step, FaultError> {
+    #[inline(always)]
+    pub(super) fn first_touch(&self, mm: &Mm<M>, at: &Found, access: Access) -> Result<Step, FaultError> {
         let orders = mm.folio_orders();
         if orders != FolioOrders::SINGLE
             && let Some(step) = self.touch_large(mm, at, access, orders)
@@ -32,7 +32,7 @@ impl<M: Machine> Space<M> {
     fn touch_large(
         &self,
         mm: &Mm<M>,
-        at: Found,
+        at: &Found,
         access: Access,
         orders: FolioOrders,
     ) -> Option<Result<Step, FaultError>> {
@@ -56,12 +56,12 @@ impl<M: Machine> Space<M> {
     fn map_new(
         &self,
         mm: &Mm<M>,
-        at: Found,
+        at: &Found,
         access: Access,
         run: VpnRange,
         folio: OwnedFrame<'_>,
     ) -> Result<Step, FaultError> {
-        let Found { table, protection, .. } = at;
+        let Found { table, protection, .. } = *at;
         let record = mm.frames().record(folio.frame());
         let tags = if protection.contains(Protection::TAGGED) {
             folio.mark(run.pages(), flag::TAGS_VALID);

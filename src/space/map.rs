@@ -153,12 +153,13 @@ impl<M: Machine> Space<M> {
         Ok(range.start().base::<M::Granule>())
     }
 
-    /// Whether the touch of `page`, which no region holds, makes a growing region reach it; if so it has.
+    /// Whether the touch of `page`, which no region holds, makes a growing region reach it; if so it has, and is the
+    /// region of the last look-up.
     #[cold]
-    pub(super) fn grow(&self, mm: &Mm<M>, regions: &mut Regions, page: Vpn, access: Access) -> Option<Region> {
-        let above = regions.at_or_after(mm, page)?;
+    pub(super) fn grow(&self, mm: &Mm<M>, regions: &mut Regions, page: Vpn, access: Access) -> bool {
+        let Some(above) = regions.at_or_after(mm, page) else { return false };
         if page < above.floor || !access.is_allowed(above.protection) {
-            return None;
+            return false;
         }
         let gap = STACK_GAP_BYTES >> M::Granule::SHIFT;
         // A neighbour that nobody can touch is as good as a gap.
@@ -166,11 +167,11 @@ impl<M: Machine> Space<M> {
             && below.protection.intersects(ACCESS)
             && below.pages.end().offset(gap) > page
         {
-            return None;
+            return false;
         }
         let pages = VpnRange::between(page, above.pages.end());
         regions.change(mm, above.pages.start(), |region| region.pages = pages);
-        Some(Region { pages, ..above })
+        regions.find(mm, page).is_some()
     }
 }
 
