@@ -13,7 +13,7 @@
 
 use arrayvec::ArrayVec;
 
-use crate::addr::VpnRange;
+use crate::addr::{Vpn, VpnRange};
 use crate::frame::{Frame, Maps};
 use crate::granule::Level;
 use crate::machine::{Asid, Cached, Machine, Reach, Scope};
@@ -141,6 +141,34 @@ impl<'a, M: Machine> Flush<'a, M> {
         for table in self.tables.drain(..) {
             self.mm.stats().tables_freed.bump();
             self.mm.frames().free(self.mm.machine().cpu(), table);
+        }
+    }
+}
+
+/// Runs of pages on their way into a flush: neighbours are put together in registers, before they are noted.
+pub(crate) struct Lost(VpnRange);
+
+impl Lost {
+    /// Nothing lost yet.
+    #[inline]
+    pub(crate) const fn new() -> Self {
+        Self(VpnRange::new(Vpn::new(0), 0))
+    }
+
+    /// The translations of `pages` lost something.
+    #[inline]
+    pub(crate) fn add<M: Machine>(&mut self, pages: VpnRange, asid: Asid, flush: &mut Flush<'_, M>) {
+        if pages.start() == self.0.end() {
+            self.0 = VpnRange::new(self.0.start(), self.0.pages() + pages.pages());
+        } else {
+            core::mem::replace(self, Self(pages)).note(asid, flush);
+        }
+    }
+
+    /// Notes the last run.
+    pub(crate) fn note<M: Machine>(self, asid: Asid, flush: &mut Flush<'_, M>) {
+        if !self.0.is_empty() {
+            flush.note(asid, self.0);
         }
     }
 }

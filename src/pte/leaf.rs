@@ -205,9 +205,7 @@ impl Leaf {
     /// Whether `new`, in place of this leaf, forbids something that this one allows.
     #[inline]
     pub const fn loses(self, new: Self) -> bool {
-        self.is_readable() && !new.is_readable()
-            || self.is_writable() && !new.is_writable()
-            || self.is_executable() && !new.is_executable()
+        self.0 & !new.0 & (AP_USER | WRITABLE) | new.0 & !self.0 & UXN != 0
     }
 
     /// The leaf with AF set.

@@ -16,8 +16,8 @@ use crate::mm::Mm;
 use crate::pte::{Decoded, Leaf, SwapEntry};
 use crate::rmap::split;
 use crate::space::{MapError, Space};
-use crate::table::{CHUNK, Change, Cursor, Edge, LeafTable, chunks};
-use crate::tlb::Flush;
+use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, LeafTable, chunks};
+use crate::tlb::{Flush, Lost};
 
 /// What a program says about a range.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -44,60 +44,87 @@ impl<M: Machine> Space<M> {
         self.for_each_region(mm, start, bytes, |part| match advice {
             // The flush completes under the space's lock: once that is free, another CPU may map a new page there.
             Advice::DontNeed => self.unmap_pages(mm, part, &mut Flush::new(mm)),
-            Advice::Free => calm(mm, self, part, Calm::Free),
-            Advice::Cold => calm(mm, self, part, Calm::Cold),
+            Advice::Free => calm(mm, self, part, Free),
+            Advice::Cold => calm(mm, self, part, Cold),
             Advice::PageOut => page_out(mm, self, part),
         })
     }
 }
 
 /// What becomes of a page that stays.
-#[derive(Copy, Clone)]
-enum Calm {
-    /// Not used lately.
-    Cold,
-    /// Not used lately, and nothing that must be kept.
-    Free,
+trait Calm {
+    /// What to do with a group that the range covers in part.
+    const EDGE: Edge;
+
+    /// The page's leaf from now on.
+    fn leaf(was: Leaf) -> Leaf;
+
+    /// What is out.
+    fn swapped<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, run: Fitted) -> ArrayVec<SwapEntry, CHUNK>;
+}
+
+/// Not used lately.
+struct Cold;
+
+impl Calm for Cold {
+    const EDGE: Edge = Edge::Widen;
+
+    #[inline]
+    fn leaf(was: Leaf) -> Leaf {
+        was.without_access()
+    }
+
+    #[inline]
+    fn swapped<M: Machine>(_: &Mm<M>, _: &mut Cursor<'_, M>, _: Fitted) -> ArrayVec<SwapEntry, CHUNK> {
+        ArrayVec::new()
+    }
+}
+
+/// Not used lately, and nothing that must be kept.
+struct Free;
+
+impl Calm for Free {
+    // A store may be noted in any entry of a group: its other pages must not lose it.
+    const EDGE: Edge = Edge::Unfold;
+
+    #[inline]
+    fn leaf(was: Leaf) -> Leaf {
+        was.without_history()
+    }
+
+    fn swapped<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, run: Fitted) -> ArrayVec<SwapEntry, CHUNK> {
+        let mut unused = ArrayVec::new();
+        cursor.take_swapped(run, |entry| unused.extend(mm.put_slot(entry)));
+        unused
+    }
 }
 
 /// Makes the pages of `range` cold or free, and their folios the first that reclaim looks at.
-fn calm<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange, calm: Calm) {
+fn calm<M: Machine, C: Calm>(mm: &Mm<M>, space: &Space<M>, range: VpnRange, _: C) {
     let mut flush = Flush::new(mm);
     space.for_each_leaf_table(mm, range, |table, part| {
         for part in chunks(part) {
-            calm_chunk(mm, space.asid(), table, part, calm, &mut flush);
+            calm_chunk::<M, C>(mm, space.asid(), table, part, &mut flush);
         }
     });
 }
 
-fn calm_chunk<M: Machine>(
-    mm: &Mm<M>,
-    asid: Asid,
-    table: LeafTable,
-    part: VpnRange,
-    calm: Calm,
-    flush: &mut Flush<'_, M>,
-) {
-    let mut unused: ArrayVec<SwapEntry, CHUNK> = ArrayVec::new();
-    {
+fn calm_chunk<M: Machine, C: Calm>(mm: &Mm<M>, asid: Asid, table: LeafTable, part: VpnRange, flush: &mut Flush<'_, M>) {
+    let unused = {
         let Some(mut cursor) = table.lock(mm) else { return };
-        let (edge, change): (_, fn(Leaf) -> Leaf) = match calm {
-            Calm::Cold => (Edge::Widen, Leaf::without_access),
-            // A store may be noted in any entry of a group: its other pages must not lose it.
-            Calm::Free => (Edge::Unfold, Leaf::without_history),
-        };
-        let run = cursor.fit(part, edge, asid, flush);
+        let run = cursor.fit(part, C::EDGE, asid, flush);
         let mut folios: ArrayVec<Frame, CHUNK> = ArrayVec::new();
         let mut freed = 0;
+        let mut lost = Lost::new();
         cursor.update(
             run,
-            |leaf, _| change(leaf),
+            |leaf, _| C::leaf(leaf),
             |pages, Change { was, is }| {
                 if was.is_dirty() && !is.is_dirty() {
                     freed += pages.pages();
                 }
                 if was != is {
-                    flush.note(asid, pages);
+                    lost.add(pages, asid, flush);
                 }
                 if let Some(frame) = mm.frames().frame(was.pfn::<M::Granule>()) {
                     let head = mm.frames().head(frame);
@@ -107,13 +134,14 @@ fn calm_chunk<M: Machine>(
                 }
             },
         );
+        lost.note(asid, flush);
         mm.reclaim().make_old(mm.frames(), &folios);
         mm.stats().lazy_freed.add(freed);
-        if let Calm::Free = calm {
-            cursor.take_swapped(run, |entry| unused.extend(mm.put_slot(entry)));
-        }
+        C::swapped(mm, &mut cursor, run)
+    };
+    for &entry in &unused {
+        mm.drop_unused(entry);
     }
-    unused.into_iter().for_each(|entry| mm.drop_unused(entry));
 }
 
 /// Writes out the pages of `range` whatever their use.

@@ -1,5 +1,7 @@
 //! The reclaim list, and what leaves it.
 
+use core::mem;
+
 use arrayvec::ArrayVec;
 
 use super::BATCH;
@@ -7,6 +9,7 @@ use super::watermarks::Watermarks;
 use crate::frame::{Frame, Frames, Left, NO_FRAME, REFERENCE, flag};
 use crate::machine::Machine;
 use crate::sync::{AtomicU32, Ordering, Spin};
+use crate::tlb;
 
 /// The two ends, and the length. Links run from young to old through `next`.
 struct List {
@@ -30,6 +33,32 @@ pub struct Reclaim {
 /// Folios out of the list, with one reference each.
 pub(super) type Batch = ArrayVec<Frame, BATCH>;
 
+/// Neighbours in the list: from the older end, along `prev`, to the younger.
+struct Chain {
+    old: Frame,
+    young: Frame,
+    len: u64,
+}
+
+impl Chain {
+    #[inline]
+    const fn of(frame: Frame) -> Self {
+        Self { old: frame, young: frame, len: 1 }
+    }
+
+    /// Takes `frame` into the chain if it is the next younger one; else begins another chain, and returns this one.
+    #[inline]
+    fn extend(&mut self, frames: &Frames, frame: Frame) -> Option<Self> {
+        if frames.record(frame).next.load(Ordering::Relaxed) == self.young.index() {
+            self.young = frame;
+            self.len += 1;
+            None
+        } else {
+            Some(mem::replace(self, Self::of(frame)))
+        }
+    }
+}
+
 impl List {
     #[inline]
     fn push(&mut self, frames: &Frames, frame: Frame) {
@@ -45,23 +74,23 @@ impl List {
         record.set(flag::LISTED);
     }
 
-    fn push_old(&mut self, frames: &Frames, frame: Frame) {
-        let record = frames.record(frame);
-        record.next.store(NO_FRAME, Ordering::Relaxed);
-        record.prev.store(self.old, Ordering::Relaxed);
+    /// Links a chain that is in no list as the oldest.
+    fn link_old(&mut self, frames: &Frames, chain: &Chain) {
+        frames.record(chain.old).next.store(NO_FRAME, Ordering::Relaxed);
+        frames.record(chain.young).prev.store(self.old, Ordering::Relaxed);
         match frames.frame_at(self.old) {
-            Some(old) => frames.record(old).next.store(frame.index(), Ordering::Relaxed),
-            None => self.young = frame.index(),
+            Some(old) => frames.record(old).next.store(chain.young.index(), Ordering::Relaxed),
+            None => self.young = chain.young.index(),
         }
-        self.old = frame.index();
-        self.len += 1;
-        record.set(flag::LISTED);
+        self.old = chain.old.index();
+        self.len += chain.len;
     }
 
+    /// Takes a chain out; its folios' flags stay.
     #[inline]
-    fn unlink(&mut self, frames: &Frames, frame: Frame) {
-        let record = frames.record(frame);
-        let (next, prev) = (record.next.load(Ordering::Relaxed), record.prev.load(Ordering::Relaxed));
+    fn cut(&mut self, frames: &Frames, chain: &Chain) {
+        let next = frames.record(chain.old).next.load(Ordering::Relaxed);
+        let prev = frames.record(chain.young).prev.load(Ordering::Relaxed);
         match frames.frame_at(next) {
             Some(next) => frames.record(next).prev.store(prev, Ordering::Relaxed),
             None => self.old = prev,
@@ -70,8 +99,18 @@ impl List {
             Some(prev) => frames.record(prev).next.store(next, Ordering::Relaxed),
             None => self.young = next,
         }
-        self.len -= 1;
-        record.clear(flag::LISTED);
+        self.len -= chain.len;
+    }
+
+    #[inline]
+    fn unlink(&mut self, frames: &Frames, frame: Frame) {
+        self.cut(frames, &Chain::of(frame));
+        frames.record(frame).clear(flag::LISTED);
+    }
+
+    fn move_old(&mut self, frames: &Frames, chain: &Chain) {
+        self.cut(frames, chain);
+        self.link_old(frames, chain);
     }
 }
 
@@ -99,7 +138,10 @@ impl Reclaim {
     /// Enters the pages of a folio that was split, as the oldest: what reclaim chose once, it looks at again soon.
     pub(crate) fn insert_old(&self, frames: &Frames, folios: impl Iterator<Item = Frame>) {
         let mut list = self.list.lock();
-        folios.for_each(|frame| list.push_old(frames, frame));
+        for frame in folios {
+            list.link_old(frames, &Chain::of(frame));
+            frames.record(frame).set(flag::LISTED);
+        }
     }
 
     /// Enters a folio that was just mapped, as the youngest.
@@ -167,25 +209,63 @@ impl Reclaim {
     /// Moves folios to the old end: they are the first that reclaim looks at. Those that are not listed stay so.
     pub(super) fn make_old(&self, frames: &Frames, folios: &[Frame]) {
         let mut list = self.list.lock();
-        for &frame in folios {
-            if frames.record(frame).has(flag::LISTED) {
-                list.unlink(frames, frame);
-                list.push_old(frames, frame);
+        let mut listed = folios.iter().filter(|&&frame| frames.record(frame).has(flag::LISTED));
+        let Some(&first) = listed.next() else { return };
+        let mut chain = Chain::of(first);
+        for &frame in listed {
+            if let Some(done) = chain.extend(frames, frame) {
+                list.move_old(frames, &done);
             }
         }
+        list.move_old(frames, &chain);
     }
 
     /// Gives back counts of folios, each of the weight that stands with it, and frees those that nobody holds any more.
-    pub(crate) fn release(&self, frames: &Frames, cpu: usize, folios: impl Iterator<Item = (Frame, u64)>) {
-        let mut freeing = frames.freeing(cpu);
-        let mut list = self.list.lock();
-        for (frame, weight) in folios {
-            if frames.put(frame, weight) == Left::Nobody {
-                if frames.record(frame).has(flag::LISTED) {
-                    list.unlink(frames, frame);
-                }
+    pub(crate) fn release(&self, frames: &Frames, cpu: usize, mut folios: impl Iterator<Item = (Frame, u64)>) {
+        let mut gone: ArrayVec<Frame, { tlb::CAPACITY }> = ArrayVec::new();
+        while self.drop_counts(frames, &mut folios, &mut gone) == tlb::CAPACITY || !gone.is_empty() {
+            let mut freeing = frames.freeing(cpu);
+            for &frame in &gone {
                 freeing.push(frame);
             }
+            gone.clear();
         }
+    }
+
+    /// Gives back the counts of the next folios, and takes those that nobody holds any more out of the list and into
+    /// `gone`. Returns how many folios were looked at.
+    #[inline]
+    fn drop_counts(
+        &self,
+        frames: &Frames,
+        folios: &mut impl Iterator<Item = (Frame, u64)>,
+        gone: &mut ArrayVec<Frame, { tlb::CAPACITY }>,
+    ) -> usize {
+        let mut chain: Option<Chain> = None;
+        let mut seen = 0;
+        let mut list = self.list.lock();
+        for (frame, weight) in folios.take(tlb::CAPACITY) {
+            seen += 1;
+            if frames.put(frame, weight) == Left::Shared {
+                continue;
+            }
+            gone.push(frame);
+            let record = frames.record(frame);
+            if record.has(flag::LISTED) {
+                record.clear(flag::LISTED);
+                match &mut chain {
+                    None => chain = Some(Chain::of(frame)),
+                    Some(chain) => {
+                        if let Some(done) = chain.extend(frames, frame) {
+                            list.cut(frames, &done);
+                        }
+                    }
+                }
+            }
+        }
+        if let Some(chain) = &chain {
+            list.cut(frames, chain);
+        }
+        seen
     }
 }

@@ -42,7 +42,7 @@ use crate::machine::{Asid, Machine};
 use crate::mm::Mm;
 use crate::rmap::NodeId;
 use crate::sync::{Sleep, SleepGuard};
-use crate::table::{self, LeafTable};
+use crate::table::{self, Hole, LeafTable};
 use crate::tlb::Flush;
 use regions::{Region, Regions};
 
@@ -134,7 +134,8 @@ impl<M: Machine> Space<M> {
         let mut flush = Flush::new(mm);
         flush.retire(self.asid);
         self.unmap_pages(mm, self.pages(mm), &mut flush);
-        table::prune(mm, self.root, self.pages(mm), &mut |table, _| flush.own_table(table));
+        let hole = Hole { pages: self.pages(mm), new: self.pages(mm) };
+        table::prune(mm, self.root, hole, &mut |table, _| flush.own_table(table));
         if let Some(root) = mm.frames().frame(self.root) {
             flush.own_table(root);
         }

@@ -19,7 +19,7 @@ use crate::machine::{Features, Machine};
 use crate::mm::Mm;
 use crate::pte::{Decoded, Leaf, Rights};
 use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, chunks, group};
-use crate::tlb::Flush;
+use crate::tlb::{Flush, Lost};
 
 impl<M: Machine> Space<M> {
     /// Gives a range another protection, up to its first page that has no region. A tagged region stays tagged.
@@ -104,18 +104,20 @@ impl<M: Machine> Space<M> {
         flush: &mut Flush<'_, M>,
     ) {
         let rights = Rights::of(protection);
+        let mut lost = Lost::new();
         cursor.update(
             run,
             |leaf, proof| rights.of_leaf(leaf, proof),
             |pages, Change { was, is }| {
                 if was.loses(is) {
-                    flush.note(self.asid, pages);
+                    lost.add(pages, self.asid, flush);
                     if was.is_executable() && !is.is_executable() {
                         unsync(mm, was, pages.pages());
                     }
                 }
             },
         );
+        lost.note(self.asid, flush);
         if cursor.holds_swapped() {
             for page in 0..run.pages().pages() {
                 let page = run.pages().start().offset(page);

@@ -8,8 +8,8 @@ use crate::addr::{VirtAddr, Vpn, VpnRange};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::pte::SwapEntry;
-use crate::table::{self, CHUNK, Edge, LeafTable, Taken, chunks};
-use crate::tlb::Flush;
+use crate::table::{self, CHUNK, Edge, Hole, LeafTable, Taken, chunks};
+use crate::tlb::{Flush, Lost};
 
 impl<M: Machine> Space<M> {
     /// Removes whatever is mapped in a range; holes are no error.
@@ -56,7 +56,7 @@ impl<M: Machine> Space<M> {
         let Some(node) = mm.node(self.node) else { return };
         let mut flush = Flush::new(mm);
         let alone = node.family.write();
-        table::prune(mm, self.root, hole, &mut |table, pages| {
+        table::prune(mm, self.root, Hole { pages: hole, new: range }, &mut |table, pages| {
             flush.note_table(self.asid, pages);
             flush.own_table(table);
         });
@@ -82,17 +82,19 @@ impl<M: Machine> Space<M> {
                 return;
             }
             let run = cursor.fit(part, Edge::Unfold, self.asid, flush);
+            let mut lost = Lost::new();
             cursor.take(run, |pages, taken| match taken {
                 Taken::Leaves(leaf) => {
-                    flush.note(self.asid, pages);
+                    lost.add(pages, self.asid, flush);
                     if let Some(frame) = frames.frame(leaf.pfn::<M::Granule>()) {
                         flush.own(frames.head(frame), pages.pages() as u32);
                     }
                 }
                 Taken::Swapped(entry) => unused.extend(mm.put_slot(entry)),
             });
+            lost.note(self.asid, flush);
         }
-        for entry in unused {
+        for &entry in &unused {
             mm.drop_unused(entry);
         }
     }

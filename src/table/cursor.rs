@@ -187,21 +187,23 @@ impl<M: Machine> Cursor<'_, M> {
             let page = run.pages().start().offset(index);
             index += 1;
             let mut raw = machine.load_entry(at);
-            while let Decoded::Leaf(was) = decode::<M::Granule>(raw, Level::LEAF) {
+            let (pages, done) = loop {
+                let Decoded::Leaf(was) = decode::<M::Granule>(raw, Level::LEAF) else { break (0, None) };
                 if was.is_contiguous() {
-                    index += M::Granule::GROUP_PAGES as u64 - 1;
-                    seen(VpnRange::new(page, M::Granule::GROUP_PAGES as u64), self.update_group(at, was, &change));
-                    break;
+                    break (M::Granule::GROUP_PAGES as u64, Some(self.update_group(at, was, &change)));
                 }
                 let is = change(was);
-                let done = if is == was { Ok(()) } else { machine.compare_exchange_entry(at, raw, is.raw()) };
-                match done {
-                    Ok(()) => {
-                        seen(VpnRange::new(page, 1), Change { was, is });
-                        break;
-                    }
+                if is == was {
+                    break (1, Some(Change { was, is }));
+                }
+                match machine.compare_exchange_entry(at, raw, is.raw()) {
+                    Ok(()) => break (1, Some(Change { was, is })),
                     Err(now) => raw = now,
                 }
+            };
+            if let Some(change) = done {
+                index += pages - 1;
+                seen(VpnRange::new(page, pages), change);
             }
         }
     }

@@ -188,10 +188,18 @@ pub(crate) fn may_cover_a_table<M: Machine>(hole: VpnRange) -> bool {
     first.number() + entries <= hole.end().number()
 }
 
-/// Detaches every table that maps pages of `hole` alone, and hands each to `free` with the pages that it mapped, leaf
-/// tables first; the root stays. Nothing is mapped in `hole`. Under the space's lock and the family lock, held
-/// exclusively.
-pub(crate) fn prune<M: Machine>(mm: &Mm<M>, root: Pfn, hole: VpnRange, free: &mut impl FnMut(Frame, VpnRange)) {
+/// Pages that nothing maps.
+#[derive(Copy, Clone)]
+pub(crate) struct Hole {
+    /// All of it.
+    pub(crate) pages: VpnRange,
+    /// What was mapped until now: a table outside was looked at before.
+    pub(crate) new: VpnRange,
+}
+
+/// Detaches the tables that map pages of `hole` alone, and hands each to `free` with the pages that it mapped, leaf
+/// tables first; the root stays. Under the space's lock and the family lock, held exclusively.
+pub(crate) fn prune<M: Machine>(mm: &Mm<M>, root: Pfn, hole: Hole, free: &mut impl FnMut(Frame, VpnRange)) {
     let level = Level::root::<M::Granule>(mm.machine().va_bits());
     prune_below(mm, root, level, Vpn::new(0), hole, free);
 }
@@ -201,12 +209,12 @@ fn prune_below<M: Machine>(
     table: Pfn,
     level: Level,
     first: Vpn,
-    hole: VpnRange,
+    hole: Hole,
     free: &mut impl FnMut(Frame, VpnRange),
 ) {
     let Some(below) = level.below() else { return };
     let shift = level.shift::<M::Granule>() - M::Granule::SHIFT;
-    let part = VpnRange::new(first, (M::Granule::ENTRIES as u64) << shift).intersection(hole);
+    let part = VpnRange::new(first, (M::Granule::ENTRIES as u64) << shift).intersection(hole.new);
     if part.is_empty() {
         return;
     }
@@ -217,7 +225,7 @@ fn prune_below<M: Machine>(
         let Some(frame) = mm.frames().frame(next) else { continue };
         let pages = VpnRange::new(Vpn::new(first.number() + ((index as u64) << shift)), 1 << shift);
         prune_below(mm, next, below, pages.start(), hole, free);
-        if hole.covers(pages) && mm.frames().record(frame).count.load(Ordering::Relaxed) == 0 {
+        if hole.pages.covers(pages) && mm.frames().record(frame).count.load(Ordering::Relaxed) == 0 {
             mm.machine().exchange_entry(at, 0);
             if let Some(above) = mm.frames().frame(table) {
                 mm.frames().record(above).count.fetch_sub(LINK, Ordering::Relaxed);
