@@ -21,6 +21,11 @@ const UXN: u64 = 1 << 54;
 const SOFT_DIRTY: u64 = 1 << 55;
 const EXCLUSIVE: u64 = 1 << 56;
 
+/// From dirty by the hardware (WRITABLE without AP_READ_ONLY) to SOFT_DIRTY, in shifts instead of branches.
+const WRITABLE_OVER_READ_ONLY: u32 = WRITABLE.trailing_zeros() - AP_READ_ONLY.trailing_zeros();
+const SOFT_DIRTY_OVER_WRITABLE: u32 = SOFT_DIRTY.trailing_zeros() - WRITABLE.trailing_zeros();
+const SOFT_DIRTY_OVER_READ_ONLY: u32 = SOFT_DIRTY.trailing_zeros() - AP_READ_ONLY.trailing_zeros();
+
 bitflags::bitflags! {
     /// What a program may do with a region. WRITE and EXEC imply READ, as on Linux for AArch64; none is PROT_NONE.
     #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -202,10 +207,10 @@ impl Leaf {
         Self(self.without_write().0 & !EXCLUSIVE)
     }
 
-    /// Whether `new`, in place of this leaf, forbids something that this one allows.
+    /// The rights that `new`, in place of this leaf, takes away.
     #[inline]
-    pub const fn loses(self, new: Self) -> bool {
-        self.0 & !new.0 & (AP_USER | WRITABLE) | new.0 & !self.0 & UXN != 0
+    pub const fn loss(self, new: Self) -> Loss {
+        Loss(self.0 & !new.0 & (AP_USER | WRITABLE) | new.0 & !self.0 & UXN)
     }
 
     /// The leaf with AF set.
@@ -223,8 +228,8 @@ impl Leaf {
     /// The leaf made writable. A page already dirty keeps that; a clean one becomes dirty by its first store.
     #[inline]
     pub const fn with_write(self, _proof: &Exclusive<'_>) -> Self {
-        let bits = self.0 | WRITABLE;
-        if self.0 & SOFT_DIRTY != 0 { Self(bits & !(SOFT_DIRTY | AP_READ_ONLY)) } else { Self(bits) }
+        let dirty = self.0 & SOFT_DIRTY;
+        Self((self.0 | WRITABLE) & !(dirty | dirty >> SOFT_DIRTY_OVER_READ_ONLY))
     }
 
     /// The leaf without write permission; dirty stays dirty.
@@ -257,6 +262,33 @@ impl Leaf {
     #[inline]
     pub const fn with_tags(self) -> Self {
         Self((self.0 & !ATTR_MASK) | ATTR_TAGGED)
+    }
+}
+
+/// Rights that a leaf lost.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct Loss(u64);
+
+impl Loss {
+    /// None at all.
+    pub const NONE: Self = Self(0);
+
+    /// Both.
+    #[inline]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether any is among them.
+    #[inline]
+    pub const fn is_some(self) -> bool {
+        self.0 != 0
+    }
+
+    /// Whether the right to execute is among them.
+    #[inline]
+    pub const fn of_execution(self) -> bool {
+        self.0 & UXN != 0
     }
 }
 
@@ -297,8 +329,8 @@ impl Rights {
     #[inline]
     const fn without_write(self, leaf: Leaf) -> Leaf {
         // Dirty by the hardware becomes dirty by the software when the leaf stops being writable.
-        let dirty = if self.writable == 0 && leaf.is_dirty() { SOFT_DIRTY } else { 0 };
-        Leaf(leaf.0 & !self.clear | self.set | dirty)
+        let dirty = leaf.0 & !(leaf.0 << WRITABLE_OVER_READ_ONLY) & self.clear & WRITABLE;
+        Leaf(leaf.0 & !self.clear | self.set | dirty << SOFT_DIRTY_OVER_WRITABLE)
     }
 
     /// The leaf with these rights, but for that to execute, which it may only lose here.

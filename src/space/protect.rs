@@ -11,13 +11,13 @@
 
 use arrayvec::ArrayVec;
 
-use super::regions::Regions;
+use super::regions::{Region, Regions};
 use super::{MapError, Protection, Space};
 use crate::addr::{VirtAddr, Vpn, VpnRange};
 use crate::frame::flag;
 use crate::machine::{Features, Machine};
 use crate::mm::Mm;
-use crate::pte::{Decoded, Leaf, Rights};
+use crate::pte::{Decoded, Leaf, Loss, Rights};
 use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, chunks, group};
 use crate::tlb::{Flush, Lost};
 
@@ -55,7 +55,7 @@ impl<M: Machine> Space<M> {
             let new = protection | region.protection & Protection::TAGGED;
             if new != region.protection {
                 regions.change(mm, region.pages.start(), |region| region.protection = new);
-                self.protect_pages(mm, region.pages, new, &mut flush);
+                self.protect_pages(mm, region, new, &mut flush);
             }
             page = region.pages.end();
         }
@@ -82,12 +82,14 @@ impl<M: Machine> Space<M> {
         }
     }
 
-    fn protect_pages(&self, mm: &Mm<M>, range: VpnRange, protection: Protection, flush: &mut Flush<'_, M>) {
-        self.for_each_leaf_table(mm, range, |table, part| {
+    /// Gives the pages of `region` another protection than it had.
+    fn protect_pages(&self, mm: &Mm<M>, region: Region, protection: Protection, flush: &mut Flush<'_, M>) {
+        let becomes_tagged = (protection - region.protection).contains(Protection::TAGGED);
+        self.for_each_leaf_table(mm, region.pages, |table, part| {
             for part in chunks(part) {
                 let Some(mut cursor) = table.lock(mm) else { return };
                 let run = cursor.fit(part, Edge::Unfold, self.asid, flush);
-                if protection.contains(Protection::TAGGED) {
+                if becomes_tagged {
                     self.tag_pages(mm, &mut cursor, run, flush);
                 }
                 self.protect_run(mm, &mut cursor, run, protection, flush);
@@ -105,18 +107,21 @@ impl<M: Machine> Space<M> {
     ) {
         let rights = Rights::of(protection);
         let mut lost = Lost::new();
+        let mut losses = Loss::NONE;
         cursor.update(
             run,
             |leaf, proof| rights.of_leaf(leaf, proof),
             |pages, Change { was, is }| {
-                if was.loses(is) {
+                let loss = was.loss(is);
+                losses = losses.and(loss);
+                if loss.is_some() {
                     lost.add(pages, self.asid, flush);
-                    if was.is_executable() && !is.is_executable() {
-                        unsync(mm, was, pages.pages());
-                    }
                 }
             },
         );
+        if losses.of_execution() {
+            unsync(mm, cursor, run);
+        }
         lost.note(self.asid, flush);
         if cursor.holds_swapped() {
             for page in 0..run.pages().pages() {
@@ -152,9 +157,11 @@ impl<M: Machine> Space<M> {
 /// The pages of a run may not be executed any more: what is stored from now on, the program need not sync before they may
 /// again.
 #[cold]
-fn unsync<M: Machine>(mm: &Mm<M>, first: Leaf, pages: u64) {
-    for page in 0..pages {
-        if let Some(frame) = mm.frames().frame(first.nth::<M::Granule>(page).pfn::<M::Granule>()) {
+fn unsync<M: Machine>(mm: &Mm<M>, cursor: &Cursor<'_, M>, run: Fitted) {
+    for page in 0..run.pages().pages() {
+        if let Decoded::Leaf(leaf) = cursor.read(run.pages().start().offset(page))
+            && let Some(frame) = mm.frames().frame(leaf.pfn::<M::Granule>())
+        {
             mm.frames().record(frame).clear(flag::CODE_SYNCED);
         }
     }
