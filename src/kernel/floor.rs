@@ -3,13 +3,13 @@
 //! Only under exact instruction counts, where the counter's ticks are instructions.
 
 #[cfg(feature = "selftest")]
-use ebbtide::{
-    addr::{Pfn, PhysAddr},
-    granule::K4,
-};
+use ebbtide::addr::{Pfn, PhysAddr};
 
 use super::global::Late;
 use super::layout::Ground;
+use super::page::PAGE;
+#[cfg(feature = "selftest")]
+use super::page::PageGranule;
 use super::{cpu, mmu};
 
 unsafe extern "C" {
@@ -33,13 +33,13 @@ static SCRATCH: Late<Scratch> = Late::new();
 
 /// Sets two pages aside.
 pub fn start(ground: &mut Ground, icount: bool) {
-    SCRATCH.set(Scratch { pages: [ground.take(4096), ground.take(4096)], icount });
+    SCRATCH.set(Scratch { pages: [ground.take(PAGE), ground.take(PAGE)], icount });
 }
 
 /// Two frames that nothing else uses.
 #[cfg(feature = "selftest")]
 pub fn scratch() -> Option<[Pfn; 2]> {
-    Some(SCRATCH.get()?.pages.map(|page| PhysAddr::new(page).pfn::<K4>()))
+    Some(SCRATCH.get()?.pages.map(|page| PhysAddr::new(page).pfn::<PageGranule>()))
 }
 
 /// Whether the counter counts instructions.
