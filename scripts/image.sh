@@ -66,17 +66,27 @@ build_for_tests() {
 # The C programs of tests/programs, each one file.
 test_program_dir() { echo "$(image_dir)/programs"; }
 build_test_programs() {
-	local dir source program
+	local source
 	need_cc
-	dir=$(test_program_dir)
-	mkdir -p "$dir"
+	mkdir -p "$(test_program_dir)"
 	for source in "$ROOT"/tests/programs/*.c; do
-		program=$dir/$(basename "$source" .c)
-		if [[ ! $program -nt $source || ! $program -nt $ROOT/tests/programs/ebb.h ]]; then
-			"$CC_AARCH64" -O2 -Wall -Wextra -Werror -ffreestanding -fno-stack-protector -static -nostdlib \
-				-Wl,-z,max-page-size=65536 -o "$program" "$source" || die "$source does not compile"
-		fi
+		build_test_program "$source" "$(basename "$source" .c)" -Wl,-z,max-page-size=65536
 	done
+	# Made for pages of 4 KiB: in a larger one the segments of both meet, and those of the second lie elsewhere than in
+	# the file's.
+	source=$ROOT/tests/programs/hello.c
+	build_test_program "$source" hello-4k -Wl,-z,max-page-size=4096
+	build_test_program "$source" hello-4k-odd -Wl,-z,max-page-size=4096 -Wl,-Ttext-segment=0x401000
+}
+
+# build_test_program SOURCE NAME FLAG...
+build_test_program() {
+	local source=$1 program
+	program=$(test_program_dir)/$2
+	shift 2
+	[[ ! $program -nt $source || ! $program -nt $ROOT/tests/programs/ebb.h ]] || return 0
+	"$CC_AARCH64" -O2 -Wall -Wextra -Werror -ffreestanding -fno-stack-protector -static -nostdlib "$@" \
+		-o "$program" "$source" || die "$source does not compile"
 }
 
 # kernel_elf: the file with the symbols of the kernel to boot.

@@ -142,7 +142,7 @@ parse_command_line() {
 		esac
 		# What describes the machine is handed on to the in-QEMU tests.
 		case $option in
-		--memory | --swap | --cpu | --folio-orders) MACHINE_OPTIONS+=("$option" "$value") ;;
+		--memory | --swap | --cpu | --granule | --folio-orders) MACHINE_OPTIONS+=("$option" "$value") ;;
 		--el2 | --no-mte | --no-hafdbs | --icount) MACHINE_OPTIONS+=("$option") ;;
 		esac
 	done

@@ -106,7 +106,7 @@ pub fn load(mm: &Mm<Hardware>, space: &Space<Hardware>, file: &[u8]) -> Result<L
         if start & !(PAGE - 1) < end.page && !rights.contains(before) {
             alert!(
                 "two segments meet in the page at {:#x}, where as on Linux the first one's rights are lost (link it with \
-                 -z max-page-size={PAGE})",
+                 -z max-page-size=65536)",
                 start & !(PAGE - 1)
             );
         }

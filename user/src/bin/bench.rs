@@ -150,7 +150,7 @@ impl Bench {
         let pieces = if self.tagged { measurement.floor_tagged } else { measurement.floor };
         println!(
             r#"@row {{"name":"{name}","folio_kib":{},"tagged":{},"insns_per_page":{},"floor":{}}}"#,
-            own::folio_kib().unwrap_or(self.kernel_page as u64 >> 10),
+            own::folio_kib().unwrap_or(self.kernel_page >> 10),
             self.tagged,
             results[REPETITIONS / 2],
             self.floor(pieces, measurement.unit),
