@@ -1,4 +1,4 @@
-// The least that an operation on one page can cost: fully unrolled loops over what must be moved, and nothing else.
+// The least that an operation on 4 KiB can cost: fully unrolled loops over what must be moved, and nothing else.
 //
 // Each function returns the counter's difference around its body. floor_empty has no body: its result is the
 // measurement's own share. Only for measuring; the library's own loops are in src/machine/aarch64/contents.S.

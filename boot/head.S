@@ -3,13 +3,36 @@
 // Entered at EL1 or EL2 with the MMU off and x0 = physical address of the device tree (Linux's
 // Documentation/arch/arm64/booting.rst). Leaves EL2 at once, maps the first gigabytes of physical memory with one
 // table that serves both halves, turns the MMU on, and calls kmain(x0) on the boot stack. kmain replaces the table.
+//
+// The operands in braces are the build's: log2 of a page's bytes, and of a stack's.
+
+.set PAGE_SHIFT, {page_shift}
+.set STACK_SHIFT, {stack_shift}
+
+// TCR_EL1.TG0 and TG1; the largest block of the early map; the bytes of a root table for 39-bit addresses.
+.if PAGE_SHIFT == 12
+.set EARLY_TG0, 0
+.set EARLY_TG1, 2
+.set EARLY_BLOCK_SHIFT, 30              // level 1, which is the root
+.set ROOT_BYTES, 4096
+.elseif PAGE_SHIFT == 14
+.set EARLY_TG0, 2
+.set EARLY_TG1, 1
+.set EARLY_BLOCK_SHIFT, 25              // level 2, one below the root: at 16 KiB level 1 has no blocks
+.set ROOT_BYTES, 64
+.else
+.set EARLY_TG0, 1
+.set EARLY_TG1, 3
+.set EARLY_BLOCK_SHIFT, 29              // level 2, which is the root
+.set ROOT_BYTES, 8192
+.endif
 
 .set EARLY_DEVICE, (1 << 54) | (1 << 53) | (1 << 10) | (2 << 2) | 1       // UXN, PXN, AF, AttrIndx 2, block
 .set EARLY_NORMAL, (1 << 54) | (1 << 10) | (3 << 8) | (0 << 2) | 1        // UXN, AF, inner shareable, AttrIndx 0, block
 
-// T0SZ 25, IRGN0, ORGN0 Write-Back, SH0 inner; the same for T1SZ, with TG1 4 KiB, and TBI1.
-.set EARLY_TCR_LOW, 25 | (1 << 8) | (1 << 10) | (3 << 12)
-.set EARLY_TCR_HIGH, (25 << 16) | (1 << 24) | (1 << 26) | (3 << 28) | (2 << 30) | (1 << 38)
+// T0SZ 25, IRGN0, ORGN0 Write-Back, SH0 inner, TG0; the same for T1SZ, with TBI1.
+.set EARLY_TCR_LOW, 25 | (1 << 8) | (1 << 10) | (3 << 12) | (EARLY_TG0 << 14)
+.set EARLY_TCR_HIGH, (25 << 16) | (1 << 24) | (1 << 26) | (3 << 28) | (EARLY_TG1 << 30) | (1 << 38)
 
 .section .head, "ax"
 .globl _start
@@ -18,7 +41,7 @@ _start:
     .long   0                           // code1
     .quad   0                           // text_offset: RAM + 2 MiB
     .quad   __image_bytes               // image_size, with .bss and the stacks
-    .quad   0xa                         // flags: little endian, 4 KiB pages, anywhere in memory
+    .quad   8 | ((PAGE_SHIFT - 10) / 2) << 1    // flags: little endian, the page size, anywhere in memory
     .quad   0, 0, 0
     .long   0x644d5241                  // "ARM\x64"
     .long   0
@@ -84,6 +107,17 @@ at_el1:
     cmp     x0, x1
     b.ne    early_death
 
+    // ID_AA64MMFR0_EL1.TGran4, TGran16, TGran64: whether the CPU has this build's granule.
+    mrs     x0, id_aa64mmfr0_el1
+.if PAGE_SHIFT == 14
+    ubfx    x0, x0, #20, #4
+    cbz     x0, refuse_granule          // of the three this one alone is absent at 0
+.else
+    ubfx    x0, x0, #(PAGE_SHIFT == 12) * 4 + 24, #4
+    cmp     x0, #0xf
+    b.eq    refuse_granule
+.endif
+
     adrp    x0, __bss_start
     add     x0, x0, :lo12:__bss_start
     adrp    x1, __bss_end
@@ -93,14 +127,27 @@ at_el1:
     stp     xzr, xzr, [x0], #16
     b       1b
 2:
-    // One level-1 table for both halves: with 39-bit addresses the linear map's entry i and the identity map's
-    // entry i are the same gigabyte. Entry 0 holds the devices, entry 1 the first gigabyte of RAM.
+    // One root table for both halves: with 39-bit addresses the linear map's entry i and the identity map's entry i
+    // are the same physical memory. The first gigabyte holds the devices, the second is the first one of RAM.
     adrp    x20, early_table
     add     x20, x20, :lo12:early_table
-    ldr     x0, =EARLY_DEVICE
+    mov     x1, x20
+.if PAGE_SHIFT == 14
+    adrp    x1, early_blocks
+    add     x1, x1, :lo12:early_blocks
+    orr     x0, x1, #3
     str     x0, [x20]
-    ldr     x0, =(EARLY_NORMAL + (1 << 30))
-    str     x0, [x20, #8]
+.endif
+    ldr     x2, =EARLY_DEVICE
+    ldr     x3, =EARLY_NORMAL
+    mov     x4, #(1 << EARLY_BLOCK_SHIFT)
+    mov     x5, xzr                     // the physical address
+1:  tst     x5, #(1 << 30)
+    csel    x0, x2, x3, eq
+    orr     x0, x0, x5
+    str     x0, [x1], #8
+    add     x5, x5, x4
+    tbz     x5, #31, 1b
     dsb     ish
 
     // MAIR_EL1: 0 Normal Write-Back, 1 the same with allocation tags (where there are any), 2 Device-nGnRE.
@@ -115,7 +162,7 @@ at_el1:
     orr     x1, x1, x2, lsl #16
     msr     mair_el1, x1
 
-    // TCR_EL1: 39 bits and 4 KiB in both halves, walks in Normal Write-Back inner shareable memory, TBI1.
+    // TCR_EL1: 39 bits and one granule in both halves, walks in Normal Write-Back inner shareable memory, TBI1.
     ldr     x0, =(EARLY_TCR_LOW | EARLY_TCR_HIGH)
     mrs     x1, id_aa64mmfr0_el1
     and     x1, x1, #0xf
@@ -156,6 +203,10 @@ early_death:
 refuse_cpu:
     adr     x1, refuse_message
     adr     x2, refuse_exit
+    b       1f
+refuse_granule:
+    adr     x1, granule_message
+    adr     x2, refuse_exit
 1:  mov     x0, #0x04                   // SYS_WRITE0
     hlt     #0xf000
     mov     x0, #0x18                   // SYS_EXIT
@@ -172,6 +223,14 @@ early_message:
     .asciz  "ebbtide: the boot code trapped, or the image is not at RAM + 2 MiB (101)\n"
 refuse_message:
     .asciz  "ebbtide: this build needs the atomics of Armv8.1, which this CPU has not (125)\n"
+granule_message:
+.if PAGE_SHIFT == 12
+    .asciz  "ebbtide: this build has pages of 4 KiB, which this CPU has not (125)\n"
+.elseif PAGE_SHIFT == 14
+    .asciz  "ebbtide: this build has pages of 16 KiB, which this CPU has not (125)\n"
+.else
+    .asciz  "ebbtide: this build has pages of 64 KiB, which this CPU has not (125)\n"
+.endif
 .balign 4
 
 // install_kernel_table(x0 = root, x1 = empty root): makes x0 the root of the upper half. Runs from the identity map, as
@@ -195,21 +254,27 @@ early_vectors:
     .endr
 
 .section .bss.early, "aw", %nobits
-.balign 4096
+.balign ROOT_BYTES
 early_table:
-    .space  4096
+    .space  ROOT_BYTES
 .globl empty_root
 empty_root:
-    .space  4096
+    .space  ROOT_BYTES
+.if PAGE_SHIFT == 14
+.balign 1 << PAGE_SHIFT
+early_blocks:
+    .space  1 << PAGE_SHIFT
+.endif
 
 // Stack slots: see linker.ld and vectors.S. The first is the boot thread's.
+.set SLOT_BYTES, 2 << STACK_SHIFT
 .section .stacks, "aw", %nobits
-.balign 0x10000
+.balign SLOT_BYTES
 .globl stack_slots
 stack_slots:
-    .space  0x10000
+    .space  SLOT_BYTES
 boot_stack_top:
-    .space  2 * 0x10000                 // kernel threads
-    .space  0x10000
+    .space  2 * SLOT_BYTES              // kernel threads
+    .space  SLOT_BYTES
 .globl emergency_stack_top
 emergency_stack_top:

@@ -4,12 +4,13 @@
 // where it is, in x19 to x29, SP_EL0, ELR_EL1, SPSR_EL1 and the FP registers, as no other program runs in between and
 // the kernel's own code uses no FP. An exception taken at EL1 (a fault of a user copy, or a bug) saves everything.
 //
-// A stack is the upper half of a 64 KiB slot whose lower half is not mapped: bit 15 of a good stack pointer is 1. The
+// A stack is the upper half of a slot whose lower half is not mapped: bit STACK_SHIFT of a good stack pointer is 1. The
 // EL1 vector looks at that bit before it stores anything, so that an overflow is reported from the emergency stack.
 //
 // There are two tables. While wrong tags of EL0 may be noted in TFSRE0_EL1 instead of faulting at once, VBAR_EL1 names
 // late_vectors, whose entry from EL0 looks there first; programs without such checks do not pay for that look.
 
+.set STACK_SHIFT, {stack_shift}
 .arch_extension fp
 .set USER_FRAME, 160
 .set FULL_FRAME, 288
@@ -64,7 +65,7 @@
     sub     sp, sp, #FULL_FRAME
     add     sp, sp, x0                  // sp' = sp + x0, x0' = sp: a swap without a free register
     sub     x0, sp, x0
-    tbz     x0, #15, stack_overflow
+    tbz     x0, #STACK_SHIFT, stack_overflow
     sub     x0, sp, x0
     sub     sp, sp, x0
     b       el1_synchronous

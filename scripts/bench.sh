@@ -34,9 +34,10 @@ cmd_bench() {
 	[[ -z $json ]] || bench_json "$WORK/rows.tsv" >"$json"
 }
 
-# bench_rows FILE NAME: tab-separated name, folio_kib, tagged, ours, floor, Linux (or "null").
+# bench_rows FILE NAME: tab-separated name, folio_kib, tagged, ours, floor, Linux (or "null": it was measured with
+# pages of 4 KiB only).
 bench_rows() {
-	awk -v only="$2" -v OFS='\t' '
+	awk -v only="$2" -v granule="$GRANULE" -v OFS='\t' '
 		function field(key,  s) {
 			if (!match($0, "\"" key "\"[ \t]*:[ \t]*(\"[^\"]*\"|[^,} \t\r]+)")) return "null"
 			s = substr($0, RSTART, RLENGTH)
@@ -48,7 +49,7 @@ bench_rows() {
 		/^@row / {
 			name = field("name"); folio = field("folio_kib"); tagged = field("tagged")
 			if (only != "" && index(name, only) == 0) next
-			figure = (name, folio, tagged) in linux ? linux[name, folio, tagged] : "null"
+			figure = granule == "4k" && (name, folio, tagged) in linux ? linux[name, folio, tagged] : "null"
 			print name, folio, tagged, field("insns_per_page"), field("floor"), figure
 		}' "$ROOT/benches/linux-7.2.tsv" "$1"
 }

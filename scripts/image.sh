@@ -34,20 +34,26 @@ build_all() {
 	if [[ -n $KERNEL_ELF ]]; then
 		cargo_target "${CARGO[@]}" build --quiet --package user || die "the build failed"
 	elif [[ -n $SELFTEST ]]; then
-		build_selftest
+		build_kernel --package ebbtide --bin ebbtide-kernel --features selftest
 		cargo_target "${CARGO[@]}" build --quiet --package user || die "the build failed"
 	else
-		cargo_target "${CARGO[@]}" build --quiet --workspace || die "the build failed"
-		keep_elf kernel
+		build_kernel --workspace
 	fi
 	make_image
 }
 
-# build_selftest: the kernel with its self-tests. Cargo gives both kernels one
-# name, so each is copied away after its build.
-build_selftest() {
-	cargo_target "${CARGO[@]}" build --quiet --features selftest --bin ebbtide-kernel || die "the build failed"
-	keep_elf selftest
+# build_kernel ARG...: the kernel that this command line asks for, and what else ARG names. Cargo gives all kernels one
+# name and keeps what it made for other features, so each is copied away after its build, before another run of this
+# script can build the next.
+build_kernel() {
+	local features=()
+	[[ $GRANULE == 4k ]] || features=(--features "granule-$GRANULE")
+	mkdir -p "$(image_dir)"
+	(
+		flock 9
+		cargo_target "${CARGO[@]}" build --quiet "${features[@]}" "$@" || die "the build failed"
+		cmp -s "$(release_dir)/ebbtide-kernel" "$(kernel_elf)" || cp "$(release_dir)/ebbtide-kernel" "$(kernel_elf)"
+	) 9>"$(image_dir)/lock" || exit
 }
 
 # build_for_tests: all that the in-QEMU suite runs.
@@ -60,23 +66,27 @@ build_for_tests() {
 # The C programs of tests/programs, each one file.
 test_program_dir() { echo "$(image_dir)/programs"; }
 build_test_programs() {
-	local dir source program
+	local source
 	need_cc
-	dir=$(test_program_dir)
-	mkdir -p "$dir"
+	mkdir -p "$(test_program_dir)"
 	for source in "$ROOT"/tests/programs/*.c; do
-		program=$dir/$(basename "$source" .c)
-		if [[ ! $program -nt $source || ! $program -nt $ROOT/tests/programs/ebb.h ]]; then
-			"$CC_AARCH64" -O2 -Wall -Wextra -Werror -ffreestanding -fno-stack-protector -static -nostdlib \
-				-o "$program" "$source" || die "$source does not compile"
-		fi
+		build_test_program "$source" "$(basename "$source" .c)" -Wl,-z,max-page-size=65536
 	done
+	# Made for pages of 4 KiB: in a larger one the segments of both meet, and those of the second lie elsewhere than in
+	# the file's.
+	source=$ROOT/tests/programs/hello.c
+	build_test_program "$source" hello-4k -Wl,-z,max-page-size=4096
+	build_test_program "$source" hello-4k-odd -Wl,-z,max-page-size=4096 -Wl,-Ttext-segment=0x401000
 }
 
-keep_elf() {
-	mkdir -p "$(image_dir)"
-	cmp -s "$(release_dir)/ebbtide-kernel" "$(image_dir)/$1.elf" ||
-		cp "$(release_dir)/ebbtide-kernel" "$(image_dir)/$1.elf"
+# build_test_program SOURCE NAME FLAG...
+build_test_program() {
+	local source=$1 program
+	program=$(test_program_dir)/$2
+	shift 2
+	[[ ! $program -nt $source || ! $program -nt $ROOT/tests/programs/ebb.h ]] || return 0
+	"$CC_AARCH64" -O2 -Wall -Wextra -Werror -ffreestanding -fno-stack-protector -static -nostdlib "$@" \
+		-o "$program" "$source" || die "$source does not compile"
 }
 
 # kernel_elf: the file with the symbols of the kernel to boot.
@@ -84,9 +94,9 @@ kernel_elf() {
 	if [[ -n $KERNEL_ELF ]]; then
 		echo "$KERNEL_ELF"
 	elif [[ -n $SELFTEST ]]; then
-		echo "$(image_dir)/selftest.elf"
+		echo "$(image_dir)/selftest-$GRANULE.elf"
 	else
-		echo "$(image_dir)/kernel.elf"
+		echo "$(image_dir)/kernel-$GRANULE.elf"
 	fi
 }
 

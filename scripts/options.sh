@@ -13,6 +13,7 @@ usage() {
 		Options, before or after the subcommand:
 		  --memory MIB         RAM of the machine, with all kernel overhead (128)
 		  --swap MIB           swap space, page data only (twice the memory)
+		  --granule 4k|16k|64k size of a page (4k)
 		  --cpu MODEL          QEMU's CPU model (max)
 		  --el2                enter the kernel at EL2
 		  --no-mte             a machine without memory tags
@@ -24,7 +25,7 @@ usage() {
 		  --quiet              of the kernel's log only warnings and deaths
 		  --folio-orders LIST  folios of 2^ORDER pages on first touch, e.g. 0,4, or none
 		                       (0 and the contiguous group's; for bench, both, one after the other)
-		  --cpus 1, --granule 4k: what there is so far
+		  --cpus 1             what there is so far
 
 		The program's output is stdout, the kernel's log is stderr, the exit status is the
 		program's: 128+signal if killed (139 bad access, 137 out of memory), 101 kernel panic,
@@ -66,7 +67,7 @@ folio_orders() {
 }
 
 parse_command_line() {
-	MEMORY=128 SWAP='' CPU=max EL2='' NO_MTE='' TAG_CHECKS='' NO_HAFDBS='' ICOUNT='' TIMEOUT='' STATS='' QUIET=''
+	MEMORY=128 SWAP='' GRANULE=4k CPU=max EL2='' NO_MTE='' TAG_CHECKS='' NO_HAFDBS='' ICOUNT='' TIMEOUT='' STATS='' QUIET=''
 	FOLIO_ORDERS='' KERNEL_ELF='' SELFTEST='' NO_BUILD='' DRY_RUN='' DEBUG=''
 	COMMAND='' OPERAND='' PROGRAM=() MACHINE_OPTIONS=()
 	local memory_given='' words=()
@@ -122,8 +123,7 @@ parse_command_line() {
 			;;
 		--granule)
 			case $value in
-			4k) ;;
-			16k | 64k) unsupported "--granule $value" ;;
+			4k | 16k | 64k) GRANULE=$value ;;
 			*) die "--granule wants 4k, 16k or 64k, not '$value'" ;;
 			esac
 			;;
@@ -142,7 +142,7 @@ parse_command_line() {
 		esac
 		# What describes the machine is handed on to the in-QEMU tests.
 		case $option in
-		--memory | --swap | --cpu | --folio-orders) MACHINE_OPTIONS+=("$option" "$value") ;;
+		--memory | --swap | --cpu | --granule | --folio-orders) MACHINE_OPTIONS+=("$option" "$value") ;;
 		--el2 | --no-mte | --no-hafdbs | --icount) MACHINE_OPTIONS+=("$option") ;;
 		esac
 	done

@@ -18,7 +18,9 @@ cmd_test() {
 	cd "$ROOT" || exit 125
 	test_step "$filter" "cargo fmt" "${FMT[@]}" --all --check
 	test_step "$filter" "cargo clippy, host" "${CLIPPY[@]}" --quiet --workspace --all-targets -- -D warnings
-	test_step "$filter" "cargo clippy, target" clippy_target
+	test_step "$filter" "cargo clippy, target" clippy_target selftest
+	test_step "$filter" "cargo clippy, target, 16k" clippy_target selftest,granule-16k
+	test_step "$filter" "cargo clippy, target, 64k" clippy_target selftest,granule-64k
 	test_step "$filter" "cargo doc" env RUSTDOCFLAGS='-D warnings' \
 		"${CARGO[@]}" doc --quiet --no-deps --package ebbtide --lib --features emu
 	host_tests "$filter"
@@ -40,8 +42,9 @@ test_step() {
 	fi
 }
 
+# clippy_target FEATURES
 clippy_target() {
-	env "${TARGET_ENV[@]}" "${CLIPPY[@]}" --quiet --workspace --features selftest --release --target "$TARGET" -- -D warnings
+	env "${TARGET_ENV[@]}" "${CLIPPY[@]}" --quiet --workspace --features "$1" --release --target "$TARGET" -- -D warnings
 }
 
 host_tests() {

@@ -4,9 +4,9 @@ use core::ptr::NonNull;
 use core::sync::atomic::AtomicU32;
 
 use ebbtide::addr::Pfn;
-use ebbtide::granule::{Granule, K4};
 use ebbtide::machine::Board;
 
+use super::page::PageGranule;
 use super::{mmu, thread, time};
 
 /// The machine's only board.
@@ -17,12 +17,12 @@ pub struct Virt;
 // addresses are 0xf. 2. One CPU is in use. 3. `thread::wait` sleeps only while the word holds `seen`, and
 // `thread::wake` makes every sleeper runnable.
 unsafe impl Board for Virt {
-    type Granule = K4;
+    type Granule = PageGranule;
 
     #[inline]
     fn frame_ptr(&self, pfn: Pfn) -> NonNull<u8> {
         // SAFETY: the linear map's base is not zero, and no frame number of RAM carries the sum past 2^64.
-        unsafe { NonNull::new_unchecked(mmu::linear(pfn.base::<K4>().bytes())) }
+        unsafe { NonNull::new_unchecked(mmu::linear(pfn.base::<PageGranule>().bytes())) }
     }
 
     #[inline]
@@ -48,5 +48,3 @@ unsafe impl Board for Virt {
         thread::wake(word);
     }
 }
-
-const _: () = assert!(K4::SIZE == 4096);

@@ -3,6 +3,10 @@
 //! Everything goes through the address space and the user copies: a segment is mapped writable, copied, and then
 //! protected as its flags say; the library syncs the instruction cache before it lets anything execute. Running out
 //! of memory here is an ordinary fault of the copy.
+//!
+//! A file linked for smaller pages than the kernel's fares as on Linux (fs/binfmt_elf.c, `elf_load`), which maps whole
+//! pages of the file: a segment must lie at the same place of a page in the file and in memory, and where two segments
+//! meet in a page the later one's mapping is the one that stays.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -10,17 +14,17 @@ use core::fmt;
 use ebbtide::Mm;
 use ebbtide::Space;
 use ebbtide::addr::VirtAddr;
-use ebbtide::granule::{Granule, K4};
 use ebbtide::space::{Growth, MapError, MapRequest, Placement, Protection};
 use elf::ElfBytes;
 use elf::abi;
 use elf::endian::LittleEndian;
 use elf::segment::ProgramHeader;
 
+use super::console::alert;
 use super::initrd::Files;
+use super::page::PAGE;
 use super::{Hardware, hwcap, random, uaccess};
 
-const PAGE: u64 = K4::SIZE as u64;
 /// The end of the stack: a page of the largest granule below the end of user addresses.
 const STACK_TOP: u64 = (1 << 39) - (64 << 10);
 /// How far the stack may grow.
@@ -90,66 +94,97 @@ pub fn load(mm: &Mm<Hardware>, space: &Space<Hardware>, file: &[u8]) -> Result<L
     if segments.iter().any(|segment| segment.p_type == abi::PT_INTERP) {
         return Err(Unsuitable("it needs a dynamic linker, which there is not: link it with -static"));
     }
-    let mut end = 0;
+    let mut end = End::default();
     let mut headers = 0;
+    let mut rights = Protection::empty();
     for segment in segments.iter().filter(|segment| segment.p_type == abi::PT_LOAD && segment.p_memsz != 0) {
-        // A segment of zeroes alone may have any offset.
-        let data = match segment.p_filesz {
-            0 => &[],
-            _ => elf.segment_data(&segment).map_err(|_| Unsuitable("a segment lies outside of the file"))?,
-        };
         let start = segment.p_vaddr.checked_add(bias).ok_or(Unsuitable("a segment lies outside of memory"))?;
-        if start & !(PAGE - 1) < end {
-            return Err(Unsuitable("its segments are not in order or share a page"));
+        if start < end.bytes {
+            return Err(Unsuitable("its segments are not in order"));
         }
-        end = load_segment(mm, space, &segment, start, data)?;
+        let before = core::mem::replace(&mut rights, protection(&segment));
+        if start & !(PAGE - 1) < end.page && !rights.contains(before) {
+            alert!(
+                "two segments meet in the page at {:#x}, where as on Linux the first one's rights are lost (link it with \
+                 -z max-page-size=65536)",
+                start & !(PAGE - 1)
+            );
+        }
+        end = load_segment(mm, space, &segment, start, file)?;
         let offset = header.e_phoff.wrapping_sub(segment.p_offset);
         if offset < segment.p_filesz {
             headers = start + offset;
         }
     }
-    if end == 0 {
+    if end.page == 0 {
         return Err(Unsuitable("it has no segment to load"));
     }
     Ok(Loaded {
         entry: header.e_entry.wrapping_add(bias),
-        end,
+        end: end.page,
         headers: (headers, header.e_phentsize.into(), header.e_phnum.into()),
     })
 }
 
-/// Loads one segment at `start`; returns the end of its last page.
+/// The end of a segment: its last byte's, and its last page's.
+#[derive(Default)]
+struct End {
+    bytes: u64,
+    page: u64,
+}
+
+/// As for mmap, whatever may be written or executed may be read.
+fn protection(segment: &ProgramHeader) -> Protection {
+    let mut protection = Protection::empty();
+    protection.set(Protection::READ, segment.p_flags & (abi::PF_R | abi::PF_W | abi::PF_X) != 0);
+    protection.set(Protection::WRITE, segment.p_flags & abi::PF_W != 0);
+    protection.set(Protection::EXEC, segment.p_flags & abi::PF_X != 0);
+    protection
+}
+
+/// What of the file comes to lie in a segment's pages: its data, and what stands before that in its first page.
+fn contents<'a>(segment: &ProgramHeader, file: &'a [u8]) -> Result<&'a [u8], LoadError> {
+    use LoadError::Unsuitable;
+    // A segment of zeroes alone may have any offset.
+    if segment.p_filesz == 0 {
+        return Ok(&[]);
+    }
+    if segment.p_vaddr % PAGE != segment.p_offset % PAGE {
+        return Err(Unsuitable("it is linked for smaller pages than this kernel's: -z max-page-size=65536 is for all"));
+    }
+    let end = segment.p_offset.checked_add(segment.p_filesz).ok_or(Unsuitable("a segment lies outside of the file"))?;
+    let start = segment.p_offset & !(PAGE - 1);
+    file.get(start as usize..end as usize).ok_or(Unsuitable("a segment lies outside of the file"))
+}
+
+/// Loads one segment at `start`.
 fn load_segment(
     mm: &Mm<Hardware>,
     space: &Space<Hardware>,
     segment: &ProgramHeader,
     start: u64,
-    data: &[u8],
-) -> Result<u64, LoadError> {
+    file: &[u8],
+) -> Result<End, LoadError> {
+    let outside = LoadError::Unsuitable("a segment lies outside of memory");
     let first = start & !(PAGE - 1);
-    let end = start
-        .checked_add(segment.p_memsz)
-        .and_then(|end| end.checked_next_multiple_of(PAGE))
-        .filter(|_| segment.p_filesz <= segment.p_memsz)
-        .ok_or(LoadError::Unsuitable("a segment lies outside of memory"))?;
+    let end = start.checked_add(segment.p_memsz).filter(|_| segment.p_filesz <= segment.p_memsz);
+    let Some((bytes, page)) = end.and_then(|end| Some((end, end.checked_next_multiple_of(PAGE)?))) else {
+        return Err(outside);
+    };
+    let data = contents(segment, file)?;
     let at = VirtAddr::new(first);
     space.map(
         mm,
         MapRequest {
-            placement: Placement::FixedNoReplace(at),
-            bytes: end - first,
+            placement: Placement::Fixed(at),
+            bytes: page - first,
             protection: Protection::READ | Protection::WRITE,
             growth: Growth::Fixed,
         },
     )?;
-    uaccess::write(start, data)?;
-    // As for mmap, whatever may be written or executed may be read.
-    let mut protection = Protection::empty();
-    protection.set(Protection::READ, segment.p_flags & (abi::PF_R | abi::PF_W | abi::PF_X) != 0);
-    protection.set(Protection::WRITE, segment.p_flags & abi::PF_W != 0);
-    protection.set(Protection::EXEC, segment.p_flags & abi::PF_X != 0);
-    space.protect(mm, at, end - first, protection)?;
-    Ok(end)
+    uaccess::write(first, data)?;
+    space.protect(mm, at, page - first, protection(segment))?;
+    Ok(End { bytes, page })
 }
 
 /// Auxiliary vector entries (Linux's include/uapi/linux/auxvec.h).

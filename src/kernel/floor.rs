@@ -3,13 +3,13 @@
 //! Only under exact instruction counts, where the counter's ticks are instructions.
 
 #[cfg(feature = "selftest")]
-use ebbtide::{
-    addr::{Pfn, PhysAddr},
-    granule::K4,
-};
+use ebbtide::addr::{Pfn, PhysAddr};
 
 use super::global::Late;
 use super::layout::Ground;
+use super::page::PAGE;
+#[cfg(feature = "selftest")]
+use super::page::PageGranule;
 use super::{cpu, mmu};
 
 unsafe extern "C" {
@@ -33,13 +33,13 @@ static SCRATCH: Late<Scratch> = Late::new();
 
 /// Sets two pages aside.
 pub fn start(ground: &mut Ground, icount: bool) {
-    SCRATCH.set(Scratch { pages: [ground.take(4096), ground.take(4096)], icount });
+    SCRATCH.set(Scratch { pages: [ground.take(PAGE), ground.take(PAGE)], icount });
 }
 
 /// Two frames that nothing else uses.
 #[cfg(feature = "selftest")]
 pub fn scratch() -> Option<[Pfn; 2]> {
-    Some(SCRATCH.get()?.pages.map(|page| PhysAddr::new(page).pfn::<K4>()))
+    Some(SCRATCH.get()?.pages.map(|page| PhysAddr::new(page).pfn::<PageGranule>()))
 }
 
 /// Whether the counter counts instructions.
@@ -52,7 +52,7 @@ fn untagged(physical: u64) -> *mut u8 {
     mmu::linear(physical).map_addr(|address| address & !(0xf << 56))
 }
 
-/// Instructions of one operation on one page; `None` for an unknown kind, without exact counts, or without the CPU's
+/// Instructions of one operation on 4 KiB; `None` for an unknown kind, without exact counts, or without the CPU's
 /// support.
 pub fn measure(kind: u64) -> Option<u64> {
     let scratch = SCRATCH.get().filter(|scratch| scratch.icount)?;
@@ -60,8 +60,8 @@ pub fn measure(kind: u64) -> Option<u64> {
     if matches!(kind, 1 | 3 | 4) && !cpu::has_mte() {
         return None;
     }
-    // SAFETY: the scratch pages are mapped, of the size the functions work on, and nobody else's; 16 words of tags fit
-    // in one. The exception's handler only returns.
+    // SAFETY: the scratch pages are mapped, at least as large as what the functions work on, and nobody else's; 16 words
+    // of tags fit in one. The exception's handler only returns.
     let (spent, own) = unsafe {
         let spent = match kind {
             0 => floor_zero(first),

@@ -23,6 +23,7 @@ mod initrd;
 mod layout;
 mod mmu;
 mod mte;
+mod page;
 mod panic;
 mod process;
 mod ramswap;
@@ -39,7 +40,6 @@ mod uaccess;
 
 use core::arch::global_asm;
 
-use ebbtide::granule::{Granule, K4};
 use ebbtide::machine::aarch64::Aarch64;
 use ebbtide::machine::{Features, Machine};
 
@@ -47,8 +47,12 @@ use board::Virt;
 use bootargs::BootArgs;
 use console::{alert, log};
 
-global_asm!(include_str!("../../boot/head.S"));
-global_asm!(include_str!("../../boot/vectors.S"));
+global_asm!(
+    include_str!("../../boot/head.S"),
+    page_shift = const page::SHIFT,
+    stack_shift = const stack::SHIFT
+);
+global_asm!(include_str!("../../boot/vectors.S"), stack_shift = const stack::SHIFT);
 global_asm!(include_str!("../../boot/uaccess.S"));
 global_asm!(include_str!("../../boot/floors.S"));
 
@@ -108,9 +112,10 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     cpu::set_controls(mte_wanted);
     heap::start();
     log!(
-        "{} MiB of memory, {} MiB of swap, {} CPU{}, EL1, PSCI {} by {}",
-        plan.managed.pages() << K4::SHIFT >> 20,
-        plan.swap.pages() << K4::SHIFT >> 20,
+        "{} MiB of memory, {} MiB of swap, pages of {} KiB, {} CPU{}, EL1, PSCI {} by {}",
+        plan.managed.pages() << page::SHIFT >> 20,
+        plan.swap.pages() << page::SHIFT >> 20,
+        page::PAGE >> 10,
         tree.cpus,
         if tree.cpus == 1 { "" } else { "s, 1 in use" },
         tree.psci_version(),
@@ -158,7 +163,7 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     for word in args.unknown() {
         alert!("boot argument {word} is unknown");
     }
-    process::run(mm, &files, &args, plan.managed.pages() << K4::SHIFT)
+    process::run(mm, &files, &args, plan.managed.pages() << page::SHIFT)
 }
 
 /// The background reclaimer's thread.

@@ -18,15 +18,14 @@ use core::ptr::NonNull;
 
 use ebbtide::addr::{PfnRange, PhysAddr};
 use ebbtide::frame::FrameRecord;
-use ebbtide::granule::{Granule, K4};
 use ebbtide::machine::{Machine, Tags};
 use ebbtide::{Memory, Mm};
 
 use super::bootargs::BootArgs;
 use super::dt::Tree;
+use super::page::{PAGE, PageGranule};
 use super::{Hardware, cannot_start, global, initrd, mmu};
 
-const PAGE: u64 = K4::SIZE as u64;
 const MIB: u64 = 1 << 20;
 
 /// Page-aligned runs of RAM.
@@ -73,8 +72,8 @@ impl fmt::Display for PlanError {
 
 /// The run of whole pages within two addresses.
 fn pages(start: u64, end: u64) -> PfnRange {
-    let first = PhysAddr::new(start.next_multiple_of(PAGE)).pfn::<K4>();
-    PfnRange::between(first, PhysAddr::new(end).pfn::<K4>())
+    let first = PhysAddr::new(start.next_multiple_of(PAGE)).pfn::<PageGranule>();
+    PfnRange::between(first, PhysAddr::new(end).pfn::<PageGranule>())
 }
 
 /// Divides RAM up.
@@ -138,7 +137,7 @@ pub fn start_mm(machine: Hardware, plan: &Plan, ground: &mut Ground) -> &'static
         unreachable!("the linear map starts above 0")
     };
     let image = mmu::image();
-    let start = plan.managed.start().base::<K4>().bytes();
+    let start = plan.managed.start().base::<PageGranule>().bytes();
     let free = [pages(start, image.start), pages(ground.next, ground.end)];
     // From here on the rest of the ground is the library's.
     ground.end = ground.next;

@@ -1,36 +1,41 @@
 //! The kernel's own map: static, in TTBR1, made once.
 //!
-//! A linear map of all RAM from physical address 0 on, in blocks of 2 MiB where it can: readable, writable, never
-//! executable, Normal Tagged where memory tags are in use. The image is linked at its place in that map, and there
-//! the map is made of pages with the rights of each section and without tags: text executable and not writable,
-//! constants neither, data and stacks writable. The lower half of each stack's slot is not mapped at all. One page of
-//! UART.
+//! A linear map of all RAM from physical address 0 on, in blocks of level 2 where it can (2 MiB, or 32 or 512 with
+//! larger pages): readable, writable, never executable, Normal Tagged where memory tags are in use. The image is linked
+//! at its place in that map, and there the map is made of pages with the rights of each section and without tags: text
+//! executable and not writable, constants neither, data and stacks writable. The lower half of each stack's slot is not
+//! mapped at all. One page of UART.
 
 use core::ops::Range;
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{TTBR0_EL1, Writeable};
+use ebbtide::granule::{Granule, Level};
 use ebbtide::machine::aarch64::{ATTR_DEVICE, ATTR_NORMAL, ATTR_TAGGED};
 
 use super::dt::Tree;
 use super::layout::{Ground, Plan};
+use super::page::{PAGE, PageGranule};
 use super::stack;
 
 /// Where physical address 0 is.
 const LINEAR_BASE: u64 = 0xffff_ff80_0000_0000;
 
-const PAGE: u64 = 4 << 10;
-const BLOCK: u64 = 2 << 20;
+const ROOT: Level = Level::root::<PageGranule>(39);
+/// Bytes of a block: every granule has them at level 2, and above it not all do.
+const BLOCK: u64 = 1 << Level::L2.shift::<PageGranule>();
 
 /// Descriptor bits of a leaf (Arm ARM, D8.3.2, "Page descriptor and Block descriptor").
 mod bits {
     pub const VALID: u64 = 1;
-    /// A table at levels 1 and 2, a page at level 3.
+    /// A table above level 3, a page there.
     pub const TABLE_OR_PAGE: u64 = 1 << 1;
     pub const ATTR_SHIFT: u32 = 2;
     pub const READ_ONLY: u64 = 1 << 7;
     pub const INNER_SHAREABLE: u64 = 0b11 << 8;
     pub const ACCESSED: u64 = 1 << 10;
+    /// The address of a table below 2^48; the bits under a larger page's alignment are 0.
+    pub const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
     pub const PXN: u64 = 1 << 53;
     pub const UXN: u64 = 1 << 54;
 }
@@ -94,17 +99,17 @@ impl Rights {
     }
 }
 
-/// The map under construction.
+/// The map under construction. A table is one page, whatever part of it a root needs.
 struct Map<'a> {
-    root: *mut [u64; 512],
+    root: *mut u64,
     ground: &'a mut Ground,
 }
 
 impl Map<'_> {
-    fn table(ground: &mut Ground) -> *mut [u64; 512] {
-        let table: *mut [u64; 512] = linear(ground.take(PAGE)).cast();
+    fn table(ground: &mut Ground) -> *mut u64 {
+        let table: *mut u64 = linear(ground.take(PAGE)).cast();
         // SAFETY: the ground's memory is mapped and this page is nobody else's.
-        unsafe { table.write([0; 512]) };
+        unsafe { table.write_bytes(0, PageGranule::ENTRIES) };
         table
     }
 
@@ -112,12 +117,12 @@ impl Map<'_> {
     ///
     /// # Safety
     /// `entry` lies in a table of this map.
-    unsafe fn below(entry: *mut u64, ground: &mut Ground) -> *mut [u64; 512] {
+    unsafe fn below(entry: *mut u64, ground: &mut Ground) -> *mut u64 {
         // SAFETY: the caller's promise.
         let found = unsafe { *entry };
         if found & bits::VALID != 0 {
             assert!(found & bits::TABLE_OR_PAGE != 0, "a block is in the way of a table");
-            return linear(found & 0x0000_ffff_ffff_f000).cast();
+            return linear(found & bits::ADDRESS).cast();
         }
         let table = Self::table(ground);
         // SAFETY: the caller's promise.
@@ -129,21 +134,30 @@ impl Map<'_> {
     fn add(&mut self, range: Range<u64>, rights: Rights) {
         let mut at = range.start;
         while at < range.end {
-            // SAFETY: indices are below 512; tables are this map's.
+            let (leaf, bytes, kind) = if at.is_multiple_of(BLOCK) && range.end - at >= BLOCK {
+                (Level::L2, BLOCK, 0)
+            } else {
+                (Level::L3, PAGE, bits::TABLE_OR_PAGE)
+            };
+            let (mut table, mut level) = (self.root, ROOT);
+            // SAFETY: indices are below the entries of a table; tables are this map's.
             unsafe {
-                let high = (*self.root).as_mut_ptr().add((at >> 30) as usize & 511);
-                let middle = (*Self::below(high, self.ground)).as_mut_ptr().add((at >> 21) as usize & 511);
-                if at.is_multiple_of(BLOCK) && range.end - at >= BLOCK {
-                    *middle = at | rights.bits();
-                    at += BLOCK;
-                } else {
-                    let low = (*Self::below(middle, self.ground)).as_mut_ptr().add((at >> 12) as usize & 511);
-                    *low = at | rights.bits() | bits::TABLE_OR_PAGE;
-                    at += PAGE;
+                while level < leaf
+                    && let Some(below) = level.below()
+                {
+                    table = Self::below(table.add(index(at, level)), self.ground);
+                    level = below;
                 }
+                *table.add(index(at, leaf)) = at | rights.bits() | kind;
             }
+            at += bytes;
         }
     }
+}
+
+/// Which entry of a table of that level an address belongs to.
+fn index(at: u64, level: Level) -> usize {
+    (at >> level.shift::<PageGranule>()) as usize % PageGranule::ENTRIES
 }
 
 /// Builds the map and changes over to it. The lower half is empty afterwards.

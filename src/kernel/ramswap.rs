@@ -4,12 +4,12 @@ use core::ptr::NonNull;
 
 use ebbtide::Mm;
 use ebbtide::addr::{Pfn, PfnRange};
-use ebbtide::granule::{Granule, K4};
 use ebbtide::machine::{Machine, Tags};
 use ebbtide::swap::{self, DeviceError, DeviceFlags, SwapArea, SwapDevice};
 
 use super::global::Late;
 use super::layout::Plan;
+use super::page::{self, PageGranule};
 use super::{Hardware, mmu};
 
 /// The pages; slot `i` is page `i`.
@@ -57,12 +57,12 @@ pub fn start(mm: &'static Mm<Hardware>, plan: &Plan) -> Result<(), &'static str>
     let Ok(slots) = u32::try_from(plan.swap.pages()) else { return Err("swap= is more than 2^32 pages") };
     // A room for each slot: no program, whatever its tags, runs out of rooms before it runs out of slots.
     let tag_rooms = slots;
-    let room = swap::memory_needed::<K4>(slots, tag_rooms) as u64;
-    if room > plan.spare.pages() << K4::SHIFT {
+    let room = swap::memory_needed::<PageGranule>(slots, tag_rooms) as u64;
+    if room > plan.spare.pages() << page::SHIFT {
         return Err("the machine has no room for the records of swap=");
     }
     let device = DEVICE.set(RamSwap { pages: plan.swap });
-    let Some(memory) = NonNull::new(mmu::linear(plan.spare.start().base::<K4>().bytes())) else {
+    let Some(memory) = NonNull::new(mmu::linear(plan.spare.start().base::<PageGranule>().bytes())) else {
         unreachable!("the linear map starts above 0")
     };
     let area = SwapArea { device, slots, tag_rooms, memory, bytes: room as usize };

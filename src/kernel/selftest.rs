@@ -5,10 +5,11 @@ use core::mem::MaybeUninit;
 
 use ebbtide::Mm;
 use ebbtide::addr::{Pfn, PfnRange};
-use ebbtide::granule::{Granule, K4};
+use ebbtide::granule::Granule;
 use ebbtide::machine::{Features, Machine, Tags};
 
 use super::console::{self, alert, log};
+use super::page::PageGranule;
 use super::{Hardware, cannot_start, floor, mmu};
 
 /// Runs the test of that name.
@@ -56,17 +57,19 @@ fn overflow(depth: u64) -> u64 {
 
 /// The machine's page operations against what they promise, word by word and granule by granule.
 fn contents(machine: &Hardware) -> ! {
-    const WORDS: usize = K4::SIZE / 8;
+    const WORDS: usize = PageGranule::SIZE / 8;
     const TAG: u64 = 0x5555_5555_5555_5555;
     let Some([first, second]) = floor::scratch() else { panic!("no scratch frames") };
     let mte = machine.features().contains(Features::MTE);
-    let word = |frame: Pfn, index: usize| mmu::linear(frame.base::<K4>().bytes()).cast::<u64>().wrapping_add(index);
+    let word =
+        |frame: Pfn, index: usize| mmu::linear(frame.base::<PageGranule>().bytes()).cast::<u64>().wrapping_add(index);
     // SAFETY: the scratch frames are mapped and nobody else's; every index below is smaller than `WORDS`.
     let read = |frame, index| unsafe { word(frame, index).read_volatile() };
     // SAFETY: as above.
     let write = |frame, index, value: u64| unsafe { word(frame, index).write_volatile(value) };
     let all_tags = |frame, expected: u64| {
-        *machine.load_tags(frame, &mut MaybeUninit::uninit()) == [if mte { expected } else { 0 }; K4::TAG_WORDS]
+        *machine.load_tags(frame, &mut MaybeUninit::uninit())
+            == [if mte { expected } else { 0 }; PageGranule::TAG_WORDS]
     };
     let fill =
         |frame, factor: u64| (0..WORDS).for_each(|index| write(frame, index, factor.wrapping_mul(index as u64 + 1)));
@@ -74,8 +77,8 @@ fn contents(machine: &Hardware) -> ! {
 
     fill(first, 0x9e37_79b9_7f4a_7c15);
     fill(second, 3);
-    machine.store_tags(first, &[TAG; K4::TAG_WORDS]);
-    machine.store_tags(second, &[0; K4::TAG_WORDS]);
+    machine.store_tags(first, &[TAG; PageGranule::TAG_WORDS]);
+    machine.store_tags(second, &[0; PageGranule::TAG_WORDS]);
     machine.copy_page(first, second, Tags::Ignore);
     assert!((0..WORDS).all(|index| read(second, index) == read(first, index)), "copy of data");
     machine.copy_page(first, second, Tags::Include);
@@ -98,10 +101,10 @@ fn contents(machine: &Hardware) -> ! {
     console::exit(0)
 }
 
-/// Saves a page of 256 different granules, restores it elsewhere, compares, and prints a digest of the saved words,
+/// Saves a page of many different tags, restores it elsewhere, compares, and prints a digest of the saved words,
 /// which must be the same on every CPU.
 fn tag_digest(machine: &Hardware) -> ! {
-    const WORDS: usize = K4::TAG_WORDS;
+    const WORDS: usize = PageGranule::TAG_WORDS;
     if !machine.features().contains(Features::MTE) {
         cannot_start(format_args!("tag-digest needs memory tags"));
     }
@@ -138,9 +141,9 @@ fn tag_digest(machine: &Hardware) -> ! {
 }
 
 /// Writes tags one granule at a time, which is the same on every CPU: the other side of the comparison.
-fn write_tags(frame: Pfn, pattern: &[u64; K4::TAG_WORDS]) {
-    let page = mmu::linear(frame.base::<K4>().bytes());
-    for granule in 0..256 {
+fn write_tags(frame: Pfn, pattern: &[u64; PageGranule::TAG_WORDS]) {
+    let page = mmu::linear(frame.base::<PageGranule>().bytes());
+    for granule in 0..16 * pattern.len() {
         let tag = (pattern[granule / 16] >> (4 * (granule % 16)) & 0xf) as usize;
         let at = page.wrapping_add(16 * granule).map_addr(|address| address & !(0xf << 56) | tag << 56);
         // SAFETY: a scratch page of the linear map, which is Normal Tagged.

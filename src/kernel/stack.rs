@@ -1,12 +1,16 @@
-//! Stacks: slots of 64 KiB in the image, of which the upper half is mapped and the lower half is the guard.
+//! Stacks: slots in the image, of which the upper half is mapped and the lower half is the guard.
 //!
-//! The vector for EL1's own exceptions tells a good stack pointer by its bit 15 (`boot/vectors.S`), hence sizes
+//! The vector for EL1's own exceptions tells a good stack pointer by one bit of it (`boot/vectors.S`), hence sizes
 //! and alignment. The last slot is the emergency stack, on which an overflow is reported.
 
 use core::ops::Range;
 
-const SLOT: usize = 64 << 10;
-const STACK: usize = SLOT / 2;
+use super::page;
+
+/// log2 of a stack's bytes, and of its guard's: 32 KiB, or a page where that is more.
+pub const SHIFT: u32 = if page::SHIFT > 15 { page::SHIFT } else { 15 };
+const STACK: usize = 1 << SHIFT;
+const SLOT: usize = 2 * STACK;
 /// Boot thread, two kernel threads, emergency.
 const SLOTS: usize = 4;
 /// The boot thread's stack.

@@ -12,8 +12,11 @@ typedef unsigned char u8;
 typedef unsigned int u32;
 typedef unsigned long u64;
 
-#define PAGE 4096UL
 #define MIB (1UL << 20)
+
+/* The kernel's, from the auxiliary vector. */
+static u64 page_size;
+#define PAGE page_size
 
 /* ---- start: the kernel passes argc, argv, envp and auxv on the stack ---- */
 
@@ -28,6 +31,9 @@ __attribute__((used, noreturn)) static void start_c(u64 *sp)
 
 	while (*end)
 		end++;
+	for (u64 *aux = (u64 *)(end + 1); aux[0]; aux += 2)
+		if (aux[0] == 6) /* AT_PAGESZ */
+			page_size = aux[1];
 	leave(main(argc, argv, envp, (u64 *)(end + 1)));
 }
 

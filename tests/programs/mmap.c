@@ -55,6 +55,12 @@ static void errors(void)
 	expect((long)map_at(0, PAGE, RW, MAP_ANONYMOUS), -EINVAL); /* neither private nor shared */
 	expect(call(SYS_munmap, p, 0), -EINVAL);
 	expect(call(SYS_munmap, p + 1, PAGE), -EINVAL);
+	/* Half a page is 2, 8 or 32 KiB: aligned for a kernel with smaller pages. */
+	expect(call(SYS_munmap, p + PAGE / 2, PAGE), -EINVAL);
+	expect(call(SYS_mprotect, p + PAGE / 2, PAGE, RW), -EINVAL);
+	expect(call(SYS_madvise, p + PAGE / 2, PAGE, MADV_DONTNEED), -EINVAL);
+	expect((long)map_at(p + PAGE / 2, PAGE, RW, ANON | MAP_FIXED), -EINVAL);
+	expect(call(SYS_mmap, 0, PAGE, RW, ANON, -1, PAGE / 2), -EINVAL);
 	expect(call(SYS_munmap, p, -PAGE), -EINVAL);
 	expect(call(SYS_munmap, 0x0001000000000000UL, PAGE), -EINVAL);
 	expect(call(SYS_mprotect, p + 1, PAGE, RW), -EINVAL);

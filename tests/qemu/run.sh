@@ -4,18 +4,23 @@
 # Runs the cases of the file `cases` beside this one (its head explains the
 # format), two machines side by side, and prints PASS or FAIL for each. Without
 # machine options each case runs on the machines that it names; with some (say
-# `--cpu neoverse-n2`) each runs once, with those. The last line, `@counts PASSED
-# FAILED`, is for the caller.
+# `--cpu neoverse-n2`) each runs once, with those. With `--granule SIZE` the machines
+# stay, and get pages of that size. The last line, `@counts PASSED FAILED`, is for the
+# caller.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 readonly ROOT JOBS=2
 
-given=() filter=
+given=() granule='' filter=
 while (($#)); do
 	if [[ $1 == -- ]]; then
 		filter=${2:-}
 		break
+	elif [[ $1 == --granule ]]; then
+		granule=$2
+		shift 2
+		continue
 	fi
 	given+=("$1")
 	shift
@@ -36,6 +41,7 @@ options_of() {
 	no-mte) echo --no-mte ;;
 	no-hafdbs) echo --no-hafdbs ;;
 	el2) echo --el2 ;;
+	4k | 16k | 64k) printf '%q ' --granule "$1" "${given[@]}" ;;
 	given) printf '%q ' "${given[@]}" ;;
 	*) echo "cases: no machine is called '$1'" >&2 && exit 125 ;;
 	esac
@@ -60,6 +66,25 @@ has_needed() {
 	esac
 }
 
+# granule_of OPTION...: the last that is said.
+granule_of() {
+	local of=4k
+	while (($#)); do
+		[[ $1 != --granule ]] || of=$2
+		shift
+	done
+	echo "$of"
+}
+
+# fits MACHINE: is the machine part of this run? Those that are a page size are not, where another was asked for or
+# the case runs on the usual machine with it.
+fits() {
+	case $1 in
+	4k | 16k | 64k) [[ -z $granule ]] || [[ $granule == "$1" && " $on " != *" max "* ]] ;;
+	a57 | a72) [[ $granule != 16k ]] ;; # they have none
+	esac
+}
+
 # verdict PASS|FAIL NAME [DETAIL...]: printed, and counted at the end.
 verdict() {
 	{
@@ -71,10 +96,12 @@ verdict() {
 
 # check_case: compares what a run left in $dir with the case; prints what is wrong.
 check_case() {
-	local status=$1 line kind pattern
+	local status=$1 line kind pattern page
+	page=$(($(granule_of "${options[@]}" | tr -d k) * 1024))
 	((status == want)) || echo "exit status $status, expected $want"
 	while IFS= read -r line; do
 		kind=${line%%$'\t'*} pattern=${line#*$'\t'}
+		pattern=${pattern//@page@/$(printf %x "$page")}
 		case $kind in
 		out) grep -aEq -- "$pattern" "$dir/out" || echo "stdout lacks: $pattern" ;;
 		err) grep -aEq -- "$pattern" "$dir/err" || echo "stderr lacks: $pattern" ;;
@@ -82,12 +109,20 @@ check_case() {
 		no-err) ! grep -aEq -- "$pattern" "$dir/err" || echo "stderr has: $pattern" ;;
 		once) (($(grep -aEc -- "$pattern" "$dir/err") == 1)) || echo "stderr must have once: $pattern" ;;
 		last) tail -n 1 "$dir/err" | grep -aEq -- "$pattern" || echo "stderr's last line is not: $pattern" ;;
-		at-least) (($(statistic "${pattern%% *}") >= ${pattern##* })) || echo "counter $pattern: $(statistic "${pattern%% *}")" ;;
+		at-least) check_counter $pattern ;;
 		same) keep_same "$pattern" ;;
 		esac
 	done <<<"$checks"
 	((status == 0)) || [[ -s $dir/err ]] || echo "no cause on stderr"
 	check_leaks "$status"
+}
+
+# check_counter NAME N [MiB]: in MiB where pages are counted.
+check_counter() {
+	local found
+	found=$(statistic "$1")
+	[[ -z ${3:-} ]] || found=$((found * page >> 20))
+	((found >= $2)) || echo "counter $1: $found, expected $2${3:+ $3} or more"
 }
 
 statistic() { sed -n "s/.*\"$1\"[ ]*:[ ]*\([0-9]*\).*/\1/p" "$dir/stats.json" 2>/dev/null | grep . || echo -1; }
@@ -132,28 +167,34 @@ run_case() {
 	rm -rf "$dir"
 }
 
-# build_v80: the machines a57 and a72 have a build of their own; made when the first case asks for it.
-v80_built=''
-build_v80() {
-	[[ -z $v80_built ]] || return 0
-	v80_built=1
-	./qemu-run.sh --build-only --cpu cortex-a72 >/dev/null || verdict FAIL "qemu build for cortex-a72"
+# build_for OPTION...: each page size, and the CPUs of Armv8.0, have builds of their own; made when the first case asks.
+built=''
+build_for() {
+	local key of
+	of=$(granule_of "$@")
+	[[ $of =~ ^(4|16|64)k$ ]] || return 0
+	key=(--granule "$of")
+	has_lse "$@" || key+=(--cpu cortex-a72)
+	[[ $built != *"<${key[*]}>"* ]] || return 0
+	built+="<${key[*]}>"
+	./qemu-run.sh --build-only "${key[@]}" >/dev/null || verdict FAIL "qemu build for ${key[*]}"
 }
 
 # start_case: runs the case that has been read, on each of its machines.
 start_case() {
 	local machine machine_options options program machines=$on
 	[[ -n $name ]] || return 0
-	((${#given[@]} == 0)) || machines=given
+	((${#given[@]} == 0)) || [[ $on =~ ^((4k|16k|64k) ?)+$ ]] || machines=given
 	for machine in $machines; do
+		fits "$machine" || continue
 		[[ "qemu $name [$machine]" == *"$filter"* ]] || continue
 		selected=1
 		[[ -z $only_select ]] || return 0
 		eval "machine_options=($(options_of "$machine"))"
 		has_needed "${machine_options[@]}" || continue
-		[[ $machine != a57 && $machine != a72 ]] || build_v80 || continue
 		# What the case itself says is what it is about, and goes before the machine.
-		eval "options=(\"\${machine_options[@]}\" $case_options)"
+		eval "options=(--granule ${granule:-4k} \"\${machine_options[@]}\" $case_options)"
+		build_for "${options[@]}"
 		eval "program=($run)"
 		if ((${#program[@]})) && [[ -x $programs/${program[0]} ]]; then
 			program[0]=$programs/${program[0]}
@@ -224,7 +265,7 @@ debug_case() {
 		echo "SKIP $title: gdb-multiarch is not installed"
 		return 0
 	fi
-	./qemu-run.sh debug --no-build --timeout 60 "${given[@]}" >"$WORK/debug.out" 2>"$WORK/debug.err" </dev/null &
+	./qemu-run.sh debug --no-build --timeout 60 --granule "${granule:-4k}" "${given[@]}" >"$WORK/debug.out" 2>"$WORK/debug.err" </dev/null &
 	pid=$!
 	for ((i = 0; i < 100; i++)); do
 		line=$(grep -a '^gdb-multiarch ' "$WORK/debug.err" || true)
@@ -246,7 +287,7 @@ mkdir "$WORK/same"
 shopt -s nullglob
 if ! any_selected; then
 	: # nothing of this suite was asked for
-elif programs=$(./qemu-run.sh --build-only "${given[@]}"); then
+elif programs=$(./qemu-run.sh --build-only --granule "${granule:-4k}" "${given[@]}"); then
 	run_cases
 	same_everywhere
 	debug_case

@@ -4,10 +4,12 @@
 //! The mix is meant to look like a program's memory to a swap implementation. Data: one page in sixteen is
 //! zero, one filled with a single word, one holds text, the rest is noise. Tags: one page in eight has none,
 //! three have one tag (a large object), three have two to six runs (a size class of a heap, neighbours
-//! differ), one has another tag from granule to granule, which no compression will help.
+//! differ), one has another tag from granule to granule, which no compression will help. Of these, "page" is
+//! one of the kernel's, so that it has pages of every kind to deal with whatever their size; of the data it is
+//! one of 4 KiB.
 
 use crate::{
-    GRANULES, Tags, WORDS, Words, eprintln,
+    GRANULES, PAGE, Tags, WORDS, Words, eprintln,
     pattern::{self, Pattern, mix},
     region::Region,
 };
@@ -18,7 +20,7 @@ pub const fn hash(seed: u64, page: u64, what: u64) -> u64 {
     mix(mix(seed ^ mix(page)).wrapping_add(what))
 }
 
-/// How the tags of a page look.
+/// How the tags of a page of the kernel look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TagKind {
     /// All 0.
@@ -31,7 +33,7 @@ pub enum TagKind {
     Granules,
 }
 
-/// How the tags of a page look under this seed.
+/// How the tags of a page of the kernel look under this seed.
 pub const fn tag_kind(seed: u64, page: u64) -> TagKind {
     match hash(seed, page, 1) % 8 {
         0 => TagKind::Untagged,
@@ -47,12 +49,15 @@ pub struct Contents {
     pub words: Words,
     /// Its tags.
     pub tags: Tags,
+    /// Pages of 4 KiB in one of the kernel's.
+    span: usize,
 }
 
 impl Contents {
-    /// A page that nobody has touched.
-    pub const fn new() -> Self {
-        Self { words: [0; WORDS], tags: [0; GRANULES] }
+    /// A page that nobody has touched, for a kernel with pages of `kernel_page` bytes.
+    pub const fn new(kernel_page: usize) -> Self {
+        let span = if kernel_page > PAGE { kernel_page / PAGE } else { 1 };
+        Self { words: [0; WORDS], tags: [0; GRANULES], span }
     }
 
     /// Sets the data that belongs to (seed, page).
@@ -75,34 +80,35 @@ impl Contents {
 
     /// Sets the tags that belong to (seed, page).
     pub fn set_tags(&mut self, seed: u64, page: u64) {
-        let h = hash(seed, page, 2);
-        match tag_kind(seed, page) {
+        let whole = page / self.span as u64;
+        // The granules of the kernel's page that lie before this page's.
+        let before = page as usize % self.span * GRANULES;
+        let h = hash(seed, whole, 2);
+        match tag_kind(seed, whole) {
             TagKind::Untagged => self.tags.fill(0),
             TagKind::Uniform => self.tags.fill(1 + (h % 15) as u8),
             TagKind::Runs => {
-                // Granules of an object: 2 KiB, a third, 1 KiB, a fifth, a sixth of a page.
+                // Granules of an object in 4 KiB: a half, a third, a quarter, a fifth, a sixth of a page.
                 const SIZE: [usize; 5] = [128, 85, 64, 52, 44];
+                let size = SIZE[(h >> 8) as usize % SIZE.len()] * self.span;
+                let here = |granule: usize| granule.clamp(before, before + GRANULES) - before;
+                let mut start = 0;
                 let mut tag = 1 + (h % 15) as u8;
                 let mut steps = h >> 16;
-                for object in self.tags.chunks_mut(SIZE[(h >> 8) as usize % SIZE.len()]) {
-                    object.fill(tag);
+                while start < before + GRANULES {
+                    self.tags[here(start)..here(start + size)].fill(tag);
                     // 1 to 14 further on, among 1 to 15: never the same, never 0.
                     tag = 1 + (tag + (steps % 14) as u8) % 15;
                     steps >>= 4;
+                    start += size;
                 }
             }
             TagKind::Granules => {
                 for (granule, tag) in self.tags.iter_mut().enumerate() {
-                    *tag = pattern::tag(h & 0xffff, granule);
+                    *tag = pattern::tag(h & 0xffff, before + granule);
                 }
             }
         }
-    }
-}
-
-impl Default for Contents {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -174,31 +180,38 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec::Vec;
 
     #[test]
     fn tags_are_of_their_kind() {
-        let mut contents = Contents::new();
-        let mut seen = [0; 4];
-        for page in 0..4000 {
-            contents.set_tags(7, page);
-            let runs = 1 + contents.tags.windows(2).filter(|w| w[0] != w[1]).count();
-            let kind = tag_kind(7, page);
-            seen[kind as usize] += 1;
-            match kind {
-                TagKind::Untagged => assert_eq!(contents.tags, [0; GRANULES]),
-                TagKind::Uniform => assert!(runs == 1 && contents.tags[0] != 0),
-                TagKind::Runs => assert!((2..=6).contains(&runs) && contents.tags.iter().all(|t| (1..16).contains(t))),
-                TagKind::Granules => assert!(runs > 200 && contents.tags.iter().all(|t| *t < 16)),
+        for span in [1, 4, 16] {
+            let mut contents = Contents::new(span * PAGE);
+            let mut seen = [0; 4];
+            for whole in 0..4000 {
+                let mut tags = Vec::new();
+                for page in whole * span as u64..(whole + 1) * span as u64 {
+                    contents.set_tags(7, page);
+                    tags.extend(contents.tags);
+                }
+                let runs = 1 + tags.windows(2).filter(|w| w[0] != w[1]).count();
+                let kind = tag_kind(7, whole);
+                seen[kind as usize] += 1;
+                match kind {
+                    TagKind::Untagged => assert!(runs == 1 && tags[0] == 0),
+                    TagKind::Uniform => assert!(runs == 1 && tags[0] != 0),
+                    TagKind::Runs => assert!((2..=6).contains(&runs) && tags.iter().all(|t| (1..16).contains(t))),
+                    TagKind::Granules => assert!(runs > 200 * span && tags.iter().all(|t| *t < 16)),
+                }
             }
-        }
-        for (count, eighths) in seen.into_iter().zip([1, 3, 3, 1]) {
-            assert!((400 * eighths..600 * eighths).contains(&count), "{seen:?}");
+            for (count, eighths) in seen.into_iter().zip([1, 3, 3, 1]) {
+                assert!((400 * eighths..600 * eighths).contains(&count), "{seen:?}");
+            }
         }
     }
 
     #[test]
     fn contents_repeat_and_differ() {
-        let (mut one, mut two) = (Contents::new(), Contents::new());
+        let (mut one, mut two) = (Contents::new(PAGE), Contents::new(PAGE));
         one.set_words(1, 100);
         two.set_words(1, 101);
         assert_ne!(one.words, two.words);

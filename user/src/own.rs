@@ -72,7 +72,7 @@ pub enum Floor {
     Invalidate = 7,
 }
 
-/// Guest instructions of that work, for one page.
+/// Guest instructions of that work, for a page of 4 KiB.
 pub fn floor(kind: Floor) -> Option<u64> {
     // SAFETY: takes a number and changes nothing of the program's.
     unsafe { sys::call(FLOOR, [kind as usize, 0, 0, 0, 0, 0]) }.ok().map(|n| n as u64)

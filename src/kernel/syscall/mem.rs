@@ -4,15 +4,14 @@
 //! rest is the address space's, whose reasons become error numbers in [`map_errno`].
 
 use ebbtide::addr::VirtAddr;
-use ebbtide::granule::{Granule, K4};
 use ebbtide::machine::{Features, Machine};
 use ebbtide::reclaim::Advice;
 use ebbtide::space::{Access, Fault, Growth, MapError, MapRequest, Placement, Protection};
 
 use super::{Errno, Outcome};
+use crate::kernel::page::{PAGE, PageGranule};
 use crate::kernel::{elf, global, process};
 
-const PAGE: u64 = K4::SIZE as u64;
 /// The end of user addresses: 39 bits.
 const USER_END: u64 = 1 << 39;
 
@@ -186,7 +185,7 @@ pub fn munmap(pointer: u64, bytes: u64) -> Outcome {
 pub fn mprotect(pointer: u64, bytes: u64, bits: u64) -> Outcome {
     let start = untagged(pointer)?;
     let unsupported = if has_tags() { !prot::ALL } else { !prot::ALL | prot::MTE };
-    if !start.is_page_aligned::<K4>() || bits & unsupported != 0 {
+    if !start.is_page_aligned::<PageGranule>() || bits & unsupported != 0 {
         return Err(Errno::EINVAL);
     }
     if bytes == 0 {
@@ -214,7 +213,7 @@ pub fn madvise(pointer: u64, bytes: u64, advice: u64) -> Outcome {
         _ => return Err(Errno::EINVAL),
     };
     let length = round_up(bytes);
-    if !start.is_page_aligned::<K4>() || (bytes != 0 && length == 0) {
+    if !start.is_page_aligned::<PageGranule>() || (bytes != 0 && length == 0) {
         return Err(Errno::EINVAL);
     }
     if length == 0 {

@@ -1,11 +1,10 @@
 //! The other calls: output, time, randomness, identity, tag control, and this kernel's own.
 
-use ebbtide::granule::{Granule, K4};
 use ebbtide::machine::{Features, Machine};
 
 use super::{Errno, Outcome};
 use crate::kernel::cpu::{self, TagChecks};
-use crate::kernel::{Hardware, console, floor, global, process, random, thread, time, uaccess};
+use crate::kernel::{console, floor, global, page, process, random, thread, time, uaccess};
 
 /// The program's process and thread number.
 pub const PROCESS_ID: u64 = 1;
@@ -122,7 +121,8 @@ pub fn uname(into: u64) -> Outcome {
 /// Memory and swap, in bytes.
 pub fn sysinfo(into: u64) -> Outcome {
     let totals = global::mm().totals();
-    let [free, swap, swap_free] = [totals.frames_free, totals.slots, totals.slots_free].map(|pages| pages << K4::SHIFT);
+    let [free, swap, swap_free] =
+        [totals.frames_free, totals.slots, totals.slots_free].map(|pages| pages << page::SHIFT);
     let ram = process::memory();
     // struct sysinfo: uptime, three loads, totalram, freeram, sharedram, bufferram, totalswap, freeswap, procs,
     // totalhigh, freehigh, mem_unit.
@@ -221,7 +221,7 @@ pub fn stats(into: u64, words: u64) -> Outcome {
 /// KiB of the largest folio that first touch makes.
 pub fn folio_kib() -> u64 {
     let order = global::mm().folio_orders().largest();
-    <<Hardware as Machine>::Granule as Granule>::SIZE as u64 >> 10 << order
+    page::PAGE >> 10 << order
 }
 
 /// Whether the counter counts instructions.

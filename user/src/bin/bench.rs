@@ -39,10 +39,18 @@ const PAGEOUT_TRIES: usize = 5;
 struct Measurement {
     name: &'static str,
     run: fn(&Bench) -> Interval,
+    /// What the figure is for.
+    unit: Unit,
     /// The floor is the sum of these.
     floor: &'static [Floor],
     /// The same of a tagged region.
     floor_tagged: &'static [Floor],
+}
+
+#[derive(Clone, Copy)]
+enum Unit {
+    FourKib,
+    Call,
 }
 
 /// The ticks of one interval, and how many pages (or calls) were worked on in it.
@@ -61,28 +69,37 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement {
         name: "first_touch",
         run: first_touch,
+        unit: Unit::FourKib,
         floor: &[Zero, RoundTrip, Descriptor],
         floor_tagged: &[ZeroTagged, RoundTrip, Descriptor],
     },
     Measurement {
         name: "swap_out",
         run: swap_out,
+        unit: Unit::FourKib,
         floor: &[Copy, Descriptor, Invalidate],
         floor_tagged: &[Copy, SaveTags, Descriptor, Invalidate],
     },
     Measurement {
         name: "swap_in",
         run: swap_in,
+        unit: Unit::FourKib,
         floor: &[Copy, RoundTrip, Descriptor],
         floor_tagged: &[Copy, RestoreTags, RoundTrip, Descriptor],
     },
-    Measurement { name: "munmap", run: munmap, floor: CHANGE, floor_tagged: CHANGE },
-    Measurement { name: "munmap_swapped", run: munmap_swapped, floor: &[Descriptor], floor_tagged: &[Descriptor] },
-    Measurement { name: "madv_free", run: madv_free, floor: CHANGE, floor_tagged: CHANGE },
-    Measurement { name: "madv_cold", run: madv_cold, floor: CHANGE, floor_tagged: CHANGE },
-    Measurement { name: "mprotect_ro", run: mprotect_ro, floor: CHANGE, floor_tagged: CHANGE },
-    Measurement { name: "mprotect_rw", run: mprotect_rw, floor: CHANGE, floor_tagged: CHANGE },
-    Measurement { name: "mprotect_1_in_16", run: mprotect_1_in_16, floor: CALL, floor_tagged: CALL },
+    Measurement { name: "munmap", run: munmap, unit: Unit::FourKib, floor: CHANGE, floor_tagged: CHANGE },
+    Measurement {
+        name: "munmap_swapped",
+        run: munmap_swapped,
+        unit: Unit::FourKib,
+        floor: &[Descriptor],
+        floor_tagged: &[Descriptor],
+    },
+    Measurement { name: "madv_free", run: madv_free, unit: Unit::FourKib, floor: CHANGE, floor_tagged: CHANGE },
+    Measurement { name: "madv_cold", run: madv_cold, unit: Unit::FourKib, floor: CHANGE, floor_tagged: CHANGE },
+    Measurement { name: "mprotect_ro", run: mprotect_ro, unit: Unit::FourKib, floor: CHANGE, floor_tagged: CHANGE },
+    Measurement { name: "mprotect_rw", run: mprotect_rw, unit: Unit::FourKib, floor: CHANGE, floor_tagged: CHANGE },
+    Measurement { name: "mprotect_1_in_16", run: mprotect_1_in_16, unit: Unit::Call, floor: CALL, floor_tagged: CALL },
 ];
 
 fn run(env: &Env) -> i32 {
@@ -113,6 +130,7 @@ fn run(env: &Env) -> i32 {
 
 struct Bench {
     tagged: bool,
+    /// Bytes.
     kernel_page: usize,
     overhead: u64,
 }
@@ -132,11 +150,30 @@ impl Bench {
         let pieces = if self.tagged { measurement.floor_tagged } else { measurement.floor };
         println!(
             r#"@row {{"name":"{name}","folio_kib":{},"tagged":{},"insns_per_page":{},"floor":{}}}"#,
-            own::folio_kib().unwrap_or(4),
+            own::folio_kib().unwrap_or(self.kernel_page >> 10),
             self.tagged,
             results[REPETITIONS / 2],
-            pieces.iter().map(|&piece| own::floor(piece).unwrap_or(0)).sum::<u64>(),
+            self.floor(pieces, measurement.unit),
         );
+    }
+
+    /// The floor of a measurement's unit: what is done once for a page of the kernel's counts in parts for 4 KiB of it.
+    fn floor(&self, pieces: &[Floor], unit: Unit) -> u64 {
+        let (mut all, mut shared) = (0, 0);
+        for &piece in pieces {
+            let work = own::floor(piece).unwrap_or(0);
+            match (unit, piece) {
+                (Unit::FourKib, RoundTrip | Descriptor | Invalidate) => shared += work,
+                _ => all += work,
+            }
+        }
+        let sharers = (self.kernel_page / PAGE) as u64;
+        all + (shared + sharers / 2) / sharers
+    }
+
+    /// Pages of the kernel's in the region, which its counters count.
+    fn kernel_pages(&self) -> u64 {
+        (PAGES * PAGE / self.kernel_page) as u64
     }
 
     fn time(&self, units: usize, work: impl FnOnce()) -> Interval {
@@ -168,12 +205,12 @@ impl Bench {
         for _ in 0..PAGEOUT_TRIES {
             region.advise(0..PAGES, Advice::PageOut).expect("madvise");
             if let (Some(before), Some(now)) = (&before, own::stats())
-                && now[own::SWAP_OUT] - before[own::SWAP_OUT] >= PAGES as u64
+                && now[own::SWAP_OUT] - before[own::SWAP_OUT] >= self.kernel_pages()
             {
                 break;
             }
         }
-        expect_counted(before, own::SWAP_OUT);
+        self.expect_counted(before, own::SWAP_OUT);
         region
     }
 
@@ -184,6 +221,17 @@ impl Bench {
             if self.tagged {
                 let (wrong, first) = region.wrong_tags(page, &tags(page));
                 assert!(wrong == 0, "page {page}: {wrong} wrong tags, first in granule {first:?}");
+            }
+        }
+    }
+
+    /// Says so if the kernel's counter did not grow by all the pages: the figure is then of less work than it
+    /// claims.
+    fn expect_counted(&self, before: Option<[u64; own::COUNTERS.len()]>, counter: usize) {
+        if let (Some(before), Some(now)) = (before, own::stats()) {
+            let counted = now[counter] - before[counter];
+            if counted < self.kernel_pages() {
+                eprintln!("\n{}: {counted} of {} pages", own::COUNTERS[counter], self.kernel_pages());
             }
         }
     }
@@ -207,17 +255,6 @@ fn tags(page: usize) -> Tags {
     core::array::from_fn(|granule| pattern::tag(page as u64, granule))
 }
 
-/// Says so if the kernel's counter did not grow by all the pages: the figure is then of less work than it
-/// claims.
-fn expect_counted(before: Option<[u64; own::COUNTERS.len()]>, counter: usize) {
-    if let (Some(before), Some(now)) = (before, own::stats()) {
-        let counted = now[counter] - before[counter];
-        if counted < PAGES as u64 {
-            eprintln!("\n{}: {counted} of {PAGES} pages", own::COUNTERS[counter]);
-        }
-    }
-}
-
 /// One 8-byte store to each untouched page.
 fn first_touch(bench: &Bench) -> Interval {
     let region = bench.fresh();
@@ -239,7 +276,7 @@ fn swap_out(bench: &Bench) -> Interval {
     let region = bench.filled(Pattern::Text);
     let before = own::stats();
     let interval = bench.time(PAGES, || region.advise(0..PAGES, Advice::PageOut).expect("madvise"));
-    expect_counted(before, own::SWAP_OUT);
+    bench.expect_counted(before, own::SWAP_OUT);
     bench.verify(&region, Pattern::Text);
     interval
 }
@@ -249,7 +286,7 @@ fn swap_in(bench: &Bench) -> Interval {
     let region = bench.swapped();
     let before = own::stats();
     let interval = bench.time(PAGES, || region.touch_load());
-    expect_counted(before, own::SWAP_IN);
+    bench.expect_counted(before, own::SWAP_IN);
     bench.verify(&region, Pattern::Text);
     interval
 }

@@ -64,7 +64,9 @@ fn run(env: &Env) -> i32 {
         }
     };
     println!("demo: {mib} MiB, seed {seed}, passes {passes}");
-    let mut demo = Demo { region, seed, tagged, passes, tally: Tally::default(), contents: Contents::new() };
+    let kernel_page = env.page_size();
+    let (tally, contents) = (Tally::default(), Contents::new(kernel_page));
+    let mut demo = Demo { region, seed, tagged, passes, kernel_page, tally, contents };
     let before = own::stats();
 
     let mut ticks = [0; 3];
@@ -112,6 +114,8 @@ struct Demo {
     seed: u64,
     tagged: bool,
     passes: u64,
+    /// Bytes.
+    kernel_page: usize,
     tally: Tally,
     /// Scratch: the page at hand as it must be.
     contents: Contents,
@@ -226,12 +230,14 @@ impl Demo {
 
     fn report(&self, ticks: [u64; 3], before: Option<[u64; own::COUNTERS.len()]>) {
         let pages = self.region.pages() as u64;
-        line("pages", pages);
+        let kernel_pages = pages * PAGE as u64 / self.kernel_page as u64;
+        line("pages", kernel_pages);
+        line("KiB a page", self.kernel_page as u64 >> 10);
         line("MiB", pages / PAGES_PER_MIB as u64);
         line("passes", self.passes);
         if self.tagged {
             let mut kinds = [0; 4];
-            for page in 0..pages {
+            for page in 0..kernel_pages {
                 kinds[tag_kind(self.seed, page) as usize] += 1;
             }
             for (name, kind) in [
@@ -255,7 +261,7 @@ impl Demo {
         {
             if exact {
                 // Of the program and the kernel together.
-                println!("{name:<24}{:>12} instructions a page", ticks / pages.max(1));
+                println!("{name:<24}{:>12} instructions for 4 KiB", ticks / pages.max(1));
             } else {
                 let ms = ticks * 1000 / clock::frequency().max(1);
                 println!("{name:<24}{:>8}.{:03} s", ms / 1000, ms % 1000);

@@ -61,7 +61,7 @@ impl Walk {
             tally: Tally::default(),
             done: [0; OPERATIONS.len()],
             doing: ("", 0..0),
-            contents: Contents::new(),
+            contents: Contents::new(env.page_size()),
         };
         for unit in 0..units {
             walk.set(unit, Unit::mapped(has_mte));
