@@ -297,17 +297,15 @@ impl Loss {
 pub struct Rights {
     clear: u64,
     set: u64,
-    /// WRITABLE, if a leaf may keep or get it; else 0.
-    writable: u64,
 }
 
 impl Rights {
     /// The rights of `protection`.
     #[inline]
     pub const fn of(protection: Protection) -> Self {
-        let mut rights = Self { clear: 0, set: 0, writable: WRITABLE };
+        let mut rights = Self { clear: 0, set: 0 };
         if !protection.contains(Protection::WRITE) {
-            rights = Self { clear: WRITABLE, set: AP_READ_ONLY, writable: 0 };
+            rights = Self { clear: WRITABLE, set: AP_READ_ONLY };
         }
         if !protection.contains(Protection::EXEC) {
             rights.set |= UXN;
@@ -325,21 +323,27 @@ impl Rights {
         rights
     }
 
+    /// Whether leaves may be writable.
+    #[inline]
+    pub(crate) const fn include_write(self) -> bool {
+        self.clear & WRITABLE == 0
+    }
+
     /// The leaf with these rights, but for those to store and to execute, which it may only lose here.
     #[inline]
-    const fn without_write(self, leaf: Leaf) -> Leaf {
+    pub(crate) const fn without_write(self, leaf: Leaf) -> Leaf {
         // Dirty by the hardware becomes dirty by the software when the leaf stops being writable.
         let dirty = leaf.0 & !(leaf.0 << WRITABLE_OVER_READ_ONLY) & self.clear & WRITABLE;
         Leaf(leaf.0 & !self.clear | self.set | dirty << SOFT_DIRTY_OVER_WRITABLE)
     }
 
-    /// The leaf with these rights, but for that to execute, which it may only lose here.
+    /// The leaf with these rights, which include that to store, but for that to execute, which it may only lose here.
     #[inline]
-    pub(crate) fn of_leaf(self, leaf: Leaf, proof: Option<&Exclusive<'_>>) -> Leaf {
-        let leaf = self.without_write(leaf);
+    pub(crate) const fn with_write(self, leaf: Leaf, proof: Option<&Exclusive<'_>>) -> Leaf {
+        let leaf = Leaf(leaf.0 & !self.clear | self.set);
         match proof {
-            Some(proof) if self.writable != 0 => leaf.with_write(proof),
-            _ => leaf,
+            Some(proof) => leaf.with_write(proof),
+            None => leaf,
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::addr::{VirtAddr, Vpn, VpnRange};
 use crate::frame::flag;
 use crate::machine::{Features, Machine};
 use crate::mm::Mm;
-use crate::pte::{Decoded, Leaf, Loss, Rights};
+use crate::pte::{Decoded, Exclusive, Leaf, Loss, Rights};
 use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, chunks, group};
 use crate::tlb::{Flush, Lost};
 
@@ -106,23 +106,11 @@ impl<M: Machine> Space<M> {
         flush: &mut Flush<'_, M>,
     ) {
         let rights = Rights::of(protection);
-        let mut lost = Lost::new();
-        let mut losses = Loss::NONE;
-        cursor.update(
-            run,
-            |leaf, proof| rights.of_leaf(leaf, proof),
-            |pages, Change { was, is }| {
-                let loss = was.loss(is);
-                losses = losses.and(loss);
-                if loss.is_some() {
-                    lost.add(pages, self.asid, flush);
-                }
-            },
-        );
-        if losses.of_execution() {
-            unsync(mm, cursor, run);
+        if rights.include_write() {
+            self.change_run(mm, cursor, run, flush, |leaf, proof| rights.with_write(leaf, proof));
+        } else {
+            self.change_run(mm, cursor, run, flush, |leaf, _| rights.without_write(leaf));
         }
-        lost.note(self.asid, flush);
         if cursor.holds_swapped() {
             for page in 0..run.pages().pages() {
                 let page = run.pages().start().offset(page);
@@ -131,6 +119,31 @@ impl<M: Machine> Space<M> {
                     flush.note(self.asid, VpnRange::new(page, 1));
                 }
             }
+        }
+    }
+
+    /// Changes the rights of a run. A function of its own for each kind of change: the loop within is what mprotect costs.
+    #[inline(never)]
+    fn change_run(
+        &self,
+        mm: &Mm<M>,
+        cursor: &mut Cursor<'_, M>,
+        run: Fitted,
+        flush: &mut Flush<'_, M>,
+        change: impl Fn(Leaf, Option<&Exclusive<'_>>) -> Leaf,
+    ) {
+        let mut lost = Lost::new();
+        let mut losses = Loss::NONE;
+        cursor.update(run, change, |pages, Change { was, is }| {
+            let loss = was.loss(is);
+            losses = losses.and(loss);
+            if loss.is_some() {
+                lost.add(pages, self.asid, flush);
+            }
+        });
+        lost.note(self.asid, flush);
+        if losses.of_execution() {
+            unsync(mm, cursor, run);
         }
     }
 
