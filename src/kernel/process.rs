@@ -157,6 +157,10 @@ pub extern "C" fn dump(start: u64, end: u64) {
     }
 }
 
+/// Keeps what only gdb calls.
+#[used]
+static FOR_GDB: extern "C" fn(u64, u64) = dump;
+
 /// Ends the program with a signal's status.
 #[cold]
 pub fn kill(status: i32, why: fmt::Arguments<'_>) -> ! {
