@@ -204,12 +204,12 @@ empty_root:
 
 // Stack slots: see linker.ld and vectors.S. The first is the boot thread's.
 .section .stacks, "aw", %nobits
-.balign 0x10000
+.balign 0x20000
 .globl stack_slots
 stack_slots:
-    .space  0x10000
+    .space  0x20000
 boot_stack_top:
-    .space  2 * 0x10000                 // kernel threads
-    .space  0x10000
+    .space  2 * 0x20000                 // kernel threads
+    .space  0x20000
 .globl emergency_stack_top
 emergency_stack_top:

@@ -4,7 +4,7 @@
 // where it is, in x19 to x29, SP_EL0, ELR_EL1, SPSR_EL1 and the FP registers, as no other program runs in between and
 // the kernel's own code uses no FP. An exception taken at EL1 (a fault of a user copy, or a bug) saves everything.
 //
-// A stack is the upper half of a 64 KiB slot whose lower half is not mapped: bit 15 of a good stack pointer is 1. The
+// A stack is the upper half of a 128 KiB slot whose lower half is not mapped: bit 16 of a good stack pointer is 1. The
 // EL1 vector looks at that bit before it stores anything, so that an overflow is reported from the emergency stack.
 
 .arch_extension fp
@@ -63,7 +63,7 @@ vectors:
     sub     sp, sp, #FULL_FRAME
     add     sp, sp, x0                  // sp' = sp + x0, x0' = sp: a swap without a free register
     sub     x0, sp, x0
-    tbz     x0, #15, stack_overflow
+    tbz     x0, #16, stack_overflow
     sub     x0, sp, x0
     sub     sp, sp, x0
     b       el1_synchronous

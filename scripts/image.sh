@@ -22,7 +22,7 @@ cargo_target() {
 	env "${TARGET_ENV[@]}" \
 		CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_RUSTFLAGS="$(target_rustflags)" \
 		CARGO_TARGET_DIR="$(out_dir)" \
-		"$@" --target "$TARGET" --release --manifest-path "$ROOT/Cargo.toml" 1>&2
+		"$@" --target "$TARGET" --profile "${PROFILE:-release}" --manifest-path "$ROOT/Cargo.toml" 1>&2
 }
 
 # build_all: kernel, programs and the Image that this command line asks for.
@@ -32,6 +32,10 @@ build_all() {
 	need_objcopy
 	[[ -d $(release_dir) ]] || note "first build: about a minute"
 	if [[ -n $KERNEL_ELF ]]; then
+		cargo_target "${CARGO[@]}" build --quiet --package user || die "the build failed"
+	elif [[ -n $DEV ]]; then
+		PROFILE=dev cargo_target "${CARGO[@]}" build --quiet --bin ebbtide-kernel || die "the build failed"
+		keep_elf dev debug
 		cargo_target "${CARGO[@]}" build --quiet --package user || die "the build failed"
 	elif [[ -n $SELFTEST ]]; then
 		build_selftest
@@ -52,6 +56,7 @@ build_selftest() {
 
 # build_for_tests: all that the in-QEMU suite runs.
 build_for_tests() {
+	[[ -z $DEV ]] || { build_all && return; }
 	SELFTEST=any build_all
 	SELFTEST='' build_all
 	build_test_programs
@@ -73,16 +78,20 @@ build_test_programs() {
 	done
 }
 
+# keep_elf NAME [FOLDER]
 keep_elf() {
+	local built
+	built=$(out_dir)/$TARGET/${2:-release}/ebbtide-kernel
 	mkdir -p "$(image_dir)"
-	cmp -s "$(release_dir)/ebbtide-kernel" "$(image_dir)/$1.elf" ||
-		cp "$(release_dir)/ebbtide-kernel" "$(image_dir)/$1.elf"
+	cmp -s "$built" "$(image_dir)/$1.elf" || cp "$built" "$(image_dir)/$1.elf"
 }
 
 # kernel_elf: the file with the symbols of the kernel to boot.
 kernel_elf() {
 	if [[ -n $KERNEL_ELF ]]; then
 		echo "$KERNEL_ELF"
+	elif [[ -n $DEV ]]; then
+		echo "$(image_dir)/dev.elf"
 	elif [[ -n $SELFTEST ]]; then
 		echo "$(image_dir)/selftest.elf"
 	else

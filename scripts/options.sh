@@ -61,14 +61,14 @@ folio_orders() {
 
 parse_command_line() {
 	MEMORY=128 SWAP='' CPU=max EL2='' NO_MTE='' NO_HAFDBS='' ICOUNT='' TIMEOUT='' STATS='' QUIET=''
-	KERNEL_ELF='' SELFTEST='' NO_BUILD='' DRY_RUN='' DEBUG=''
+	KERNEL_ELF='' SELFTEST='' DEV='' NO_BUILD='' DRY_RUN='' DEBUG=''
 	COMMAND='' OPERAND='' PROGRAM=() MACHINE_OPTIONS=()
 	local memory_given='' words=()
 	while (($#)); do
 		local option=$1 value='' takes_value=1
 		case $option in
 		--) break ;;
-		--el2 | --no-mte | --no-hafdbs | --icount | --quiet | --no-build | --build-only | --dry-run | --help | -h) takes_value='' ;;
+		--el2 | --no-mte | --no-hafdbs | --icount | --quiet | --dev | --no-build | --build-only | --dry-run | --help | -h) takes_value='' ;;
 		--memory | --swap | --cpu | --timeout | --stats | --kernel-elf | --selftest | --cpus | --granule | --folio-orders | --trace) ;;
 		--*=*) # the other way to write a value
 			value=${option#*=}
@@ -125,6 +125,7 @@ parse_command_line() {
 			KERNEL_ELF=$(realpath -- "$value")
 			;;
 		--selftest) SELFTEST=$value ;;
+		--dev) DEV=1 ;; # the kernel as plain cargo builds it
 		--no-build) NO_BUILD=1 ;;
 		--build-only) COMMAND=build ;;
 		--dry-run) DRY_RUN=1 ;;

@@ -24,7 +24,7 @@ use ebbtide::{Memory, Mm};
 
 use super::bootargs::BootArgs;
 use super::dt::Tree;
-use super::{Hardware, cannot_start, global, initrd, mmu};
+use super::{Hardware, cannot_start, global, initrd, mmu, stack};
 
 const PAGE: u64 = K4::SIZE as u64;
 const MIB: u64 = 1 << 20;
@@ -129,7 +129,12 @@ pub unsafe fn relocate_initrd(tree: &Tree, ground: &mut Ground) -> Option<initrd
     Some(initrd::Files::new(unsafe { core::slice::from_raw_parts(to, bytes as usize) }))
 }
 
-/// Hands the managed machine to the library.
+/// The root object is on the stack twice while it is made: as the library builds it, and as it is returned.
+const _: () = assert!(3 * size_of::<Mm<Hardware>>() <= stack::STACK);
+
+/// Hands the managed machine to the library. Not inlined: its frame holds the library's root object while that is made,
+/// and shall not lie below all that follows.
+#[inline(never)]
 pub fn start_mm(machine: Hardware, plan: &Plan, ground: &mut Ground) -> &'static Mm<Hardware> {
     let bytes = plan.managed.pages() * size_of::<FrameRecord>() as u64;
     let records = ground.take(bytes);
@@ -144,8 +149,8 @@ pub fn start_mm(machine: Hardware, plan: &Plan, ground: &mut Ground) -> &'static
     ground.end = ground.next;
     // SAFETY: the two free runs are RAM that nothing uses: below the image, and above all that the ground gave out. The
     // records are zeroed, one for each managed frame, and nobody else's.
-    match unsafe { Mm::new(machine, Memory { span: plan.managed, records, free: &free }) } {
-        Ok(mm) => global::set_mm(mm),
+    match global::set_mm(|| unsafe { Mm::new(machine, Memory { span: plan.managed, records, free: &free }) }) {
+        Ok(mm) => mm,
         Err(error) => cannot_start(format_args!("memory= is of no use: {error:?}")),
     }
 }

@@ -83,7 +83,9 @@ pub fn memory() -> u64 {
     process().memory
 }
 
-/// Loads `init` and goes to EL0. The machine ends with the program.
+/// Loads `init` and goes to EL0. The machine ends with the program. Not inlined: what it needs of the
+/// stack shall not be part of `kmain`'s frame, nor that of the loader.
+#[inline(never)]
 pub fn run(mm: &'static Mm<Hardware>, files: &Files, args: &BootArgs<'_>, memory: u64) -> ! {
     let Some(image) = files.get("init") else {
         cannot_start(format_args!("the initrd has no file named init"));

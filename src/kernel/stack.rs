@@ -1,12 +1,13 @@
-//! Stacks: slots of 64 KiB in the image, of which the upper half is mapped and the lower half is the guard.
+//! Stacks: slots of 128 KiB in the image, of which the upper half is mapped and the lower half is the guard.
 //!
-//! The vector for EL1's own exceptions tells a good stack pointer by its bit 15 (`boot/vectors.S`), hence sizes
+//! The vector for EL1's own exceptions tells a good stack pointer by its bit 16 (`boot/vectors.S`), hence sizes
 //! and alignment. The last slot is the emergency stack, on which an overflow is reported.
 
 use core::ops::Range;
 
-const SLOT: usize = 64 << 10;
-const STACK: usize = SLOT / 2;
+const SLOT: usize = 128 << 10;
+/// Bytes of a stack. Boot needs the most, in an unoptimised build: the library's root object is made on the stack.
+pub const STACK: usize = SLOT / 2;
 /// Boot thread, two kernel threads, emergency.
 const SLOTS: usize = 4;
 /// The boot thread's stack.

@@ -123,6 +123,14 @@ build_v80() {
 	./qemu-run.sh --build-only --cpu cortex-a72 >/dev/null || verdict FAIL "qemu build for cortex-a72"
 }
 
+# build_dev: the same for the kernel of cargo's dev profile.
+dev_built=''
+build_dev() {
+	[[ -z $dev_built ]] || return 0
+	dev_built=1
+	./qemu-run.sh --build-only --dev >/dev/null || verdict FAIL "qemu build of the dev profile"
+}
+
 # start_case: runs the case that has been read, on each of its machines.
 start_case() {
 	local machine options program machines=$on
@@ -135,6 +143,7 @@ start_case() {
 		eval "options=($case_options $(options_of "$machine"))"
 		[[ -z $needs_mte ]] || has_mte "${options[@]}" || continue
 		[[ $machine != a72 ]] || build_v80 || continue
+		[[ " ${options[*]} " != *" --dev "* ]] || build_dev || continue
 		eval "program=($run)"
 		if ((${#program[@]})) && [[ -x $programs/${program[0]} ]]; then
 			program[0]=$programs/${program[0]}
