@@ -19,7 +19,7 @@ target_rustflags() {
 
 # cargo_target SUBCOMMAND ARG...: cargo for the target.
 cargo_target() {
-	env "${TARGET_ENV[@]}" \
+	await env "${TARGET_ENV[@]}" \
 		CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_RUSTFLAGS="$(target_rustflags)" \
 		CARGO_TARGET_DIR="$(out_dir)" \
 		"$@" --target "$TARGET" --profile "${PROFILE:-release}" --manifest-path "$ROOT/Cargo.toml" 1>&2
@@ -161,8 +161,10 @@ pack_initrd() {
 	printf '%s\0' PATH=/bin HOME=/ >"$tree/envp"
 	if [[ -n $STATS ]]; then
 		printf %s "$STATS" >"$tree/stats-path"
-		rm -f -- "$STATS"
+		# What an earlier run left must not look like this one's.
+		[[ -n $DRY_RUN ]] || : >"$STATS" || die "--stats $STATS: cannot be written"
 	fi
+	printf %s "$WORK/end" >"$tree/end-path"
 	(cd "$tree" && find . -mindepth 1 -printf '%P\n' | LC_ALL=C sort |
 		cpio --quiet -o -H newc -R 0:0 >"$file") || die "could not pack the initrd"
 }

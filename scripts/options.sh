@@ -25,7 +25,7 @@ usage() {
 
 		The program's output is stdout, the kernel's log is stderr, the exit status is the
 		program's: 128+signal if killed (139 bad access, 137 out of memory), 101 kernel panic,
-		124 timeout, 125 bad command line or failed set-up.
+		124 timeout, 125 bad command line or failed set-up, 130 after Ctrl-C.
 		QEMU= in the environment names another QEMU (8.0 or newer; older only with --no-mte).
 	TEXT
 }
@@ -43,11 +43,16 @@ number() {
 	echo "$n"
 }
 
-# host_file FILE: its absolute path; it must be writable.
+# host_file FILE: its absolute path; an ordinary file that can be written, or room for one.
 host_file() {
 	local dir
 	dir=$(cd "$(dirname -- "$1")" 2>/dev/null && pwd) || die "--stats $1: no such folder"
-	[[ ! -d $1 && -w $dir ]] || die "--stats $1: cannot be written"
+	if [[ -e $1 || -L $1 ]]; then
+		[[ -f $1 ]] || die "--stats $1: not an ordinary file"
+		[[ -w $1 ]] || die "--stats $1: cannot be written"
+	else
+		[[ -w $dir ]] || die "--stats $1: cannot be written"
+	fi
 	echo "${dir%/}/$(basename -- "$1")"
 }
 

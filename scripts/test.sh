@@ -31,7 +31,7 @@ test_step() {
 	local filter=$1 name=$2
 	shift 2
 	[[ $name == *"$filter"* ]] || return 0
-	if "$@" >"$WORK/step.log" 2>&1; then
+	if await "$@" >"$WORK/step.log" 2>&1; then
 		pass "$name"
 	else
 		cat "$WORK/step.log"
@@ -54,7 +54,7 @@ host_tests() {
 cargo_tests() {
 	local filter=$1 status=0 passed failed
 	shift
-	"${CARGO[@]}" test --quiet --no-fail-fast "$@" -- --format pretty ${filter:+"$filter"} >"$WORK/host.log" 2>&1 || status=$?
+	await "${CARGO[@]}" test --quiet --no-fail-fast "$@" -- --format pretty ${filter:+"$filter"} >"$WORK/host.log" 2>&1 || status=$?
 	awk '
 		/^test result:/ { passed += $4; failed += $6; next }
 		/^test .* \.\.\. ok$/ { sub(/^test /, ""); sub(/ \.\.\. ok$/, ""); print "PASS host " $0; next }
@@ -68,9 +68,13 @@ cargo_tests() {
 	((failed > 0)) || fail "host tests: cargo test"
 }
 
+run_suite() {
+	"$ROOT/tests/qemu/run.sh" "${MACHINE_OPTIONS[@]}" -- "$1" | tee "$WORK/qemu.log" | grep -v '^@counts '
+}
+
 qemu_tests() {
 	local passed failed
-	"$ROOT/tests/qemu/run.sh" "${MACHINE_OPTIONS[@]}" -- "$1" </dev/null | tee "$WORK/qemu.log" | grep -v '^@counts ' || true
+	await run_suite "$1" || true
 	read -r _ passed failed < <(grep '^@counts ' "$WORK/qemu.log" || echo "@counts 0 1")
 	PASSED=$((PASSED + passed)) FAILED=$((FAILED + failed))
 }

@@ -29,6 +29,7 @@ struct Process {
     /// What PR_SET_TAGGED_ADDR_CTRL set.
     tag_control: AtomicU64,
     stats_path: Option<&'static [u8]>,
+    end_path: Option<&'static [u8]>,
     /// `memory=`, in bytes.
     memory: u64,
     before: Totals,
@@ -104,6 +105,7 @@ pub fn run(mm: &'static Mm<Hardware>, files: &Files, args: &BootArgs<'_>, memory
         break_now: AtomicU64::new(0),
         tag_control: AtomicU64::new(0),
         stats_path: files.get("stats-path"),
+        end_path: files.get("end-path"),
         memory,
         before,
     });
@@ -148,7 +150,7 @@ pub fn kill(status: i32, why: fmt::Arguments<'_>) -> ! {
     let name = process().name.to_owned();
     finish();
     console::death(format_args!("{name} killed: {why} ({status})"));
-    console::exit(status)
+    end(status)
 }
 
 /// Ends the program with its own status.
@@ -157,6 +159,17 @@ pub fn exit(status: i32) -> ! {
     finish();
     if status != 0 {
         console::death(format_args!("{name} ended with status {status}"));
+    }
+    end(status)
+}
+
+/// Ends the machine, with a file to say that it was for the program's end: without it the script would have to take
+/// the status of a QEMU that was itself killed for the program's.
+fn end(status: i32) -> ! {
+    if let Some(path) = process().end_path
+        && !stats::write_host_file(path, b"")
+    {
+        alert!("the program's end could not be told to {}", String::from_utf8_lossy(path));
     }
     console::exit(status)
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The in-QEMU suite: run.sh [MACHINE OPTION...] [-- FILTER]
 #
-# Runs the cases of the file `cases` beside this one (its head explains the
-# format), two machines side by side, and prints PASS or FAIL for each. Without
+# Runs the cases of the files `cases` and `script.sh` beside this one (their heads
+# explain them), two machines side by side, and prints PASS or FAIL for each. Without
 # machine options each case runs on the machines that it names; with some (say
 # `--cpu neoverse-n2`) each runs once, with those. The last line, `@counts PASSED
 # FAILED`, is for the caller.
@@ -153,10 +153,14 @@ start_case() {
 	done
 }
 
+# shellcheck source=tests/qemu/script.sh
+source tests/qemu/script.sh
+
 # any_selected: does the filter leave anything to do? If not, nothing need be built.
 selected='' only_select=''
 any_selected() {
 	[[ "qemu debug" != *"$filter"* ]] || return 0
+	! script_selected || return 0
 	only_select=1
 	run_cases
 	only_select=''
@@ -236,9 +240,11 @@ mkdir "$WORK/same"
 shopt -s nullglob
 if ! any_selected; then
 	: # nothing of this suite was asked for
-elif programs=$(./qemu-run.sh --build-only "${given[@]}"); then
+elif ./qemu-run.sh --build-only "${given[@]}" >"$WORK/programs"; then
+	programs=$(<"$WORK/programs")
 	run_cases
 	same_everywhere
+	script_cases
 	debug_case
 else
 	verdict FAIL "qemu build"
