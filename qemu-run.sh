@@ -20,7 +20,7 @@
 #             if it was itself ended by one.
 set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+ROOT=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 readonly ROOT
 
 die() {
@@ -30,7 +30,11 @@ die() {
 note() { [[ -n ${QUIET:-} ]] || echo "qemu-run: $*" >&2; }
 
 # Under `cargo run` this names that cargo; here the tool chain is chosen afresh.
-unset CARGO
+unset CARGO CDPATH
+# What the environment names relative to this folder must hold in others as well.
+if [[ -n ${TMPDIR:-} ]]; then TMPDIR=$(realpath -m -- "$TMPDIR"); fi
+if [[ -n ${CARGO_TARGET_DIR:-} ]]; then CARGO_TARGET_DIR=$(realpath -m -- "$CARGO_TARGET_DIR"); fi
+if [[ ${QEMU:-} == */* ]]; then QEMU=$(realpath -ms -- "$QEMU"); fi
 
 # shellcheck source=scripts/options.sh
 source "$ROOT/scripts/options.sh"
@@ -45,7 +49,10 @@ source "$ROOT/scripts/test.sh"
 
 # Files of this run, gone at its end.
 WORK=
-work_dir() { [[ -n $WORK ]] || WORK=$(mktemp -d "${TMPDIR:-/tmp}/ebbtide.XXXXXX"); }
+work_dir() {
+	[[ -n $WORK ]] || WORK=$(mktemp -d "${TMPDIR:-/tmp}/ebbtide.XXXXXX" 2>/dev/null) ||
+		die "no temporary folder can be made in ${TMPDIR:-/tmp}"
+}
 
 # await COMMAND...: runs it and returns its status. A signal to this script ends it at once, with all
 # that it started: it runs in a process group of its own, and bash handles signals while it waits.
@@ -126,7 +133,7 @@ boot() {
 	machine_line
 	line=("${MACHINE_LINE[@]}" -serial stdio -semihosting-config "enable=on,target=native"
 		-kernel "$image" -initrd "$initrd" -append "$(boot_args)")
-	[[ -z $DEBUG ]] || line+=(-gdb "tcp:127.0.0.1:1234" -S)
+	[[ -z $DEBUG ]] || line+=(-gdb "tcp:127.0.0.1:$GDB_PORT" -S)
 	if [[ -n $DRY_RUN ]]; then
 		printf '%q ' "${line[@]}"
 		echo
@@ -165,13 +172,20 @@ run_program() {
 	boot "$KERNEL_IMAGE" "$WORK/initrd.cpio"
 }
 
+# Does anybody listen on that port? Asked of the kernel: a connection would stop the machine that is debugged there.
+port_is_taken() {
+	grep -Eqs "^ *[0-9]+: [0-9A-F]+:$(printf %04X "$1") [0-9A-F]+:[0-9A-F]+ 0A " /proc/net/tcp /proc/net/tcp6
+}
+
 cmd_debug() {
 	DEBUG=1
 	have gdb-multiarch || ! can_install || install gdb-multiarch
 	[[ -n $NO_BUILD ]] || build_all
 	NO_BUILD=1
+	GDB_PORT=1234
+	while port_is_taken "$GDB_PORT"; do GDB_PORT=$((GDB_PORT + 1)); done
 	printf '%s\n' "qemu-run: waiting for gdb; in another terminal:" \
-		"gdb-multiarch -batch -ex 'target remote :1234' -ex 'hbreak kmain' -ex continue -ex bt $(printf %q "$(kernel_elf)")" >&2
+		"gdb-multiarch -batch -ex 'target remote 127.0.0.1:$GDB_PORT' -ex 'hbreak kmain' -ex continue -ex bt $(printf %q "$(kernel_elf)")" >&2
 	run_program "$@"
 }
 

@@ -17,9 +17,12 @@ target_rustflags() {
 	cpu_is_v80 || printf %s ' -Ctarget-feature=+lse'
 }
 
+# Flags of the environment would take the place of those above, and a kernel needs its own.
+readonly CLEAN_ENV=(-u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS -u CARGO_BUILD_RUSTFLAGS)
+
 # cargo_target SUBCOMMAND ARG...: cargo for the target.
 cargo_target() {
-	await env "${TARGET_ENV[@]}" \
+	await env "${CLEAN_ENV[@]}" "${TARGET_ENV[@]}" \
 		CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_RUSTFLAGS="$(target_rustflags)" \
 		CARGO_TARGET_DIR="$(out_dir)" \
 		"$@" --target "$TARGET" --profile "${PROFILE:-release}" --manifest-path "$ROOT/Cargo.toml" 1>&2
@@ -68,7 +71,7 @@ build_test_programs() {
 	local dir source program
 	need_cc
 	dir=$(test_program_dir)
-	mkdir -p "$dir"
+	mkdir -p "$dir" || die "$dir cannot be made"
 	for source in "$ROOT"/tests/programs/*.c; do
 		program=$dir/$(basename "$source" .c)
 		if [[ ! $program -nt $source || ! $program -nt $ROOT/tests/programs/ebb.h ]]; then
@@ -76,14 +79,21 @@ build_test_programs() {
 				-o "$program" "$source" || die "$source does not compile"
 		fi
 	done
+	# A program for any place in memory, which needs no relocation.
+	program=$dir/brk-pie
+	if [[ ! $program -nt $dir/brk ]]; then
+		"$CC_AARCH64" -O2 -Wall -Wextra -Werror -ffreestanding -fno-stack-protector -static-pie -fPIE -nostdlib \
+			-o "$program" "$ROOT/tests/programs/brk.c" || die "brk.c does not compile for any place"
+	fi
 }
 
 # keep_elf NAME [FOLDER]
 keep_elf() {
 	local built
 	built=$(out_dir)/$TARGET/${2:-release}/ebbtide-kernel
-	mkdir -p "$(image_dir)"
-	cmp -s "$built" "$(image_dir)/$1.elf" || cp "$built" "$(image_dir)/$1.elf"
+	mkdir -p "$(image_dir)" || die "$(image_dir) cannot be made"
+	cmp -s "$built" "$(image_dir)/$1.elf" || cp "$built" "$(image_dir)/$1.elf" ||
+		die "$(image_dir)/$1.elf cannot be written"
 }
 
 # kernel_elf: the file with the symbols of the kernel to boot.
@@ -111,7 +121,7 @@ make_image() {
 	fi
 	[[ $image -nt $elf ]] || {
 		"${OBJCOPY[@]}" -O binary "$elf" "$image.$$" || die "$elf: not a kernel"
-		mv "$image.$$" "$image"
+		mv "$image.$$" "$image" || die "$image cannot be written"
 	}
 }
 
@@ -123,10 +133,10 @@ built_ins() {
 	done
 }
 
-# Is $1 a 64-bit little-endian AArch64 executable?
+# Is $1 a 64-bit little-endian AArch64 executable, at a fixed place or at any (ET_EXEC, ET_DYN)?
 is_aarch64_elf() {
 	[[ $(od -An -tx1 -N6 "$1" 2>/dev/null | tr -d ' \n') == 7f454c460201 ]] &&
-		[[ $(od -An -tx1 -j16 -N4 "$1" | tr -d ' \n') == 0200b700 ]]
+		[[ $(od -An -tx1 -j16 -N4 "$1" | tr -d ' \n') == 0[23]00b700 ]]
 }
 
 # pick_program NAME: sets PROGRAM_FILE and KERNEL_IMAGE. A file goes before a built-in of that name.
@@ -152,19 +162,21 @@ pick_program() {
 pack_initrd() {
 	local file=$1 tree=$WORK/initrd name
 	shift
-	mkdir -p "$tree/bin"
+	mkdir -p "$tree/bin" || die "$tree cannot be made"
 	for name in $(built_ins); do
-		[[ ! -f $(release_dir)/$name ]] || cp "$(release_dir)/$name" "$tree/bin/$name"
+		[[ ! -f $(release_dir)/$name ]] || cp "$(release_dir)/$name" "$tree/bin/$name" || die "$name cannot be copied"
 	done
-	cp -- "$PROGRAM_FILE" "$tree/init"
-	printf '%s\0' "$@" >"$tree/argv"
-	printf '%s\0' PATH=/bin HOME=/ >"$tree/envp"
+	cp -- "$PROGRAM_FILE" "$tree/init" || die "$PROGRAM_FILE cannot be copied"
+	{
+		printf '%s\0' "$@" >"$tree/argv" &&
+			printf '%s\0' PATH=/bin HOME=/ >"$tree/envp" &&
+			printf %s "$WORK/end" >"$tree/end-path" &&
+			{ [[ -z $STATS ]] || printf %s "$STATS" >"$tree/stats-path"; }
+	} || die "$tree cannot be written"
 	if [[ -n $STATS ]]; then
-		printf %s "$STATS" >"$tree/stats-path"
 		# What an earlier run left must not look like this one's.
 		[[ -n $DRY_RUN ]] || : >"$STATS" || die "--stats $STATS: cannot be written"
 	fi
-	printf %s "$WORK/end" >"$tree/end-path"
 	(cd "$tree" && find . -mindepth 1 -printf '%P\n' | LC_ALL=C sort |
 		cpio --quiet -o -H newc -R 0:0 >"$file") || die "could not pack the initrd"
 }

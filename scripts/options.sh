@@ -8,7 +8,7 @@ usage() {
 		./qemu-run.sh -- PROGRAM [ARG...]       boot and run at EL0: a static AArch64 ELF file, or a built-in by name
 		./qemu-run.sh test [FILTER]             every test: host, then in QEMU
 		./qemu-run.sh bench [NAME]              instruction counts, table and JSON
-		./qemu-run.sh debug [-- PROGRAM ...]    the same as run, waiting for gdb on :1234
+		./qemu-run.sh debug [-- PROGRAM ...]    the same as run, waiting for gdb on port 1234 or above
 
 		Options, before or after the subcommand:
 		  --memory MIB         RAM of the machine, with all kernel overhead (128)
@@ -159,6 +159,8 @@ parse_command_line() {
 		[[ -n $SWAP || -n $memory_given ]] || SWAP=1024
 	fi
 	SWAP=${SWAP:-$((2 * MEMORY))}
+	# The kernel's map is 512 GiB, of which RAM does not begin before the second.
+	(($(machine_mib) <= 511 * 1024)) || die "--memory $MEMORY and --swap $SWAP need more than the kernel's map of 511 GiB"
 }
 
 # parse_words WORD...: the subcommand and its operand.

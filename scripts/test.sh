@@ -4,14 +4,16 @@
 # Three parts: format, lints and documentation, the host tests, the in-QEMU suite (tests/qemu). Each prints
 # PASS or FAIL and a name; FILTER is a substring of the names.
 
-PASSED=0 FAILED=0
+PASSED=0 FAILED=0 SKIPPED=
 
 pass() { PASSED=$((PASSED + 1)) && echo "PASS $1"; }
 fail() { FAILED=$((FAILED + 1)) && echo "FAIL $1"; }
 
 cmd_test() {
 	local filter=$1
-	[[ -z $STATS && -z $KERNEL_ELF && -z $SELFTEST ]] || die "test takes no --stats, --kernel-elf, --selftest"
+	[[ -z $STATS$TIMEOUT$QUIET ]] || die "test takes no --stats, --timeout, --quiet"
+	[[ -z $KERNEL_ELF$SELFTEST$DEV$NO_BUILD$DRY_RUN ]] ||
+		die "test takes no --kernel-elf, --selftest, --dev, --no-build, --dry-run"
 	work_dir
 	need_checkers
 	cd "$ROOT" || exit 125
@@ -22,6 +24,10 @@ cmd_test() {
 		"${CARGO[@]}" doc --quiet --no-deps --package ebbtide --lib --features emu
 	host_tests "$filter"
 	qemu_tests "$filter"
+	if ((PASSED + FAILED == 0)) && [[ -z $SKIPPED ]]; then
+		echo "qemu-run: no test is called '$filter'" >&2
+		return 125
+	fi
 	echo "$PASSED passed, $FAILED failed"
 	((FAILED == 0))
 }
@@ -40,14 +46,11 @@ test_step() {
 }
 
 clippy_target() {
-	env "${TARGET_ENV[@]}" "${CLIPPY[@]}" --quiet --workspace --features selftest --release --target "$TARGET" -- -D warnings
+	env "${CLEAN_ENV[@]}" "${TARGET_ENV[@]}" "${CLIPPY[@]}" --quiet --workspace --features selftest --release --target "$TARGET" -- -D warnings
 }
 
 host_tests() {
-	cargo_tests "$1" --package ebbtide
-	if [[ -f tests/race.rs ]] && grep -q '^shuttle' Cargo.toml; then
-		cargo_tests "$1" --package ebbtide --features shuttle --test race
-	fi
+	cargo_tests "$1" --workspace
 }
 
 # cargo_tests FILTER ARG...: cargo's own lines become ours; its counts are taken from its results.
@@ -77,4 +80,5 @@ qemu_tests() {
 	await run_suite "$1" || true
 	read -r _ passed failed < <(grep '^@counts ' "$WORK/qemu.log" || echo "@counts 0 1")
 	PASSED=$((PASSED + passed)) FAILED=$((FAILED + failed))
+	! grep -q '^SKIP ' "$WORK/qemu.log" || SKIPPED=1
 }

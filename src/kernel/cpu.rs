@@ -5,7 +5,7 @@ use aarch64_cpu::registers::{
     CNTKCTL_EL1, CPACR_EL1, ID_AA64ISAR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1, Readable, SCTLR_EL1, Writeable,
 };
 
-/// Bits of SCTLR_EL1 (Arm ARM, D24.2.158).
+/// Bits of SCTLR_EL1 (Arm ARM, "SCTLR_EL1, System Control Register (EL1)").
 mod sctlr {
     pub const M: u64 = 1 << 0;
     pub const C: u64 = 1 << 2;

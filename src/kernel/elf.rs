@@ -25,7 +25,7 @@ const PAGE: u64 = K4::SIZE as u64;
 const STACK_TOP: u64 = (1 << 39) - (64 << 10);
 /// How far the stack may grow.
 pub const STACK_LIMIT: u64 = 8 << 20;
-/// Longest argv and envp, strings and pointers together.
+/// Longest argv and envp, strings and pointers together, and the program's path once more.
 const ARGUMENTS_LIMIT: usize = 128 << 10;
 /// Where a position-independent program goes.
 const PIE_BASE: u64 = 0x40_0000;
@@ -203,7 +203,8 @@ pub fn build_stack(
     const NUL: &[u8] = b"\0";
     let (argv, envp) = (files.strings("argv"), files.strings("envp"));
     let length = |strings: &mut dyn Iterator<Item = &[u8]>| strings.map(|string| string.len() + 1 + 8).sum::<usize>();
-    let arguments = length(&mut argv.clone()) + length(&mut envp.clone());
+    let path = argv.clone().next().unwrap_or(b"init");
+    let arguments = length(&mut argv.clone()) + length(&mut envp.clone()) + path.len() + 1;
     if arguments > ARGUMENTS_LIMIT {
         return Err(LoadError::Unsuitable("its arguments are longer than 128 KiB"));
     }
@@ -214,7 +215,7 @@ pub fn build_stack(
     random::fill(&mut seed);
     let random = block.add(&seed, &[]);
     let platform = block.add(b"aarch64", NUL);
-    let execfn = block.add(argv.clone().next().unwrap_or(b"init"), NUL);
+    let execfn = block.add(path, NUL);
 
     let mut words = Vec::new();
     words.push(argv.clone().count() as u64);

@@ -2,6 +2,8 @@
 //!
 //! Only under exact instruction counts, where the counter's ticks are instructions.
 
+use core::arch::asm;
+
 #[cfg(feature = "selftest")]
 use ebbtide::{
     addr::{Pfn, PhysAddr},
@@ -52,12 +54,35 @@ fn untagged(physical: u64) -> *mut u8 {
     mmu::linear(physical).map_addr(|address| address & !(0xf << 56))
 }
 
-/// Instructions of one operation on one page; `None` for an unknown kind, without exact counts, or without the CPU's
-/// support.
+/// Whether this CPU's blocks are those for which `boot/floors.S` is unrolled: DC ZVA of 64 bytes, LDGM of 256.
+fn fits(kind: u64) -> bool {
+    // DCZID_EL0: DZP prohibits DC ZVA and DC GZVA, BS is log2 of a block's words.
+    let zva = || {
+        let dczid: u64;
+        // SAFETY: DCZID_EL0 is a read-only identification register.
+        unsafe { asm!("mrs {}, dczid_el0", out(reg) dczid, options(nomem, nostack, preserves_flags)) };
+        dczid & 0b1_1111 == 4
+    };
+    let tags = || {
+        let gmid: u64;
+        // SAFETY: GMID_EL1 (S3_1_C0_C0_4) is an identification register of MTE2, which has been seen.
+        unsafe { asm!("mrs {}, S3_1_C0_C0_4", out(reg) gmid, options(nomem, nostack, preserves_flags)) };
+        gmid & 0xf == 6
+    };
+    match kind {
+        0 => zva(),
+        1 => cpu::has_mte() && zva(),
+        3 | 4 => cpu::has_mte() && tags(),
+        _ => true,
+    }
+}
+
+/// Instructions of one operation on one page; `None` for an unknown kind, without exact counts, or where the CPU has not
+/// what the floor is made of.
 pub fn measure(kind: u64) -> Option<u64> {
     let scratch = SCRATCH.get().filter(|scratch| scratch.icount)?;
     let [first, second] = scratch.pages.map(untagged);
-    if matches!(kind, 1 | 3 | 4) && !cpu::has_mte() {
+    if !fits(kind) {
         return None;
     }
     // SAFETY: the scratch pages are mapped, of the size the functions work on, and nobody else's; 16 words of tags fit

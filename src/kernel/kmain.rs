@@ -89,7 +89,9 @@ extern "C" fn kmain(device_tree: u64) -> ! {
         Err(what) => cannot_start(format_args!("the device tree is of no use: {what}")),
     };
     // SAFETY: the device tree's UART; the early map shows the first gigabyte of devices, and later maps keep it.
-    unsafe { console::start(tree.uart) };
+    if let Err(why) = unsafe { console::start(tree.uart) } {
+        cannot_start(format_args!("{why}"));
+    }
     let args = BootArgs::parse(tree.boot_args());
     console::set_quiet(args.quiet);
 

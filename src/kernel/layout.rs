@@ -56,6 +56,8 @@ pub enum PlanError {
         /// What was asked for, in MiB.
         needs: u64,
     },
+    /// RAM ends above what the kernel's map can show.
+    TooHigh,
     /// RAM is not where the image is linked.
     Elsewhere,
 }
@@ -66,6 +68,7 @@ impl fmt::Display for PlanError {
             Self::TooSmall { has, needs } => {
                 write!(f, "the machine has {has} MiB, memory= and swap= ask for {needs} MiB")
             }
+            Self::TooHigh => write!(f, "the machine's RAM ends above {} GiB", mmu::LINEAR_BYTES >> 30),
             Self::Elsewhere => f.write_str("the image does not lie in the managed part of RAM"),
         }
     }
@@ -80,6 +83,9 @@ fn pages(start: u64, end: u64) -> PfnRange {
 /// Divides RAM up.
 pub fn plan(tree: &Tree, args: &BootArgs<'_>) -> Result<(Plan, Ground), PlanError> {
     let (start, bytes) = tree.ram;
+    if bytes > mmu::LINEAR_BYTES.saturating_sub(start) {
+        return Err(PlanError::TooHigh);
+    }
     let swap_bytes = args.swap_mib.saturating_mul(MIB);
     let managed_bytes = args.memory_mib.map_or(bytes.saturating_sub(swap_bytes), |mib| mib.saturating_mul(MIB));
     let asked = managed_bytes.saturating_add(swap_bytes);

@@ -10,7 +10,7 @@ use core::ops::Range;
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{TTBR0_EL1, Writeable};
-use ebbtide::machine::aarch64::{ATTR_DEVICE, ATTR_NORMAL, ATTR_TAGGED};
+use ebbtide::machine::aarch64::{ATTR_NORMAL, ATTR_TAGGED};
 
 use super::dt::Tree;
 use super::layout::{Ground, Plan};
@@ -18,9 +18,14 @@ use super::stack;
 
 /// Where physical address 0 is.
 const LINEAR_BASE: u64 = 0xffff_ff80_0000_0000;
+/// The physical addresses that the map can show: all of the upper half, 39 bits.
+pub const LINEAR_BYTES: u64 = LINEAR_BASE.wrapping_neg();
 
 const PAGE: u64 = 4 << 10;
 const BLOCK: u64 = 2 << 20;
+
+/// AttrIndx of Device-nGnRE memory: the kernel's own part of MAIR_EL1 (`boot/head.S`).
+const ATTR_DEVICE: u64 = 2;
 
 /// Descriptor bits of a leaf (Arm ARM, D8.3.2, "Page descriptor and Block descriptor").
 mod bits {

@@ -84,6 +84,14 @@ pub fn memory() -> u64 {
     process().memory
 }
 
+/// What the log calls the program: the last part of its path, so short and plain that a line has room for what happened.
+fn name_of(path: &[u8]) -> String {
+    const LONGEST: usize = 64;
+    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
+    let plain = |&byte: &u8| if byte == b' ' || byte.is_ascii_graphic() { byte.into() } else { '?' };
+    name.iter().take(LONGEST).map(plain).collect()
+}
+
 /// Loads `init` and goes to EL0. The machine ends with the program. Not inlined: what it needs of the
 /// stack shall not be part of `kmain`'s frame, nor that of the loader.
 #[inline(never)]
@@ -92,7 +100,6 @@ pub fn run(mm: &'static Mm<Hardware>, files: &Files, args: &BootArgs<'_>, memory
         cannot_start(format_args!("the initrd has no file named init"));
     };
     let path = files.strings("argv").next().unwrap_or(b"init");
-    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
     let before = mm.totals();
     let space = match Space::new(mm) {
         Ok(space) => space,
@@ -100,7 +107,7 @@ pub fn run(mm: &'static Mm<Hardware>, files: &Files, args: &BootArgs<'_>, memory
     };
     let process = PROCESS.set(Process {
         space,
-        name: String::from_utf8_lossy(name).into_owned(),
+        name: name_of(path),
         break_start: AtomicU64::new(0),
         break_now: AtomicU64::new(0),
         tag_control: AtomicU64::new(0),

@@ -36,7 +36,7 @@ expect() {
 	shift 2
 	"$@" >"$dir/out" 2>"$dir/err" </dev/null || status=$?
 	((status == want)) || echo "status $status, expected $want: $*" "$(tail -n 2 "$dir/err")"
-	tail -n 1 "$dir/err" | grep -Eq -- "$pattern" || echo "stderr's last line is not $pattern: $(tail -n 1 "$dir/err")"
+	[[ -z $pattern ]] || tail -n 1 "$dir/err" | grep -Eq -- "$pattern" || echo "stderr's last line is not $pattern: $(tail -n 1 "$dir/err")"
 }
 
 # fake_qemu: makes $dir/qemu, which notes its process and becomes the real one.
@@ -125,4 +125,59 @@ case_stats_file() {
 	expect 0 '' ./qemu-run.sh --no-build "${given[@]}" --stats "$dir/alias" -- "$programs/hello"
 	[[ -L $dir/alias ]] || echo "a link became a file"
 	grep -q '"faults"' "$dir/real" || echo "no statistics through a link"
+}
+
+# What the environment and the caller's folder could spoil.
+case_called_from_elsewhere() {
+	local root=$PWD
+	mkdir "$dir/tmp"
+	ln -s "$root/qemu-run.sh" "$dir/link"
+	fake_qemu
+	cd "$dir" || return
+	expect 0 '' env TMPDIR=tmp QEMU=./qemu CDPATH=/ ./link --no-build "${given[@]}" -- "$programs/hello"
+	grep -q '0 failed' out || echo "no output"
+	[[ -s pids ]] || echo "QEMU= was not taken"
+	expect 0 '' env RUSTFLAGS=--no-such-flag CARGO_ENCODED_RUSTFLAGS=--no-such-flag CARGO_BUILD_RUSTFLAGS=--no-such-flag \
+		./link --build-only "${given[@]}"
+}
+
+case_no_temporary_folder() {
+	expect 125 '^qemu-run: no temporary folder' env TMPDIR="$dir/none" ./qemu-run.sh --no-build -- "$programs/hello"
+}
+
+# Whatever a program is called, the last line says how it ended.
+case_long_program_name() {
+	local path=$dir i
+	for i in {1..10}; do path+=/$(printf '%0200d' "$i"); done
+	mkdir -p "$path"
+	path+=/$(printf '%0250d' 0)
+	cp "$programs/hello" "$path"
+	expect 7 'ended with status 7$' ./qemu-run.sh --no-build "${given[@]}" -- "$path" exit=7
+	path=$dir/$'odd\nname'
+	cp "$programs/hello" "$path"
+	expect 7 ' odd\?name ended with status 7$' ./qemu-run.sh --no-build "${given[@]}" -- "$path" exit=7
+}
+
+case_test_takes_no_run_options() {
+	local option
+	for option in --quiet --no-build --dry-run --timeout=9 --stats="$dir/stats"; do
+		expect 125 '^qemu-run: test takes no' ./qemu-run.sh test "$option" nothing
+	done
+}
+
+# A second debugger finds the first one's port taken, and names its own.
+case_two_debuggers() {
+	local i name first='' second=''
+	for name in first second; do
+		./qemu-run.sh debug --no-build --timeout 60 "${given[@]}" -- "$programs/hello" >/dev/null 2>"$dir/$name" </dev/null &
+		# Until its QEMU listens.
+		for ((i = 0; i < 100; i++)); do
+			printf -v "$name" %s "$(sed -n 's/.*target remote 127.0.0.1:\([0-9]*\).*/\1/p' "$dir/$name")"
+			[[ -z ${!name} ]] || ! grep -q ":$(printf %04X "${!name}") .* 0A " /proc/net/tcp || break
+			sleep 0.1
+		done
+	done
+	[[ -n $first && -n $second && $first != "$second" ]] || echo "ports: $first, $second"
+	jobs -p | xargs kill
+	wait
 }
