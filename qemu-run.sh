@@ -100,8 +100,8 @@ cpu_is_v80() { [[ ${CPU%%,*} =~ ^cortex-a(35|53|57|72)$ ]]; }
 mte_wanted() { [[ -z $NO_MTE ]] && cpu_has_mte; }
 
 # QEMU's RAM in MiB: 24 bytes of record and 128 bytes of raw tags for each 4 KiB
-# of swap, rounded up, and 2 MiB for alignment.
-machine_mib() { echo $((MEMORY + SWAP + (SWAP * 256 * (24 + 128) + 1048575) / 1048576 + 2)); }
+# of swap, 16 for the records of clusters in each MiB, rounded up, and 2 MiB for alignment.
+machine_mib() { echo $((MEMORY + SWAP + (SWAP * (256 * (24 + 128) + 16) + 1048575) / 1048576 + 2)); }
 
 boot_args() {
 	local args="memory=$MEMORY swap=$SWAP"
