@@ -51,8 +51,8 @@ pub fn write_host(bytes: &[u8]) {
 }
 
 /// From now on only warnings and deaths are logged.
-pub fn set_quiet(quiet: bool) {
-    QUIET.store(quiet, Ordering::Relaxed);
+pub fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
 }
 
 /// Whether only warnings and deaths are logged.

@@ -4,6 +4,7 @@ use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{
     CNTKCTL_EL1, CPACR_EL1, ID_AA64ISAR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1, Readable, SCTLR_EL1, Writeable,
 };
+use ebbtide::machine::Tags;
 
 /// Bits of SCTLR_EL1 (Arm ARM, "SCTLR_EL1, System Control Register (EL1)").
 mod sctlr {
@@ -59,13 +60,13 @@ fn has_pan() -> bool {
 }
 
 /// Sets what is the same for every program.
-pub fn set_controls(mte: bool) {
+pub fn set_controls(tags: Tags) {
     let mut wanted = sctlr::WANTED;
     if !has_pan() {
         // RES1 without FEAT_PAN.
         wanted |= sctlr::SPAN;
     }
-    if mte {
+    if tags == Tags::Include {
         wanted |= sctlr::ATA | sctlr::ATA0;
         set_random_tags();
     }

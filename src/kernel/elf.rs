@@ -11,6 +11,7 @@ use ebbtide::Mm;
 use ebbtide::Space;
 use ebbtide::addr::VirtAddr;
 use ebbtide::granule::{Granule, K4};
+use ebbtide::machine::Machine;
 use ebbtide::space::{Growth, MapError, MapRequest, Placement, Protection};
 use elf::ElfBytes;
 use elf::abi;
@@ -198,7 +199,6 @@ pub fn build_stack(
     space: &Space<Hardware>,
     loaded: &Loaded,
     files: &Files,
-    mte: bool,
 ) -> Result<u64, LoadError> {
     const NUL: &[u8] = b"\0";
     let (argv, envp) = (files.strings("argv"), files.strings("envp"));
@@ -240,7 +240,7 @@ pub fn build_stack(
         (at::EGID, 0),
         (at::SECURE, 0),
         (at::RANDOM, random),
-        (at::HWCAP2, hwcap::second(mte)),
+        (at::HWCAP2, hwcap::second(mm.machine().features())),
         (at::EXECFN, execfn),
         (at::PLATFORM, platform),
         (at::NULL, 0),

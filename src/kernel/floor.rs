@@ -28,14 +28,23 @@ unsafe extern "C" {
 
 struct Scratch {
     pages: [u64; 2],
-    icount: bool,
+    counter: Counter,
+}
+
+/// What the counter counts.
+#[derive(Copy, Clone, Eq, PartialEq)]
+pub enum Counter {
+    /// Time.
+    Time,
+    /// Instructions: QEMU runs with exact counts.
+    Instructions,
 }
 
 static SCRATCH: Late<Scratch> = Late::new();
 
 /// Sets two pages aside.
-pub fn start(ground: &mut Ground, icount: bool) {
-    SCRATCH.set(Scratch { pages: [ground.take(4096), ground.take(4096)], icount });
+pub fn start(ground: &mut Ground, counter: Counter) {
+    SCRATCH.set(Scratch { pages: [ground.take(4096), ground.take(4096)], counter });
 }
 
 /// Two frames that nothing else uses.
@@ -46,7 +55,7 @@ pub fn scratch() -> Option<[Pfn; 2]> {
 
 /// Whether the counter counts instructions.
 pub fn is_exact() -> bool {
-    SCRATCH.get().is_some_and(|scratch| scratch.icount)
+    SCRATCH.get().is_some_and(|scratch| scratch.counter == Counter::Instructions)
 }
 
 /// The pointer with 0 in bits 59:56, which DC GZVA would write as the tag.
@@ -80,7 +89,7 @@ fn fits(kind: u64) -> bool {
 /// Instructions of one operation on one page; `None` for an unknown kind, without exact counts, or where the CPU has not
 /// what the floor is made of.
 pub fn measure(kind: u64) -> Option<u64> {
-    let scratch = SCRATCH.get().filter(|scratch| scratch.icount)?;
+    let scratch = SCRATCH.get().filter(|scratch| scratch.counter == Counter::Instructions)?;
     let [first, second] = scratch.pages.map(untagged);
     if !fits(kind) {
         return None;

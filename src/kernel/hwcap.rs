@@ -4,6 +4,7 @@
 //! emulation.
 
 use aarch64_cpu::registers::{ID_AA64ISAR0_EL1, ID_AA64ISAR1_EL1, ID_AA64MMFR2_EL1, ID_AA64PFR0_EL1, Readable};
+use ebbtide::machine::Features;
 
 /// A field of an identification register: lowest bit, the least value that has the feature, bit of the capability word.
 type Field = (u32, u64, u32);
@@ -66,7 +67,7 @@ pub fn first() -> u64 {
 }
 
 /// AT_HWCAP2.
-pub fn second(mte: bool) -> u64 {
-    let tags = if mte { MTE2 } else { 0 };
+pub fn second(features: Features) -> u64 {
+    let tags = if features.contains(Features::MTE) { MTE2 } else { 0 };
     tags | bits(ID_AA64ISAR0_EL1.get(), ISAR0_2) | bits(ID_AA64ISAR1_EL1.get(), ISAR1_2)
 }

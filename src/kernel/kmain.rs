@@ -41,11 +41,12 @@ use core::arch::global_asm;
 
 use ebbtide::granule::{Granule, K4};
 use ebbtide::machine::aarch64::Aarch64;
-use ebbtide::machine::{Features, Machine};
+use ebbtide::machine::{Features, Machine, Tags};
 
 use board::Virt;
 use bootargs::BootArgs;
 use console::{alert, log};
+use floor::Counter;
 
 global_asm!(include_str!("../../boot/head.S"));
 global_asm!(include_str!("../../boot/vectors.S"));
@@ -93,7 +94,9 @@ extern "C" fn kmain(device_tree: u64) -> ! {
         cannot_start(format_args!("{why}"));
     }
     let args = BootArgs::parse(tree.boot_args());
-    console::set_quiet(args.quiet);
+    if args.quiet {
+        console::be_quiet();
+    }
 
     let (plan, mut ground) = match layout::plan(&tree, &args) {
         Ok(planned) => planned,
@@ -101,10 +104,10 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     };
     // SAFETY: nothing else uses memory above the image yet; the device tree was read.
     let initrd = unsafe { layout::relocate_initrd(&tree, &mut ground) };
-    let mte_wanted = !args.no_mte && cpu::has_mte();
+    let tags = if !args.no_mte && cpu::has_mte() { Tags::Include } else { Tags::Ignore };
     // SAFETY: called once, on the early map, with memory of which nothing is in use but what `ground` has given out.
-    unsafe { mmu::install(&plan, &tree, &mut ground, mte_wanted) };
-    cpu::set_controls(mte_wanted);
+    unsafe { mmu::install(&plan, &tree, &mut ground, tags) };
+    cpu::set_controls(tags);
     heap::start();
     log!(
         "{} MiB of memory, {} MiB of swap, {} CPU{}, EL1, PSCI {} by {}",
@@ -115,7 +118,9 @@ extern "C" fn kmain(device_tree: u64) -> ! {
         tree.psci_version(),
         tree.psci
     );
-    if mte_wanted && let Err(why) = mte::self_check(&mut ground) {
+    if tags == Tags::Include
+        && let Err(why) = mte::self_check(&mut ground)
+    {
         cannot_start(format_args!("{why}"));
     }
     if !args.no_mte && !cpu::has_mte() {
@@ -132,7 +137,7 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     }
     log!("features: {:?}, {} ASID bits", machine.features(), machine.asid_bits());
     random::seed(if args.icount { 0 } else { tree.seed });
-    floor::start(&mut ground, args.icount);
+    floor::start(&mut ground, if args.icount { Counter::Instructions } else { Counter::Time });
 
     let mm = layout::start_mm(machine, &plan, &mut ground);
     if let Err(why) = ramswap::start(mm, &plan) {

@@ -10,6 +10,7 @@ use core::ops::Range;
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{TTBR0_EL1, Writeable};
+use ebbtide::machine::Tags;
 use ebbtide::machine::aarch64::{ATTR_NORMAL, ATTR_TAGGED};
 
 use super::dt::Tree;
@@ -81,7 +82,7 @@ enum Rights {
     Text,
     Constants,
     Data,
-    Ram { tagged: bool },
+    Ram(Tags),
     Device,
 }
 
@@ -92,8 +93,8 @@ impl Rights {
         match self {
             Self::Text => normal | ATTR_NORMAL << bits::ATTR_SHIFT | bits::READ_ONLY,
             Self::Constants => normal | ATTR_NORMAL << bits::ATTR_SHIFT | bits::READ_ONLY | bits::PXN,
-            Self::Data | Self::Ram { tagged: false } => normal | ATTR_NORMAL << bits::ATTR_SHIFT | bits::PXN,
-            Self::Ram { tagged: true } => normal | ATTR_TAGGED << bits::ATTR_SHIFT | bits::PXN,
+            Self::Data | Self::Ram(Tags::Ignore) => normal | ATTR_NORMAL << bits::ATTR_SHIFT | bits::PXN,
+            Self::Ram(Tags::Include) => normal | ATTR_TAGGED << bits::ATTR_SHIFT | bits::PXN,
             Self::Device => common | ATTR_DEVICE << bits::ATTR_SHIFT | bits::PXN,
         }
     }
@@ -155,12 +156,12 @@ impl Map<'_> {
 ///
 /// # Safety
 /// Called once, on the early map of `boot/head.S`; what `ground` has not given out is not in use.
-pub unsafe fn install(plan: &Plan, tree: &Tree, ground: &mut Ground, tagged: bool) {
+pub unsafe fn install(plan: &Plan, tree: &Tree, ground: &mut Ground, tags: Tags) {
     let ram = plan.ram.start().number() * PAGE..plan.ram.end().number() * PAGE;
     let image = image();
     let root = Map::table(ground);
     let mut map = Map { root, ground };
-    map.add(ram.start..image.start, Rights::Ram { tagged });
+    map.add(ram.start..image.start, Rights::Ram(tags));
     map.add(physical(&raw const __text_start)..physical(&raw const __text_end), Rights::Text);
     map.add(physical(&raw const __rodata_start)..physical(&raw const __rodata_end), Rights::Constants);
     let data_end = physical(&raw const __bss_end).next_multiple_of(PAGE);
@@ -168,7 +169,7 @@ pub unsafe fn install(plan: &Plan, tree: &Tree, ground: &mut Ground, tagged: boo
     for stack in stack::all() {
         map.add(physical(stack.start as *const u8)..physical(stack.end as *const u8), Rights::Data);
     }
-    map.add(image.end..ram.end, Rights::Ram { tagged });
+    map.add(image.end..ram.end, Rights::Ram(tags));
     map.add(tree.uart & !(PAGE - 1)..(tree.uart & !(PAGE - 1)) + PAGE, Rights::Device);
     barrier::dsb(barrier::ISHST);
 

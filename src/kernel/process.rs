@@ -6,7 +6,6 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use ebbtide::addr::VirtAddr;
-use ebbtide::machine::{Features, Machine};
 use ebbtide::{Mm, Space, Totals};
 
 use super::bootargs::BootArgs;
@@ -123,8 +122,7 @@ pub fn run(mm: &'static Mm<Hardware>, files: &Files, args: &BootArgs<'_>, memory
     };
     process.break_start.store(loaded.end, Ordering::Relaxed);
     process.break_now.store(loaded.end, Ordering::Relaxed);
-    let mte = mm.machine().features().contains(Features::MTE);
-    let stack_pointer = match elf::build_stack(mm, &process.space, &loaded, files, mte) {
+    let stack_pointer = match elf::build_stack(mm, &process.space, &loaded, files) {
         Ok(stack_pointer) => stack_pointer,
         Err(error) => cannot_start(format_args!("{} cannot be started: {error}", process.name)),
     };

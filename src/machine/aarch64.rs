@@ -107,13 +107,7 @@ impl<B: Board> Aarch64<B> {
         features.set(Features::TLB_RANGE, ID_AA64ISAR0_EL1.get() >> 56 & 0xf >= 2);
         features.remove(without);
         let asid_bits = if ID_AA64MMFR0_EL1.get() >> 4 & 0xf >= 2 { 16 } else { 8 };
-        Self {
-            board,
-            blocks: Blocks::probe(features.contains(Features::MTE)),
-            features,
-            asid_bits,
-            invalidate: Invalidate::probe(features.contains(Features::TLB_RANGE)),
-        }
+        Self { board, blocks: Blocks::probe(features), features, asid_bits, invalidate: Invalidate::probe(features) }
     }
 
     /// The board.
@@ -175,8 +169,8 @@ impl<B: Board> Aarch64<B> {
     }
 
     #[inline]
-    fn tagged(&self, tags: Tags) -> bool {
-        tags == Tags::Include && self.features.contains(Features::MTE)
+    fn tagged(&self, tags: Tags) -> Tags {
+        if self.features.contains(Features::MTE) { tags } else { Tags::Ignore }
     }
 }
 

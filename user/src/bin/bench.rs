@@ -192,11 +192,15 @@ impl Bench {
     }
 
     fn read_only(&self) -> Prot {
-        Prot::READ.tagged(self.tagged)
+        Prot::READ | self.tags()
     }
 
     fn read_write(&self) -> Prot {
-        Prot::READ_WRITE.tagged(self.tagged)
+        Prot::READ_WRITE | self.tags()
+    }
+
+    fn tags(&self) -> Prot {
+        if self.tagged { Prot::MTE } else { Prot::NONE }
     }
 }
 
