@@ -4,9 +4,10 @@
 # The protocol between this script and the kernel:
 #
 #   Image     The kernel's ELF as a raw arm64 Image (with an ELF, QEMU passes no device tree).
-#   bootargs  Words `key=value` or `flag`: memory=MIB, swap=MIB, no-mte, no-hafdbs, quiet,
-#             icount, selftest=NAME. QEMU's RAM is memory + swap + the swap records; the
-#             kernel manages `memory` of it and keeps the rest for its RAM swap device.
+#   bootargs  Words `key=value` or `flag`: memory=MIB, swap=MIB, no-mte, tag-checks=MODE,
+#             no-hafdbs, quiet, icount, selftest=NAME. QEMU's RAM is memory + swap + the swap
+#             records; the kernel manages `memory` of it and keeps the rest for its RAM swap
+#             device.
 #   initrd    A cpio archive (newc): `init`, the ELF to run; `argv` and `envp`, its strings,
 #             each ended by a NUL; `stats-path`, the host file for the statistics (only with
 #             --stats); `end-path`, a host file that the kernel makes when the program has ended;
@@ -106,7 +107,9 @@ machine_mib() { echo $((MEMORY + SWAP + (SWAP * (256 * (24 + 128) + 16) + 104857
 boot_args() {
 	local args="memory=$MEMORY swap=$SWAP"
 	[[ -z $NO_MTE ]] || args+=" no-mte"
+	[[ -z $TAG_CHECKS ]] || args+=" tag-checks=$TAG_CHECKS"
 	[[ -z $NO_HAFDBS ]] || args+=" no-hafdbs"
+	[[ -z $FOLIO_ORDERS ]] || args+=" folio-orders=$FOLIO_ORDERS"
 	[[ -z $QUIET ]] || args+=" quiet"
 	[[ -z $ICOUNT ]] || args+=" icount"
 	[[ -z $SELFTEST ]] || args+=" selftest=$SELFTEST"

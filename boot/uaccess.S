@@ -1,5 +1,5 @@
 // Copies between the kernel and the program, with the program's own rights and tag checks: LDTR and STTR obey the
-// user permissions and SCTLR_EL1.TCF0 (Arm ARM, C6.2, "Load register (unprivileged)").
+// user permissions, and SCTLR_EL1.TCF0 while PSTATE.TCO is clear (Arm ARM, C6.2, "Load register (unprivileged)").
 //
 // copy_from_user_raw(x0 = to, x1 = from, x2 = bytes), copy_to_user_raw(x0 = to, x1 = from, x2 = bytes): return the
 // bytes not copied. A fault between user_copy_start and user_copy_end that the address space cannot resolve continues

@@ -6,6 +6,9 @@
 //
 // A stack is the upper half of a 128 KiB slot whose lower half is not mapped: bit 16 of a good stack pointer is 1. The
 // EL1 vector looks at that bit before it stores anything, so that an overflow is reported from the emergency stack.
+//
+// There are two tables. While wrong tags of EL0 may be noted in TFSRE0_EL1 instead of faulting at once, VBAR_EL1 names
+// late_vectors, whose entry from EL0 looks there first; programs without such checks do not pay for that look.
 
 .arch_extension fp
 .set USER_FRAME, 160
@@ -50,10 +53,8 @@
     b       unexpected_exception
 .endm
 
-.section .text.vectors, "ax"
-.balign 2048
-.globl vectors
-vectors:
+// A table with the given code for synchronous exceptions from EL0.
+.macro vector_table el0_synchronous
     unexpected 0                        // EL1 with SP_EL0
     unexpected 1
     unexpected 2
@@ -73,11 +74,7 @@ vectors:
 
     .balign 128                         // EL0, synchronous
     save_user
-    mrs     x0, esr_el1
-    tbz     x0, #31, system_call        // aborts from EL0 are the classes 0x20 and 0x24, SVC is 0x15
-    mrs     x1, far_el1
-    bl      el0_abort
-    return_to_user abort_slow
+    \el0_synchronous
     unexpected 9
     unexpected 10
     unexpected 11
@@ -86,6 +83,37 @@ vectors:
     unexpected 13
     unexpected 14
     unexpected 15
+.endm
+
+.macro dispatch
+dispatch_user:
+    mrs     x0, esr_el1
+    tbz     x0, #31, system_call        // aborts from EL0 are the classes 0x20 and 0x24, SVC is 0x15
+    mrs     x1, far_el1
+    bl      el0_abort
+    return_to_user abort_slow
+.endm
+
+// SCTLR_EL1.ITFSB is set with this table: the exception itself has brought TFSRE0_EL1 up to date, without a barrier.
+// Bit 0 is the lower half, where the program's memory is.
+.macro look_for_wrong_tags
+    mrs     x0, S3_0_C5_C6_1            // TFSRE0_EL1
+    tbz     x0, #0, dispatch_user
+    mrs     x0, esr_el1
+    mrs     x1, far_el1
+    bl      el0_late_tag_fault
+.endm
+
+.section .text.vectors, "ax"
+.balign 2048
+.globl vectors
+vectors:
+    vector_table dispatch
+
+.balign 2048
+.globl late_vectors
+late_vectors:
+    vector_table look_for_wrong_tags
 
 system_call:
     lsr     x1, x0, #26

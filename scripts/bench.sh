@@ -11,7 +11,14 @@ cmd_bench() {
 	PROGRAM=(bench)
 	[[ -z $name ]] || PROGRAM+=("$name")
 	work_dir
-	run_program "${PROGRAM[@]}" >"$WORK/bench.out" || status=$?
+	: >"$WORK/bench.out"
+	local lists=(0 '') # single pages, then what the kernel chooses
+	[[ -z $FOLIO_ORDERS ]] || lists=("$FOLIO_ORDERS")
+	for FOLIO_ORDERS in "${lists[@]}"; do
+		run_program "${PROGRAM[@]}" >>"$WORK/bench.out" || status=$?
+		((status == 0)) || break
+		NO_BUILD=1
+	done
 	if [[ -n $DRY_RUN ]]; then
 		cat "$WORK/bench.out"
 		return 0

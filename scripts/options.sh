@@ -16,12 +16,15 @@ usage() {
 		  --cpu MODEL          QEMU's CPU model (max)
 		  --el2                enter the kernel at EL2
 		  --no-mte             a machine without memory tags
+		  --tag-checks MODE    sync, async or asymm: for a program that allows several (async)
 		  --no-hafdbs          access and dirty flags in software
 		  --icount             exact counts: one instruction is one nanosecond
 		  --timeout SECONDS    give up after that long: exit 124 (never)
 		  --stats FILE.json    counters at exit; for bench, its rows
 		  --quiet              of the kernel's log only warnings and deaths
-		  --cpus 1, --granule 4k, --folio-orders 0|none: what there is so far
+		  --folio-orders LIST  folios of 2^ORDER pages on first touch, e.g. 0,4, or none
+		                       (0 and the contiguous group's; for bench, both, one after the other)
+		  --cpus 1, --granule 4k: what there is so far
 
 		The program's output is stdout, the kernel's log is stderr, the exit status is the
 		program's: 128+signal if killed (139 bad access, 137 out of memory), 101 kernel panic,
@@ -56,17 +59,20 @@ host_file() {
 	echo "${dir%/}/$(basename -- "$1")"
 }
 
+# folio_orders LIST: as the kernel takes it, numbers with commas. A folio has at most 2^9 pages.
 folio_orders() {
-	case $1 in
-	0 | none) ;;
-	*[!0-9,]* | '' | ,* | *,) die "--folio-orders wants 'none' or numbers with commas, not '$1'" ;;
-	*) unsupported "--folio-orders $1" ;;
-	esac
+	local order
+	[[ $1 != none ]] || set -- 0
+	[[ $1 =~ ^[0-9]+(,[0-9]+)*$ ]] || die "--folio-orders wants 'none' or numbers with commas, not '$1'"
+	for order in ${1//,/ }; do
+		((${#order} == 1)) || die "--folio-orders: $order is out of range (0 to 9)"
+	done
+	echo "$1"
 }
 
 parse_command_line() {
-	MEMORY=128 SWAP='' CPU=max EL2='' NO_MTE='' NO_HAFDBS='' ICOUNT='' TIMEOUT='' STATS='' QUIET=''
-	KERNEL_ELF='' SELFTEST='' DEV='' NO_BUILD='' DRY_RUN='' DEBUG=''
+	MEMORY=128 SWAP='' CPU=max EL2='' NO_MTE='' TAG_CHECKS='' NO_HAFDBS='' ICOUNT='' TIMEOUT='' STATS='' QUIET=''
+	FOLIO_ORDERS='' KERNEL_ELF='' SELFTEST='' DEV='' NO_BUILD='' DRY_RUN='' DEBUG=''
 	COMMAND='' OPERAND='' PROGRAM=() MACHINE_OPTIONS=()
 	local memory_given='' words=()
 	while (($#)); do
@@ -74,7 +80,7 @@ parse_command_line() {
 		case $option in
 		--) break ;;
 		--el2 | --no-mte | --no-hafdbs | --icount | --quiet | --dev | --no-build | --build-only | --dry-run | --help | -h) takes_value='' ;;
-		--memory | --swap | --cpu | --timeout | --stats | --kernel-elf | --selftest | --cpus | --granule | --folio-orders | --trace) ;;
+		--memory | --swap | --cpu | --tag-checks | --timeout | --stats | --kernel-elf | --selftest | --cpus | --granule | --folio-orders | --trace) ;;
 		--*=*) # the other way to write a value
 			value=${option#*=}
 			shift
@@ -106,6 +112,10 @@ parse_command_line() {
 			;;
 		--el2) EL2=1 ;;
 		--no-mte) NO_MTE=1 ;;
+		--tag-checks)
+			[[ $value =~ ^(sync|async|asymm)$ ]] || die "--tag-checks wants sync, async or asymm, not '$value'"
+			TAG_CHECKS=$value
+			;;
 		--no-hafdbs) NO_HAFDBS=1 ;;
 		--icount) ICOUNT=1 ;;
 		--timeout) TIMEOUT=$(number "$option" "$value" 1 999999) ;;
@@ -122,7 +132,7 @@ parse_command_line() {
 			*) die "--granule wants 4k, 16k or 64k, not '$value'" ;;
 			esac
 			;;
-		--folio-orders) folio_orders "$value" ;;
+		--folio-orders) FOLIO_ORDERS=$(folio_orders "$value") ;;
 		--trace) unsupported "--trace" ;;
 		# From here on for the project's own use: cargo's runner, the in-QEMU tests.
 		--kernel-elf)
@@ -138,7 +148,7 @@ parse_command_line() {
 		esac
 		# What describes the machine is handed on to the in-QEMU tests.
 		case $option in
-		--memory | --swap | --cpu) MACHINE_OPTIONS+=("$option" "$value") ;;
+		--memory | --swap | --cpu | --folio-orders) MACHINE_OPTIONS+=("$option" "$value") ;;
 		--el2 | --no-mte | --no-hafdbs | --icount) MACHINE_OPTIONS+=("$option") ;;
 		esac
 	done

@@ -11,7 +11,7 @@ fail() { FAILED=$((FAILED + 1)) && echo "FAIL $1"; }
 
 cmd_test() {
 	local filter=$1
-	[[ -z $STATS$TIMEOUT$QUIET ]] || die "test takes no --stats, --timeout, --quiet"
+	[[ -z $STATS$TIMEOUT$QUIET$TAG_CHECKS ]] || die "test takes no --stats, --timeout, --quiet, --tag-checks"
 	[[ -z $KERNEL_ELF$SELFTEST$DEV$NO_BUILD$DRY_RUN ]] ||
 		die "test takes no --kernel-elf, --selftest, --dev, --no-build, --dry-run"
 	work_dir

@@ -5,7 +5,9 @@ use core::ptr::NonNull;
 
 use crate::addr::{Pfn, PfnRange};
 use crate::frame::slab::Slab;
-use crate::frame::{Frame, FrameRecord, Frames, Kind, OwnedFrame, Pressure, Urgency};
+use crate::frame::{
+    FolioOrders, Frame, FrameRecord, Frames, Kind, MAP, Maps, OwnedFrame, Pressure, REFERENCE, Urgency,
+};
 use crate::machine::{Asid, MAX_CPUS, Machine, Tags};
 use crate::reclaim::Reclaim;
 use crate::rmap::{Node, NodeId};
@@ -71,6 +73,8 @@ pub struct Mm<M: Machine> {
     empty_root: Pfn,
     /// The node of the space that each CPU runs, plus one; 0 for none.
     running: [AtomicU32; MAX_CPUS],
+    /// [`FolioOrders`].
+    folio_orders: AtomicU32,
 }
 
 /// Fewest frames that make sense: watermarks, tables, and a program's first pages.
@@ -127,6 +131,7 @@ impl<M: Machine> Mm<M> {
             stats: Stats::default(),
             empty_root,
             running: [const { AtomicU32::new(0) }; MAX_CPUS],
+            folio_orders: AtomicU32::new(FolioOrders::group::<M::Granule>().bits()),
         })
     }
 
@@ -141,6 +146,17 @@ impl<M: Machine> Mm<M> {
     pub unsafe fn swap_on(&self, area: SwapArea<M>) -> Result<AreaId, SwapOnError> {
         // SAFETY: the same promise.
         unsafe { self.swap.add(&self.machine, area) }
+    }
+
+    /// Sets the sizes of folio that first touch makes from now on.
+    pub fn set_folio_orders(&self, orders: FolioOrders) {
+        self.folio_orders.store(orders.bits(), Ordering::Relaxed);
+    }
+
+    /// The sizes of folio that first touch makes.
+    #[inline]
+    pub fn folio_orders(&self) -> FolioOrders {
+        FolioOrders::from_bits(self.folio_orders.load(Ordering::Relaxed))
     }
 
     /// The machine.
@@ -264,8 +280,20 @@ impl<M: Machine> Mm<M> {
         Some(self.frames.take(self.machine.cpu(), 0, kind, Urgency::Reserve)?.0)
     }
 
-    /// Gives back one reference to each folio, and frees those that were the last.
-    pub(crate) fn release_folios(&self, folios: &[Frame]) {
-        self.reclaim.release(&self.frames, self.machine.cpu(), folios);
+    /// Takes the memory for a large folio, if there is plenty.
+    #[inline]
+    pub(crate) fn take_large(&self, order: u32) -> Option<OwnedFrame<'_>> {
+        self.frames.take_large(self.machine.cpu(), order)
+    }
+
+    /// Gives back one reference to a folio, and frees it if that was the last.
+    pub(crate) fn release_folio(&self, folio: Frame) {
+        self.reclaim.release(&self.frames, self.machine.cpu(), [(folio, REFERENCE)].into_iter());
+    }
+
+    /// Gives back the counts of entries that are gone, and frees the folios that nobody holds any more.
+    pub(crate) fn release_maps(&self, folios: &[Maps]) {
+        let weights = folios.iter().map(|&Maps { folio, maps }| (folio, u64::from(maps) * MAP));
+        self.reclaim.release(&self.frames, self.machine.cpu(), weights);
     }
 }

@@ -53,6 +53,18 @@ counters! {
     faults_spurious,
     /// Pages that came into being, zeroed, on first touch.
     first_touches,
+    /// Large folios that first touch made; their pages count as first touches, too.
+    large_folios,
+    /// Contiguous groups mapped as such.
+    folds,
+    /// Contiguous groups broken up, as their pages came to differ.
+    unfolds,
+    /// Contiguous groups folded again, as their pages became alike.
+    refolds,
+    /// Large folios split into pages.
+    splits,
+    /// Pages that a program gave up (MADV_FREE) and that were made clean.
+    lazy_freed,
     /// Faults that only set the access flag or made a clean page dirty (no hardware management).
     faults_flag,
     /// Faults that made a page executable after its code sync.
@@ -89,7 +101,7 @@ counters! {
     no_tag_room,
     /// Evictions given up for want of a swap slot; the page stays mapped.
     no_slot,
-    /// Evictions that discarded a page which was clean since birth.
+    /// Evictions that discarded a page which was clean: never stored to, or not since the program gave it up.
     clean_discards,
     /// Pages that reclaim looked at.
     scanned,

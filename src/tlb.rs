@@ -13,14 +13,13 @@
 
 use arrayvec::ArrayVec;
 
-use crate::addr::{Vpn, VpnRange};
-use crate::frame::Frame;
+use crate::addr::VpnRange;
+use crate::frame::{Frame, Maps};
 use crate::granule::Level;
 use crate::machine::{Asid, Cached, Machine, Reach, Scope};
 use crate::mm::Mm;
 
-/// Frames and tables that one flush owns at most; also the pages that a caller unmaps between two barrier pairs. Two
-/// barriers over 64 pages are below one instruction a page.
+/// Folios, and tables, that one flush owns at most. Two barriers over 64 folios are below one instruction a page.
 pub(crate) const CAPACITY: usize = 64;
 
 /// Runs noted before they are invalidated. A batch has [`CAPACITY`] scattered pages at most.
@@ -40,8 +39,8 @@ struct Run {
 pub(crate) struct Flush<'a, M: Machine> {
     mm: &'a Mm<M>,
     runs: ArrayVec<Run, RUNS>,
-    /// One reference each.
-    frames: ArrayVec<Frame, CAPACITY>,
+    /// The counts of the entries that were taken out.
+    folios: ArrayVec<Maps, CAPACITY>,
     tables: ArrayVec<Frame, CAPACITY>,
     /// A space of which no translation is left: what is noted of it needs nothing more.
     retired: Option<Asid>,
@@ -51,21 +50,21 @@ impl<'a, M: Machine> Flush<'a, M> {
     /// An empty flush.
     #[inline]
     pub(crate) fn new(mm: &'a Mm<M>) -> Self {
-        Self { mm, runs: ArrayVec::new(), frames: ArrayVec::new(), tables: ArrayVec::new(), retired: None }
+        Self { mm, runs: ArrayVec::new(), folios: ArrayVec::new(), tables: ArrayVec::new(), retired: None }
     }
 
-    /// Notes that the translation of `page` lost something.
+    /// Notes that the translations of `pages` lost something.
     #[inline]
-    pub(crate) fn note(&mut self, asid: Asid, page: Vpn) {
+    pub(crate) fn note(&mut self, asid: Asid, pages: VpnRange) {
         if let Some(last) = self.runs.last_mut()
             && last.asid == asid
-            && last.pages.end() == page
+            && last.pages.end() == pages.start()
             && last.cached == LEAVES
         {
-            last.pages = VpnRange::new(last.pages.start(), last.pages.pages() + 1);
+            last.pages = VpnRange::new(last.pages.start(), last.pages.pages() + pages.pages());
             return;
         }
-        self.note_run(Run { asid, pages: VpnRange::new(page, 1), cached: LEAVES });
+        self.note_run(Run { asid, pages, cached: LEAVES });
     }
 
     /// Notes that a table which mapped `pages` was detached.
@@ -94,13 +93,19 @@ impl<'a, M: Machine> Flush<'a, M> {
         self.retired = Some(asid);
     }
 
-    /// Moves a reference to a folio in; it is given back after the flush.
+    /// Moves the counts of `maps` entries of a folio in, which were taken out; they are given back after the flush.
     #[inline]
-    pub(crate) fn own(&mut self, frame: Frame) {
-        if self.frames.try_push(frame).is_err() {
-            self.complete();
-            self.frames.push(frame);
+    pub(crate) fn own(&mut self, folio: Frame, maps: u32) {
+        if let Some(last) = self.folios.last_mut()
+            && last.folio == folio
+        {
+            last.maps += maps;
+            return;
         }
+        if self.folios.is_full() {
+            self.complete();
+        }
+        self.folios.push(Maps { folio, maps });
     }
 
     /// Moves a detached table in, noted by [`Flush::note_table`] or of a retired space; it is freed after the flush.
@@ -111,14 +116,8 @@ impl<'a, M: Machine> Flush<'a, M> {
         }
     }
 
-    /// Whether another frame fits without completing.
-    #[inline]
-    pub(crate) fn has_room(&self) -> bool {
-        !self.frames.is_full()
-    }
-
-    /// Removes the noted translations from every CPU, and waits until that is done.
-    fn invalidate(&mut self) {
+    /// Removes the noted translations from every CPU, and waits until that is done. What the flush owns stays.
+    pub(crate) fn invalidate(&mut self) {
         if self.runs.is_empty() {
             return;
         }
@@ -135,9 +134,9 @@ impl<'a, M: Machine> Flush<'a, M> {
     /// Completes the flush: invalidates, waits, and gives back what it owns. The flush is empty afterwards.
     pub(crate) fn complete(&mut self) {
         self.invalidate();
-        if !self.frames.is_empty() {
-            self.mm.release_folios(&self.frames);
-            self.frames.clear();
+        if !self.folios.is_empty() {
+            self.mm.release_maps(&self.folios);
+            self.folios.clear();
         }
         for table in self.tables.drain(..) {
             self.mm.stats().tables_freed.bump();
@@ -146,12 +145,12 @@ impl<'a, M: Machine> Flush<'a, M> {
     }
 }
 
-/// Removes the calling CPU's translation of a page whose entry became more permissive: enough, as another CPU with
-/// the old one faults and does the same.
+/// Removes the calling CPU's translations of pages whose entries became more permissive: enough, as another CPU with
+/// the old ones faults and does the same.
 #[inline]
-pub(crate) fn invalidate_here<M: Machine>(machine: &M, asid: Asid, page: Vpn) {
+pub(crate) fn invalidate_here<M: Machine>(machine: &M, asid: Asid, pages: VpnRange) {
     machine.fence_tables();
-    machine.invalidate(asid, Scope::Pages(VpnRange::new(page, 1)), LEAVES, Reach::Local);
+    machine.invalidate(asid, Scope::Pages(pages), LEAVES, Reach::Local);
     machine.fence_invalidations();
 }
 

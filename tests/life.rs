@@ -8,6 +8,7 @@ mod support;
 
 use ebbtide::Space;
 use ebbtide::addr::VirtAddr;
+use ebbtide::frame::FolioOrders;
 use ebbtide::granule::{Granule, K4, K16, K64};
 use ebbtide::machine::Features;
 use ebbtide::machine::emu::Adversary;
@@ -17,7 +18,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use support::world::{Op, What, World};
+use support::op::{Op, What};
+use support::world::World;
 use support::{Dice, RW, RWT, Rig, Setup, Stage, refusal};
 
 /// Any operation; shrinks towards a load of page 0 by CPU 0.
@@ -50,22 +52,25 @@ fn short_lives<G: Granule>(cases: u32, setup: Setup, spaces: usize) {
     }
 }
 
-/// Lives one life of `steps` steps for each seed.
+/// Lives one life of `steps` steps for each seed. Returns the large folios that were made.
 fn long_lives<G: Granule>(
     seeds: impl Iterator<Item = u64>,
     steps: usize,
     setup: Setup,
     spaces: usize,
     bystander: bool,
-) {
+) -> u64 {
+    let mut large = 0;
     for seed in seeds {
         let mut world = World::<G>::new(Setup { seed, ..setup }, spaces, bystander);
         let mut dice = Dice::new(seed);
         for _ in 0..steps {
             world.step(Op::random(&mut dice));
         }
+        large += world.rig.count("large_folios");
         world.finish();
     }
+    large
 }
 
 /// Small: the programs want more than memory has.
@@ -78,7 +83,11 @@ const TIGHT: Setup = Setup {
     features: Features::all(),
     adversary: Adversary::Full,
     asid_bits: 16,
+    orders: None,
 };
+
+/// Room for large folios beside all that comes and goes.
+const ROOMY: Setup = Setup { frames: 400, ..TIGHT };
 
 #[test]
 fn short_lives_of_one_program() {
@@ -118,6 +127,25 @@ fn long_lives_with_few_slots_and_rooms() {
 fn long_lives_at_the_other_granules() {
     long_lives::<K16>(41..43, 1000, Setup { cpus: 2, ..TIGHT }, 2, true);
     long_lives::<K64>(51..53, 400, Setup { cpus: 2, ..TIGHT }, 2, true);
+}
+
+#[test]
+fn long_lives_with_large_folios() {
+    let orders = |orders: &[u32]| orders.iter().try_fold(FolioOrders::SINGLE, |all, &order| all.with(order));
+    for (seed, orders) in (61..).zip([None, orders(&[1, 2, 3]), orders(&[2, 4]), orders(&[1, 3, 4, 5]), orders(&[])]) {
+        let setup = Setup { cpus: 3, orders, ..ROOMY };
+        let large = long_lives::<K4>(seed..seed + 2, 3000, setup, 2, seed % 2 == 0);
+        assert_eq!(large > 0, orders != Some(FolioOrders::SINGLE));
+    }
+    for features in [Features::MTE, Features::MTE | Features::HW_ACCESS, Features::empty()] {
+        long_lives::<K4>(71..73, 2000, Setup { cpus: 2, features, ..ROOMY }, 2, true);
+    }
+}
+
+#[test]
+fn large_folios_at_the_other_granules() {
+    assert!(long_lives::<K16>(81..83, 700, Setup { cpus: 2, frames: 700, ..TIGHT }, 2, true) > 0);
+    assert!(long_lives::<K64>(91..93, 400, Setup { cpus: 2, frames: 250, ..TIGHT }, 2, true) > 0);
 }
 
 // ---- What the lives leave out. ----

@@ -61,15 +61,10 @@ impl Frames {
     /// Nobody else uses these frames, now or later, and the run was not given before.
     pub(crate) unsafe fn release(&self, run: PfnRange) {
         let run = run.intersection(self.span);
-        let mut buddy = self.buddy.lock();
-        let mut next = run.start().number();
-        while next < run.end().number() {
-            // The largest block that starts here, is aligned, and fits.
-            let order = next.trailing_zeros().min((run.end().number() - next).ilog2()).min(MAX_ORDER);
-            buddy.give(self, Frame((next - self.span.start().number()) as u32), order);
-            next += 1 << order;
+        if let Some(first) = self.frame(run.start()) {
+            self.give_run(first, run.pages() as u32);
+            self.managed.fetch_add(run.pages(), Ordering::Relaxed);
         }
-        self.managed.fetch_add(run.pages(), Ordering::Relaxed);
     }
 
     /// Sets how many frames stay back for [`Urgency::Reserve`], and below how many free ones reclaim is called.
@@ -137,6 +132,13 @@ impl Frames {
         Some(self.own(cpu, frame, kind, 0))
     }
 
+    /// Takes a folio of 2^`order` pages, if that leaves memory above the low watermark: a large folio is a gain of
+    /// time, for which nobody reclaims. `cpu` is the caller's.
+    pub(crate) fn take_large(&self, cpu: usize, order: u32) -> Option<OwnedFrame<'_>> {
+        let (frame, _) = self.take_block(order, self.low.load(Ordering::Relaxed))?;
+        Some(self.own(cpu, frame, Kind::Folio, order))
+    }
+
     /// Takes 2^`order` frames as a block nobody else knows of, and says how much is left. `cpu` is the caller's.
     ///
     /// Contents and tags are some earlier owner's.
@@ -168,12 +170,12 @@ impl Frames {
     fn take_block(&self, order: u32, reserve: u64) -> Option<(Frame, u64)> {
         let mut buddy = self.buddy.lock();
         let head = buddy.take(self, order, reserve)?;
+        let free = buddy.free();
+        drop(buddy);
         for tail in 1..1 << order {
-            let record = self.record(Frame(head.0 + tail));
-            record.begin(Kind::Tail, order);
-            record.next.store(head.0, Ordering::Relaxed);
+            self.record(Frame(head.0 + tail)).follow(head, order);
         }
-        Some((head, buddy.free()))
+        Some((head, free))
     }
 
     /// Moves the frames of every CPU's magazine to the buddy lists, where all can take them.
@@ -184,9 +186,21 @@ impl Frames {
         }
     }
 
-    /// Frees the block headed by `frame`, whose last owner is the caller. `cpu` is the caller's.
+    /// Gives a run to the buddy lists, in the largest blocks that it has.
+    fn give_run(&self, first: Frame, pages: u32) {
+        let mut buddy = self.buddy.lock();
+        let (mut next, end) = (first.0, first.0 + pages);
+        while next < end {
+            let aligned = self.pfn(Frame(next)).number().trailing_zeros();
+            let order = aligned.min((end - next).ilog2()).min(MAX_ORDER);
+            buddy.give(self, Frame(next), order);
+            next += 1 << order;
+        }
+    }
+
+    /// Ends the life of the block headed by `frame`, whose last owner is the caller. Returns its order.
     #[inline]
-    pub(crate) fn free(&self, cpu: usize, frame: Frame) {
+    fn end(&self, frame: Frame) -> u32 {
         let record = self.record(frame);
         debug_assert!(matches!(record.kind(), Kind::Folio | Kind::Table | Kind::Records), "{:?}", record.kind());
         debug_assert!(
@@ -195,11 +209,65 @@ impl Frames {
         );
         let order = record.order();
         record.begin(Kind::Tail, 0);
+        order
+    }
+
+    /// Frees many blocks, with the work for neighbours shared.
+    pub(crate) fn freeing(&self, cpu: usize) -> Freeing<'_> {
+        Freeing { frames: self, cpu: (cpu % MAX_CPUS) as u32, first: Frame(0), pages: 0 }
+    }
+
+    /// Frees the block headed by `frame`, whose last owner is the caller. `cpu` is the caller's.
+    #[inline]
+    pub(crate) fn free(&self, cpu: usize, frame: Frame) {
+        let order = self.end(frame);
         if order == 0 {
             self.magazines[cpu % MAX_CPUS].lock().put(self, &self.buddy, frame);
         } else {
             self.buddy.lock().give(self, frame, order);
         }
+    }
+}
+
+/// Fewest neighbours that go to the buddy lists as a run, past the magazine: half a batch of its own.
+const RUN: u32 = 16;
+
+/// Blocks on their way to the allocator; see [`Frames::freeing`]. Dropped, it hands over the last of them.
+pub(crate) struct Freeing<'a> {
+    frames: &'a Frames,
+    cpu: u32,
+    first: Frame,
+    pages: u32,
+}
+
+impl Freeing<'_> {
+    /// Frees the block headed by `frame`, whose last owner is the caller.
+    #[inline]
+    pub(crate) fn push(&mut self, frame: Frame) {
+        let order = self.frames.end(frame);
+        if frame.0 != self.first.0 + self.pages {
+            self.hand_over();
+            self.first = frame;
+        }
+        self.pages += 1 << order;
+    }
+
+    fn hand_over(&mut self) {
+        let pages = mem::take(&mut self.pages);
+        if pages >= RUN {
+            self.frames.give_run(self.first, pages);
+        } else if pages > 0 {
+            let mut magazine = self.frames.magazines[self.cpu as usize].lock();
+            for page in 0..pages {
+                magazine.put(self.frames, &self.frames.buddy, Frame(self.first.0 + page));
+            }
+        }
+    }
+}
+
+impl Drop for Freeing<'_> {
+    fn drop(&mut self) {
+        self.hand_over();
     }
 }
 
@@ -216,6 +284,16 @@ impl OwnedFrame<'_> {
     #[inline]
     pub fn pfn(&self) -> Pfn {
         self.frames.pfn(self.frame)
+    }
+
+    /// Sets state bits of its `pages` pages.
+    #[inline]
+    pub(crate) fn mark(&self, pages: u64, mask: u32) {
+        for page in 0..pages as u32 {
+            let flags = &self.frames.record(Frame(self.frame.0 + page)).flags;
+            // Nobody else knows of the block.
+            flags.store(flags.load(Ordering::Relaxed) | mask, Ordering::Relaxed);
+        }
     }
 
     /// The record handle, the block staying owned.

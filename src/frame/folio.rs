@@ -1,6 +1,7 @@
 //! A folio's count and its lock.
 //!
-//! **Count.** `maps` counts leaf entries, `references` those who may look at the folio without mapping it, `pins`
+//! **Count.** `maps` counts leaf entries, those included that were taken out and whose flush is not done: the frames
+//! stay until then. `references` those who may look at the folio without mapping it, `pins`
 //! those who let a device or the kernel write to it. [`Frames::get`] takes a reference unless the count is zero: a
 //! folio on its way to the allocator cannot be revived. [`Frames::put`] gives one back and says whether it was the
 //! last.
@@ -9,7 +10,7 @@
 //! then confirms again all that it knew.
 
 use super::database::Frames;
-use super::{Frame, flag};
+use super::{Frame, Kind, ORDER_MASK, flag};
 use crate::machine::Machine;
 use crate::sync::{Ordering, assert_may_sleep};
 
@@ -45,7 +46,7 @@ impl Frames {
         false
     }
 
-    /// Gives back one count of weight `weight` ([`MAP`] or [`REFERENCE`]).
+    /// Gives back counts of weight `weight` in sum: so many [`MAP`] or [`REFERENCE`].
     #[inline]
     pub(crate) fn put(&self, frame: Frame, weight: u64) -> Left {
         let before = self.record(frame).count.fetch_sub(weight, Ordering::AcqRel);
@@ -53,10 +54,32 @@ impl Frames {
         if before == weight { Left::Nobody } else { Left::Shared }
     }
 
-    /// Turns one leaf entry's count into a reference: the entry is gone, but the frame stays until the flush is done.
+    /// The head of the folio that has `frame`, which a leaf entry under the caller's lock names.
     #[inline]
-    pub(crate) fn map_to_reference(&self, frame: Frame) {
-        self.record(frame).count.fetch_add(REFERENCE - MAP, Ordering::AcqRel);
+    pub(crate) fn head(&self, frame: Frame) -> Frame {
+        let record = self.record(frame);
+        if record.kind() != Kind::Tail {
+            return frame;
+        }
+        self.frame_at(record.next.load(Ordering::Relaxed)).unwrap_or(frame)
+    }
+
+    /// Page `index` of the folio headed by `head`, which has more pages than that.
+    #[inline]
+    pub(crate) fn tail(&self, head: Frame, index: u64) -> Option<Frame> {
+        self.frame_at(head.index() + index as u32)
+    }
+
+    /// Makes a tail a folio of one page, which keeps what is its own. Its count and home are the caller's to set.
+    pub(crate) fn promote(&self, tail: Frame) {
+        let flags = &self.record(tail).flags;
+        let own = flags.load(Ordering::Relaxed) & (flag::TAGS_VALID | flag::CODE_SYNCED);
+        flags.store(Kind::Folio as u32 | own, Ordering::Relaxed);
+    }
+
+    /// Makes a head the head of one page: its own. Under its folio lock, with its tails promoted.
+    pub(crate) fn shrink(&self, head: Frame) {
+        self.record(head).flags.fetch_and(!ORDER_MASK, Ordering::Relaxed);
     }
 
     /// Leaf entries of the folio.

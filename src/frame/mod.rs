@@ -4,7 +4,8 @@
 //!
 //! - *reserved*: never the library's (the kernel's image, the records themselves). Zeroed memory says this.
 //! - *free*: in a buddy list or a CPU's magazine ([`buddy`]); nothing maps it and nobody holds it.
-//! - *folio*: anonymous memory. Its `count` packs leaf entries (maps), references and pins. Whoever brings the count to
+//! - *folio*: anonymous memory, 2^order frames; the first is its head, the others are *tails* that name it. Its `count`,
+//!   in the head's record, packs leaf entries (maps), references and pins. Whoever brings the count to
 //!   zero frees the folio, and nobody else may. A reference keeps the folio from being freed; it does not lock it.
 //! - *table*: a table of descriptors. The leaf table's lock and its counts of entries live in its record.
 //! - *records*: the library's own cold records ([`slab`], region lists).
@@ -17,6 +18,7 @@
 mod buddy;
 mod database;
 mod folio;
+mod orders;
 pub mod slab;
 
 pub use buddy::{MAX_ORDER, Urgency};
@@ -24,6 +26,7 @@ pub(crate) use database::Pressure;
 pub use database::{Frames, OwnedFrame};
 pub use folio::FolioLock;
 pub(crate) use folio::{Left, MAP, REFERENCE};
+pub use orders::FolioOrders;
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
@@ -42,6 +45,13 @@ impl Frame {
 
 /// "No frame" in the 32-bit links.
 pub(crate) const NO_FRAME: u32 = u32::MAX;
+
+/// Counts of leaf entries of one folio, named by its head.
+#[derive(Copy, Clone)]
+pub(crate) struct Maps {
+    pub(crate) folio: Frame,
+    pub(crate) maps: u32,
+}
 
 /// What a frame is for.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -85,11 +95,14 @@ const AREA_MASK: u32 = 0x1f << AREA_SHIFT;
 
 /// State bits of [`FrameRecord::flags`].
 pub(crate) mod flag {
+    // Of a folio, in its head's record: LOCKED, WAITED, LISTED, CACHED, KEPT. Of a page, in each page's own record:
+    // TAGS_VALID, CODE_SYNCED.
+
     /// The folio lock.
     pub const LOCKED: u32 = 1 << 16;
     /// Somebody sleeps for the folio lock.
     pub const WAITED: u32 = 1 << 17;
-    /// The allocation tags of every page are this folio's own; otherwise they are some earlier owner's.
+    /// The allocation tags are this page's own; otherwise they are some earlier owner's.
     pub const TAGS_VALID: u32 = 1 << 18;
     /// The instruction side sees the contents.
     pub const CODE_SYNCED: u32 = 1 << 19;
@@ -159,6 +172,13 @@ impl FrameRecord {
     #[inline]
     fn begin(&self, kind: Kind, order: u32) {
         self.flags.store(kind as u32 | order << ORDER_SHIFT, Ordering::Relaxed);
+    }
+
+    /// Starts a life as the tail of a folio. The caller owns the frame alone.
+    #[inline]
+    fn follow(&self, head: Frame, order: u32) {
+        self.begin(Kind::Tail, order);
+        self.next.store(head.0, Ordering::Relaxed);
     }
 
     /// The swap area of a cached folio.

@@ -2,6 +2,10 @@
 
 use core::str::SplitAsciiWhitespace;
 
+use ebbtide::frame::FolioOrders;
+
+use super::cpu::TagChecks;
+
 /// What the command line asks for. The protocol stands at the head of `qemu-run.sh`.
 pub struct BootArgs<'a> {
     /// `memory=MIB`: how much RAM the library manages, kernel included.
@@ -10,8 +14,12 @@ pub struct BootArgs<'a> {
     pub swap_mib: u64,
     /// `no-mte`: leave memory tags alone.
     pub no_mte: bool,
+    /// `tag-checks=sync|async|asymm`: what a program gets that allows several.
+    pub tag_checks: TagChecks,
     /// `no-hafdbs`: access and dirty flags in software.
     pub no_hafdbs: bool,
+    /// `folio-orders=ORDER,...`: the sizes of folio that first touch makes.
+    pub folio_orders: Option<FolioOrders>,
     /// `quiet`: log warnings and deaths only.
     pub quiet: bool,
     /// `icount`: the counter counts instructions.
@@ -22,14 +30,25 @@ pub struct BootArgs<'a> {
 impl<'a> BootArgs<'a> {
     /// Reads the words; those that make no sense are left to [`BootArgs::unknown`].
     pub fn parse(text: &'a str) -> Self {
-        let mut args =
-            Self { memory_mib: None, swap_mib: 0, no_mte: false, no_hafdbs: false, quiet: false, icount: false, text };
+        let mut args = Self {
+            memory_mib: None,
+            swap_mib: 0,
+            no_mte: false,
+            tag_checks: TagChecks::Async,
+            no_hafdbs: false,
+            folio_orders: None,
+            quiet: false,
+            icount: false,
+            text,
+        };
         for word in text.split_ascii_whitespace() {
             match Word::of(word) {
                 Word::Memory(mib) => args.memory_mib = Some(mib),
                 Word::Swap(mib) => args.swap_mib = mib,
                 Word::NoMte => args.no_mte = true,
+                Word::TagChecks(checks) => args.tag_checks = checks,
                 Word::NoHafdbs => args.no_hafdbs = true,
+                Word::FolioOrders(orders) => args.folio_orders = Some(orders),
                 Word::Quiet => args.quiet = true,
                 Word::Icount => args.icount = true,
                 Word::Selftest | Word::Unknown => {}
@@ -53,11 +72,17 @@ impl<'a> BootArgs<'a> {
     }
 }
 
+fn folio_orders(list: &str) -> Option<FolioOrders> {
+    list.split(',').try_fold(FolioOrders::SINGLE, |all, order| all.with(order.parse().ok()?))
+}
+
 enum Word {
     Memory(u64),
     Swap(u64),
     NoMte,
+    TagChecks(TagChecks),
     NoHafdbs,
+    FolioOrders(FolioOrders),
     Quiet,
     Icount,
     Selftest,
@@ -76,6 +101,10 @@ impl Word {
             },
             Some(("memory", value)) => value.parse().map_or(Self::Unknown, Self::Memory),
             Some(("swap", value)) => value.parse().map_or(Self::Unknown, Self::Swap),
+            Some(("folio-orders", value)) => folio_orders(value).map_or(Self::Unknown, Self::FolioOrders),
+            Some(("tag-checks", "sync")) => Self::TagChecks(TagChecks::Sync),
+            Some(("tag-checks", "async")) => Self::TagChecks(TagChecks::Async),
+            Some(("tag-checks", "asymm")) => Self::TagChecks(TagChecks::Asymm),
             Some(("selftest", _)) => Self::Selftest,
             Some(_) => Self::Unknown,
         }

@@ -2,9 +2,11 @@
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{
-    CNTKCTL_EL1, CPACR_EL1, ID_AA64ISAR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1, Readable, SCTLR_EL1, Writeable,
+    CNTKCTL_EL1, CPACR_EL1, ID_AA64ISAR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1, Readable, SCTLR_EL1, VBAR_EL1,
+    Writeable,
 };
 use ebbtide::machine::Tags;
+use ebbtide::space::Access;
 
 /// Bits of SCTLR_EL1 (Arm ARM, "SCTLR_EL1, System Control Register (EL1)").
 mod sctlr {
@@ -25,6 +27,7 @@ mod sctlr {
     pub const UCI: u64 = 1 << 26;
     pub const NTLSMD: u64 = 1 << 28;
     pub const LSMAOE: u64 = 1 << 29;
+    pub const ITFSB: u64 = 1 << 37;
     pub const TCF0_SHIFT: u32 = 38;
     pub const ATA0: u64 = 1 << 42;
     pub const ATA: u64 = 1 << 43;
@@ -43,11 +46,41 @@ pub enum TagChecks {
     None = 0,
     /// A wrong tag is an exception of the access.
     Sync = 1,
+    /// A wrong tag is noted in TFSRE0_EL1, and the access done.
+    Async = 2,
+    /// A load like `Sync`, a store like `Async`.
+    Asymm = 3,
 }
 
-/// ID_AA64PFR1_EL1.MTE: 2 is the first with storage for tags.
+impl TagChecks {
+    /// Whether the outcome of this access' check is known only later, if it is checked at all.
+    fn come_late(self, access: Access) -> bool {
+        match self {
+            Self::None | Self::Sync => false,
+            Self::Async => true,
+            Self::Asymm => access == Access::Write,
+        }
+    }
+}
+
+unsafe extern "C" {
+    static vectors: u8;
+    static late_vectors: u8;
+}
+
+/// ID_AA64PFR1_EL1.MTE: 1 is tag instructions at EL0, 2 adds storage for tags, 3 adds [`TagChecks::Asymm`].
+fn mte_level() -> u64 {
+    ID_AA64PFR1_EL1.get() >> 8 & 0xf
+}
+
+/// Whether memory has tags.
 pub fn has_mte() -> bool {
-    ID_AA64PFR1_EL1.get() >> 8 & 0xf >= 2
+    mte_level() >= 2
+}
+
+/// Whether there is [`TagChecks::Asymm`].
+pub fn has_asymmetric_checks() -> bool {
+    mte_level() >= 3
 }
 
 /// ID_AA64ISAR0_EL1.Atomic: the single-instruction atomics of Armv8.1.
@@ -69,6 +102,9 @@ pub fn set_controls(tags: Tags) {
     if tags == Tags::Include {
         wanted |= sctlr::ATA | sctlr::ATA0;
         set_random_tags();
+        // What EL0's wrong tags are noted in starts as anything.
+        // SAFETY: TFSRE0_EL1 exists with MTE2, which the caller has seen.
+        unsafe { core::arch::asm!("msr S3_0_C5_C6_1, xzr", options(nostack, preserves_flags)) };
     }
     SCTLR_EL1.set(wanted);
     // FP and SIMD at EL0 and EL1 (the page copies use q registers); SVE and SME trap.
@@ -101,7 +137,36 @@ pub fn set_excluded_tags(excluded: u16) {
 }
 
 /// Sets EL0's tag checks.
+///
+/// Where wrong tags may be noted instead of faulting, an exception takes them to TFSRE0_EL1 (SCTLR_EL1.ITFSB), and the
+/// vectors look there.
 pub fn set_tag_checks(checks: TagChecks) {
-    SCTLR_EL1.set(SCTLR_EL1.get() & !(0b11 << sctlr::TCF0_SHIFT) | (checks as u64) << sctlr::TCF0_SHIFT);
+    let (table, synchronise) =
+        if checks.come_late(Access::Write) { (&raw const late_vectors, sctlr::ITFSB) } else { (&raw const vectors, 0) };
+    let others = SCTLR_EL1.get() & !(0b11 << sctlr::TCF0_SHIFT | sctlr::ITFSB);
+    VBAR_EL1.set(table.addr() as u64);
+    SCTLR_EL1.set(others | (checks as u64) << sctlr::TCF0_SHIFT | synchronise);
     barrier::isb(barrier::SY);
+}
+
+/// EL0's tag checks.
+fn tag_checks() -> TagChecks {
+    match SCTLR_EL1.get() >> sctlr::TCF0_SHIFT & 0b11 {
+        0 => TagChecks::None,
+        1 => TagChecks::Sync,
+        2 => TagChecks::Async,
+        _ => TagChecks::Asymm,
+    }
+}
+
+/// Lets LDTR or STTR be checked as EL0's own loads or stores are, or not at all where a wrong tag would only be noted:
+/// as on Linux, what the kernel does for a program never leads to an asynchronous fault. (PSTATE.TCO. EL1's other
+/// accesses are never checked, as SCTLR_EL1.TCF is 0.)
+pub fn check_user_copies(access: Access) {
+    const TCO: u64 = 1 << 25;
+    if has_mte() {
+        let unchecked = if tag_checks().come_late(access) { TCO } else { 0 };
+        // SAFETY: PSTATE.TCO exists with MTE2, and concerns tag checks alone.
+        unsafe { core::arch::asm!("msr S3_3_C4_C2_7, {}", in(reg) unchecked, options(nostack, preserves_flags)) };
+    }
 }

@@ -57,6 +57,8 @@ impl Tree {
     ///
     /// # Safety
     /// The linear map shows the address, and its header's length of bytes from there.
+    // Not inlined: see `check_cpu` in kmain.rs.
+    #[inline(never)]
     pub unsafe fn read(physical: u64) -> Result<Self, &'static str> {
         if physical == 0 || !physical.is_multiple_of(8) {
             return Err("no address was passed");

@@ -6,6 +6,8 @@
 use aarch64_cpu::registers::{ID_AA64ISAR0_EL1, ID_AA64ISAR1_EL1, ID_AA64MMFR2_EL1, ID_AA64PFR0_EL1, Readable};
 use ebbtide::machine::Features;
 
+use super::cpu;
+
 /// A field of an identification register: lowest bit, the least value that has the feature, bit of the capability word.
 type Field = (u32, u64, u32);
 
@@ -43,6 +45,7 @@ const ASIMD: u64 = 1 << 1;
 const FPHP: u64 = 1 << 9;
 const ASIMDHP: u64 = 1 << 10;
 const MTE2: u64 = 1 << 18;
+const MTE3: u64 = 1 << 22;
 
 fn bits(register: u64, fields: &[Field]) -> u64 {
     let has = |&&(shift, least, _): &&Field| register >> shift & 0xf >= least;
@@ -68,6 +71,7 @@ pub fn first() -> u64 {
 
 /// AT_HWCAP2.
 pub fn second(features: Features) -> u64 {
-    let tags = if features.contains(Features::MTE) { MTE2 } else { 0 };
+    let asymmetric = if cpu::has_asymmetric_checks() { MTE3 } else { 0 };
+    let tags = if features.contains(Features::MTE) { MTE2 | asymmetric } else { 0 };
     tags | bits(ID_AA64ISAR0_EL1.get(), ISAR0_2) | bits(ID_AA64ISAR1_EL1.get(), ISAR1_2)
 }

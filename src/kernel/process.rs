@@ -10,6 +10,7 @@ use ebbtide::{Mm, Space, Totals};
 
 use super::bootargs::BootArgs;
 use super::console::{self, alert, log};
+use super::cpu::TagChecks;
 use super::global::{self, Late};
 use super::initrd::Files;
 use super::stats::{self, Leaks};
@@ -27,6 +28,7 @@ struct Process {
     break_now: AtomicU64,
     /// What PR_SET_TAGGED_ADDR_CTRL set.
     tag_control: AtomicU64,
+    preferred_tag_checks: TagChecks,
     stats_path: Option<&'static [u8]>,
     end_path: Option<&'static [u8]>,
     /// `memory=`, in bytes.
@@ -66,6 +68,11 @@ pub fn tag_control() -> u64 {
 /// Keeps what PR_SET_TAGGED_ADDR_CTRL set.
 pub fn set_tag_control(control: u64) {
     process().tag_control.store(control, Ordering::Relaxed);
+}
+
+/// The checks of a program that leaves the choice.
+pub fn preferred_tag_checks() -> TagChecks {
+    process().preferred_tag_checks
 }
 
 /// The break's start and the break.
@@ -110,6 +117,7 @@ pub fn run(mm: &'static Mm<Hardware>, files: &Files, args: &BootArgs<'_>, memory
         break_start: AtomicU64::new(0),
         break_now: AtomicU64::new(0),
         tag_control: AtomicU64::new(0),
+        preferred_tag_checks: args.tag_checks,
         stats_path: files.get("stats-path"),
         end_path: files.get("end-path"),
         memory,

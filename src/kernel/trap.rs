@@ -14,6 +14,7 @@ use super::{global, mte, process, thread, uaccess};
 /// Exception classes: ESR_EL1.EC (Arm ARM, D24.2.40).
 mod class {
     pub const WFX: u64 = 0x01;
+    pub const SVC: u64 = 0x15;
     pub const INSTRUCTION_ABORT: u64 = 0x20;
     pub const PC_ALIGNMENT: u64 = 0x22;
     pub const DATA_ABORT: u64 = 0x24;
@@ -204,6 +205,23 @@ fn tag_check(abort: Abort, far: u64) -> ! {
             format_args!("tag check fault: {verb} at {address:#x}, pointer tag {pointer:#x}"),
         ),
     }
+}
+
+/// An exception from EL0 that found a wrong tag noted, of some access since the exception before.
+///
+/// What ends the program by itself goes first; a system call is not made.
+#[unsafe(no_mangle)]
+extern "C" fn el0_late_tag_fault(esr: u64, far: u64) -> ! {
+    let (abort, pc) = (Abort(esr), ELR_EL1.get());
+    if abort.class() != class::SVC {
+        el0_abort(esr, far);
+    }
+    let entry = match abort.class() {
+        class::SVC => "a system call",
+        class::WFX => "a wait for an interrupt",
+        _ => "a page fault",
+    };
+    process::kill(killed::ACCESS, format_args!("asynchronous tag check fault, found at {entry}, pc {pc:#x}"))
 }
 
 /// A synchronous exception at EL1: resolved, continued elsewhere, or the kernel's end.

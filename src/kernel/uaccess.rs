@@ -1,12 +1,13 @@
 //! The kernel's only way to a program's memory.
 //!
-//! Copies run with the program's own rights and tag checks (`boot/uaccess.S`). A fault within them goes to the address
-//! space like the program's own: it is resolved and the access repeated, or the copy ends and the caller has [`Fault`],
-//! which a system call returns as -EFAULT. No kernel code dereferences a user address.
+//! Copies run with the program's own rights and synchronous tag checks (`boot/uaccess.S`). A fault within them goes to
+//! the address space like the program's own: it is resolved and the access repeated, or the copy ends and the caller
+//! has [`Fault`], which a system call returns as -EFAULT. No kernel code dereferences a user address.
 
 use core::ops::Range;
 
 use aarch64_cpu::registers::{ELR_EL1, Readable, SPSR_EL1, Writeable};
+use ebbtide::space::Access;
 
 use super::{cpu, process};
 
@@ -48,14 +49,9 @@ fn result(bytes: usize, left: usize) -> Result<(), Fault> {
 /// Runs a copy, in which exceptions may be taken at EL1.
 ///
 /// Such an exception overwrites ELR_EL1 and SPSR_EL1, where the vectors leave the program's own (`boot/vectors.S`).
-/// And LDTR and STTR are tag checked only while PSTATE.TCO is clear, which the exception from EL0 has set; EL1's own
-/// accesses are not checked in any case (SCTLR_EL1.TCF = 0).
-fn copying(copy: impl FnOnce() -> usize) -> usize {
+fn copying(access: Access, copy: impl FnOnce() -> usize) -> usize {
     let (elr, spsr) = (ELR_EL1.get(), SPSR_EL1.get());
-    if cpu::has_mte() {
-        // SAFETY: see above.
-        unsafe { core::arch::asm!(".arch_extension memtag", "msr tco, #0", options(nostack, preserves_flags)) };
-    }
+    cpu::check_user_copies(access);
     let left = copy();
     ELR_EL1.set(elr);
     SPSR_EL1.set(spsr);
@@ -68,7 +64,7 @@ pub fn read(from: u64, to: &mut [u8]) -> Result<(), Fault> {
         return Err(Fault { copied: 0 });
     }
     // SAFETY: the destination is a slice; the source is in the user's half, where faults are resolved or end the copy.
-    result(to.len(), copying(|| unsafe { copy_from_user_raw(to.as_mut_ptr(), from, to.len()) }))
+    result(to.len(), copying(Access::Read, || unsafe { copy_from_user_raw(to.as_mut_ptr(), from, to.len()) }))
 }
 
 /// Copies to the program.
@@ -77,7 +73,7 @@ pub fn write(to: u64, from: &[u8]) -> Result<(), Fault> {
         return Err(Fault { copied: 0 });
     }
     // SAFETY: the source is a slice; the destination as in `read`.
-    result(from.len(), copying(|| unsafe { copy_to_user_raw(to, from.as_ptr(), from.len()) }))
+    result(from.len(), copying(Access::Write, || unsafe { copy_to_user_raw(to, from.as_ptr(), from.len()) }))
 }
 
 /// Reads `N` words.

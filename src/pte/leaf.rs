@@ -72,7 +72,8 @@ impl Leaf {
     /// The two permissive bits are added with their proofs ([`Leaf::with_write`], [`Leaf::with_execute`]).
     #[inline]
     pub fn page<G: Granule>(frame: Pfn, protection: Protection) -> Self {
-        let bits = frame.base::<G>().bytes()
+        // Masked, so that the compiler knows the upper bits and folds what follows.
+        let bits = frame.base::<G>().bytes() & address_mask::<G>()
             | VALID
             | TABLE_OR_PAGE
             | AP_READ_ONLY
@@ -151,6 +152,50 @@ impl Leaf {
         self.0 & CONTIGUOUS != 0
     }
 
+    /// The leaf of the page `pages` further on in the same folio.
+    #[inline]
+    pub const fn nth<G: Granule>(self, pages: u64) -> Self {
+        Self(self.0 + (pages << G::SHIFT))
+    }
+
+    /// The leaf as one of a contiguous group.
+    #[inline]
+    pub const fn with_contiguous(self) -> Self {
+        Self(self.0 | CONTIGUOUS)
+    }
+
+    /// The leaf on its own.
+    #[inline]
+    pub const fn without_contiguous(self) -> Self {
+        Self(self.0 & !CONTIGUOUS)
+    }
+
+    /// The leaf, accessed and dirty also where `other` is.
+    #[inline]
+    pub const fn with_history_of(self, other: Self) -> Self {
+        let leaf = Self(self.0 | other.0 & ACCESSED);
+        if other.is_dirty() { leaf.with_dirty() } else { leaf }
+    }
+
+    /// Of the leaves of one group, the first with the history of all: `any` has the bits that some of them has, `all`
+    /// those that all have. Dirty by the hardware is a bit that is clear.
+    #[inline]
+    pub(crate) const fn merged(any: u64, all: u64) -> Self {
+        Self(all | any & (ACCESSED | SOFT_DIRTY))
+    }
+
+    /// The leaf, clean and not accessed: two of one group are equal in this form.
+    #[inline]
+    pub const fn without_history(self) -> Self {
+        self.with_clean().without_access()
+    }
+
+    /// The leaf with nothing to keep: what was stored to the page so far may be lost.
+    #[inline]
+    pub const fn with_clean(self) -> Self {
+        Self((self.0 | AP_READ_ONLY) & !SOFT_DIRTY)
+    }
+
     /// The leaf as one of several mappings of its page.
     #[inline]
     pub const fn without_exclusive(self) -> Self {
@@ -207,16 +252,65 @@ impl Leaf {
     /// execute permission are never added here: they need their proofs.
     #[inline]
     pub const fn with_protection(self, protection: Protection) -> Self {
-        let mut leaf = if protection.contains(Protection::WRITE) { self } else { self.without_write() };
+        Rights::of(protection).without_write(self)
+    }
+
+    /// The leaf with its page's allocation tags shown. Another memory type: not in place of a live entry without.
+    #[inline]
+    pub const fn with_tags(self) -> Self {
+        Self((self.0 & !ATTR_MASK) | ATTR_TAGGED)
+    }
+}
+
+/// What a protection makes of any leaf, worked out once for a run of them.
+#[derive(Copy, Clone)]
+pub struct Rights {
+    clear: u64,
+    set: u64,
+    /// WRITABLE, if a leaf may keep or get it; else 0.
+    writable: u64,
+}
+
+impl Rights {
+    /// The rights of `protection`.
+    #[inline]
+    pub const fn of(protection: Protection) -> Self {
+        let mut rights = Self { clear: 0, set: 0, writable: WRITABLE };
+        if !protection.contains(Protection::WRITE) {
+            rights = Self { clear: WRITABLE, set: AP_READ_ONLY, writable: 0 };
+        }
         if !protection.contains(Protection::EXEC) {
-            leaf.0 |= UXN;
+            rights.set |= UXN;
         }
         let access = Protection::READ.union(Protection::WRITE).union(Protection::EXEC);
-        leaf.0 = if protection.intersects(access) { leaf.0 | AP_USER } else { leaf.0 & !AP_USER };
-        if protection.contains(Protection::TAGGED) {
-            leaf.0 = (leaf.0 & !ATTR_MASK) | ATTR_TAGGED;
+        if protection.intersects(access) {
+            rights.set |= AP_USER;
+        } else {
+            rights.clear |= AP_USER;
         }
-        leaf
+        if protection.contains(Protection::TAGGED) {
+            rights.clear |= ATTR_MASK;
+            rights.set |= ATTR_TAGGED;
+        }
+        rights
+    }
+
+    /// The leaf with these rights, but for those to store and to execute, which it may only lose here.
+    #[inline]
+    const fn without_write(self, leaf: Leaf) -> Leaf {
+        // Dirty by the hardware becomes dirty by the software when the leaf stops being writable.
+        let dirty = if self.writable == 0 && leaf.is_dirty() { SOFT_DIRTY } else { 0 };
+        Leaf(leaf.0 & !self.clear | self.set | dirty)
+    }
+
+    /// The leaf with these rights, but for that to execute, which it may only lose here.
+    #[inline]
+    pub(crate) fn of_leaf(self, leaf: Leaf, proof: Option<&Exclusive<'_>>) -> Leaf {
+        let leaf = self.without_write(leaf);
+        match proof {
+            Some(proof) if self.writable != 0 => leaf.with_write(proof),
+            _ => leaf,
+        }
     }
 }
 
@@ -264,6 +358,18 @@ mod tests {
         assert_eq!(protected.with_write(&Exclusive::proven()), dirty);
         let clean = page(Protection::WRITE).with_write(&Exclusive::proven()).without_write();
         assert!(!clean.is_dirty());
+    }
+
+    #[test]
+    fn history_is_the_union_and_can_be_taken_away() {
+        let fresh = page(Protection::WRITE).with_write(&Exclusive::proven()).without_access();
+        for old in [fresh, fresh.without_write()] {
+            let used = old.with_dirty().with_access();
+            assert!(old.with_history_of(used).is_dirty() && old.with_history_of(used).is_accessed());
+            assert_eq!(used.with_history_of(old), used);
+            assert_eq!(used.without_history(), old);
+            assert_eq!(used.with_clean(), old.with_access());
+        }
     }
 
     #[test]

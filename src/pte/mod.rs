@@ -25,7 +25,7 @@
 mod leaf;
 mod swap_entry;
 
-pub use leaf::{CodeSynced, Exclusive, Leaf, Protection};
+pub use leaf::{CodeSynced, Exclusive, Leaf, Protection, Rights};
 pub use swap_entry::SwapEntry;
 
 use crate::addr::Pfn;

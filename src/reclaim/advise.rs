@@ -1,13 +1,22 @@
 //! What a program asks of reclaim for a part of its own memory.
+//!
+//! A page that a program gives up ([`Advice::Free`]) is made clean, and that is all: reclaim discards a clean page
+//! without a slot, whatever made it clean, and a store makes it dirty again, so that it stays. A contiguous group that the
+//! range covers in part is unfolded, so that its other pages stay dirty; a folio with clean and dirty pages is split
+//! when reclaim comes to it.
+
+use arrayvec::ArrayVec;
 
 use super::evict::{Ageing, evict};
 use super::list::Batch;
-use crate::addr::{VirtAddr, VpnRange};
-use crate::machine::Machine;
+use crate::addr::{VirtAddr, Vpn, VpnRange};
+use crate::frame::Frame;
+use crate::machine::{Asid, Machine};
 use crate::mm::Mm;
-use crate::pte::Decoded;
+use crate::pte::{Decoded, Leaf, SwapEntry};
+use crate::rmap::split;
 use crate::space::{MapError, Space};
-use crate::table::LeafTable;
+use crate::table::{CHUNK, Change, Cursor, Edge, LeafTable, chunks};
 use crate::tlb::Flush;
 
 /// What a program says about a range.
@@ -15,6 +24,10 @@ use crate::tlb::Flush;
 pub enum Advice {
     /// Its contents may go: the next touch finds zeroes.
     DontNeed,
+    /// Its contents may go at any time until they are stored to again; what is out goes at once.
+    Free,
+    /// It will not be used soon.
+    Cold,
     /// It will not be used soon: out with it.
     PageOut,
 }
@@ -31,29 +44,96 @@ impl<M: Machine> Space<M> {
         self.for_each_region(mm, start, bytes, |part| match advice {
             // The flush completes under the space's lock: once that is free, another CPU may map a new page there.
             Advice::DontNeed => self.unmap_pages(mm, part, &mut Flush::new(mm)),
+            Advice::Free => calm(mm, self, part, Calm::Free),
+            Advice::Cold => calm(mm, self, part, Calm::Cold),
             Advice::PageOut => page_out(mm, self, part),
         })
     }
+}
+
+/// What becomes of a page that stays.
+#[derive(Copy, Clone)]
+enum Calm {
+    /// Not used lately.
+    Cold,
+    /// Not used lately, and nothing that must be kept.
+    Free,
+}
+
+/// Makes the pages of `range` cold or free, and their folios the first that reclaim looks at.
+fn calm<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange, calm: Calm) {
+    let mut flush = Flush::new(mm);
+    space.for_each_leaf_table(mm, range, |table, part| {
+        for part in chunks(part) {
+            calm_chunk(mm, space.asid(), table, part, calm, &mut flush);
+        }
+    });
+}
+
+fn calm_chunk<M: Machine>(
+    mm: &Mm<M>,
+    asid: Asid,
+    table: LeafTable,
+    part: VpnRange,
+    calm: Calm,
+    flush: &mut Flush<'_, M>,
+) {
+    let mut unused: ArrayVec<SwapEntry, CHUNK> = ArrayVec::new();
+    {
+        let Some(mut cursor) = table.lock(mm) else { return };
+        let (edge, change): (_, fn(Leaf) -> Leaf) = match calm {
+            Calm::Cold => (Edge::Widen, Leaf::without_access),
+            // A store may be noted in any entry of a group: its other pages must not lose it.
+            Calm::Free => (Edge::Unfold, Leaf::without_history),
+        };
+        let run = cursor.fit(part, edge, asid, flush);
+        let mut folios: ArrayVec<Frame, CHUNK> = ArrayVec::new();
+        let mut freed = 0;
+        cursor.update(
+            run,
+            |leaf, _| change(leaf),
+            |pages, Change { was, is }| {
+                if was.is_dirty() && !is.is_dirty() {
+                    freed += pages.pages();
+                }
+                if was != is {
+                    flush.note(asid, pages);
+                }
+                if let Some(frame) = mm.frames().frame(was.pfn::<M::Granule>()) {
+                    let head = mm.frames().head(frame);
+                    if folios.last() != Some(&head) {
+                        let _ = folios.try_push(head);
+                    }
+                }
+            },
+        );
+        mm.reclaim().make_old(mm.frames(), &folios);
+        mm.stats().lazy_freed.add(freed);
+        if let Calm::Free = calm {
+            cursor.take_swapped(run, |entry| unused.extend(mm.put_slot(entry)));
+        }
+    }
+    unused.into_iter().for_each(|entry| mm.drop_unused(entry));
 }
 
 /// Writes out the pages of `range` whatever their use.
 fn page_out<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange) {
     space.for_each_leaf_table(mm, range, |table, mut part| {
         while !part.is_empty() {
-            let batch = isolate(mm, table, &mut part);
+            let batch = isolate(mm, space.asid(), table, &mut part);
             evict(mm, &batch, Ageing::Ignored);
         }
     });
 }
 
-/// Isolates the folios of the first pages of `part`, up to a batch, and cuts these pages off.
-fn isolate<M: Machine>(mm: &Mm<M>, table: LeafTable, part: &mut VpnRange) -> Batch {
+/// Isolates the folios of the first pages of `part`, up to a batch, and cuts these pages off. Large ones are split.
+fn isolate<M: Machine>(mm: &Mm<M>, asid: Asid, table: LeafTable, part: &mut VpnRange) -> Batch {
     let mut batch = Batch::new();
     let mut page = part.start();
-    if let Some(cursor) = table.lock(mm) {
+    let mut flush = Flush::new(mm);
+    if let Some(mut cursor) = table.lock(mm) {
         while page < part.end() && !batch.is_full() {
-            if let Decoded::Leaf(leaf) = cursor.read(page)
-                && let Some(frame) = mm.frames().frame(leaf.pfn::<M::Granule>())
+            if let Some(frame) = single(mm, &mut cursor, page, asid, &mut flush)
                 && mm.reclaim().isolate_one(mm.frames(), frame).is_some()
             {
                 batch.push(frame);
@@ -65,4 +145,26 @@ fn isolate<M: Machine>(mm: &Mm<M>, table: LeafTable, part: &mut VpnRange) -> Bat
     }
     *part = VpnRange::between(page, part.end());
     batch
+}
+
+/// The folio of one page that `page` maps, split off if it was part of a large one. `None` when nothing is mapped
+/// there, or somebody else looks at the large folio.
+fn single<M: Machine>(
+    mm: &Mm<M>,
+    cursor: &mut Cursor<'_, M>,
+    page: Vpn,
+    asid: Asid,
+    flush: &mut Flush<'_, M>,
+) -> Option<Frame> {
+    let frames = mm.frames();
+    let Decoded::Leaf(leaf) = cursor.read(page) else { return None };
+    let frame = frames.frame(leaf.pfn::<M::Granule>())?;
+    let head = frames.head(frame);
+    if frames.record(head).order() > 0 && frames.get(head) {
+        let folio = frames.try_lock(mm.machine(), head);
+        let done = folio.and_then(|folio| split(mm, cursor, &folio, asid, flush));
+        mm.release_folio(head);
+        done?;
+    }
+    Some(frame)
 }

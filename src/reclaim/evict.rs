@@ -22,6 +22,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
     stats.scanned.add(batch.len() as u64);
 
     let mut kept = Batch::new();
+    let mut split = Batch::new();
     let mut discarded: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
     // Two arrays in step: entries that small are moved by registers.
     let mut leaving: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
@@ -61,6 +62,10 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
                     Refusal::Referenced => stats.referenced.bump(),
                     Refusal::Pinned => stats.busy.bump(),
                     Refusal::Raced => stats.raced.bump(),
+                    Refusal::Split => {
+                        split.push(frame);
+                        continue;
+                    }
                     Refusal::Dry(Dry::Slots) => stats.no_slot.bump(),
                     Refusal::Dry(Dry::Rooms) => stats.no_tag_room.bump(),
                 }
@@ -73,8 +78,9 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
 
     let mut freed = 0;
     for folio in discarded.drain(..) {
-        stats.clean_discards.bump();
-        freed += release(mm, folio);
+        let pages = 1 << frames.record(folio.frame()).order();
+        stats.clean_discards.add(pages);
+        freed += pages * release(mm, folio);
     }
     for (folio, way) in leaving.drain(..).zip(ways.drain(..)) {
         match way.write_out(mm, &folio) {
@@ -91,11 +97,16 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
         }
     }
     mm.reclaim().put_back(frames, cpu, &kept);
+    if !split.is_empty() {
+        mm.reclaim().insert_old(frames, split.iter().copied());
+        mm.reclaim().release(frames, cpu, split.iter().map(|&frame| (frame, REFERENCE)));
+    }
     mm.reclaim().settled(mm.machine(), batch.len());
     freed
 }
 
 /// Gives back reclaim's reference to a folio that nobody maps any more, and frees it unless somebody else looks at it.
+/// Returns the folios freed.
 fn release<M: Machine>(mm: &Mm<M>, folio: FolioLock<'_, M>) -> u64 {
     let frames = mm.frames();
     let frame = folio.frame();

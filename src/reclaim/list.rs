@@ -45,6 +45,19 @@ impl List {
         record.set(flag::LISTED);
     }
 
+    fn push_old(&mut self, frames: &Frames, frame: Frame) {
+        let record = frames.record(frame);
+        record.next.store(NO_FRAME, Ordering::Relaxed);
+        record.prev.store(self.old, Ordering::Relaxed);
+        match frames.frame_at(self.old) {
+            Some(old) => frames.record(old).next.store(frame.index(), Ordering::Relaxed),
+            None => self.young = frame.index(),
+        }
+        self.old = frame.index();
+        self.len += 1;
+        record.set(flag::LISTED);
+    }
+
     #[inline]
     fn unlink(&mut self, frames: &Frames, frame: Frame) {
         let record = frames.record(frame);
@@ -81,6 +94,12 @@ impl Reclaim {
     /// Folios in the list.
     pub(super) fn len(&self) -> u64 {
         self.list.lock().len
+    }
+
+    /// Enters the pages of a folio that was split, as the oldest: what reclaim chose once, it looks at again soon.
+    pub(crate) fn insert_old(&self, frames: &Frames, folios: impl Iterator<Item = Frame>) {
+        let mut list = self.list.lock();
+        folios.for_each(|frame| list.push_old(frames, frame));
     }
 
     /// Enters a folio that was just mapped, as the youngest.
@@ -142,18 +161,30 @@ impl Reclaim {
                 list.push(frames, frame);
             }
         }
-        self.release(frames, cpu, folios);
+        self.release(frames, cpu, folios.iter().map(|&frame| (frame, REFERENCE)));
     }
 
-    /// Gives back one reference to each folio, and frees those that were the last.
-    pub(crate) fn release(&self, frames: &Frames, cpu: usize, folios: &[Frame]) {
+    /// Moves folios to the old end: they are the first that reclaim looks at. Those that are not listed stay so.
+    pub(super) fn make_old(&self, frames: &Frames, folios: &[Frame]) {
         let mut list = self.list.lock();
         for &frame in folios {
-            if frames.put(frame, REFERENCE) == Left::Nobody {
+            if frames.record(frame).has(flag::LISTED) {
+                list.unlink(frames, frame);
+                list.push_old(frames, frame);
+            }
+        }
+    }
+
+    /// Gives back counts of folios, each of the weight that stands with it, and frees those that nobody holds any more.
+    pub(crate) fn release(&self, frames: &Frames, cpu: usize, folios: impl Iterator<Item = (Frame, u64)>) {
+        let mut freeing = frames.freeing(cpu);
+        let mut list = self.list.lock();
+        for (frame, weight) in folios {
+            if frames.put(frame, weight) == Left::Nobody {
                 if frames.record(frame).has(flag::LISTED) {
                     list.unlink(frames, frame);
                 }
-                frames.free(cpu, frame);
+                freeing.push(frame);
             }
         }
     }

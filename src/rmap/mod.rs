@@ -10,8 +10,10 @@
 //! names another frame, not astray. Exit marks the node dead under the family lock (exclusive) before it takes tables
 //! away: tables die last.
 
+mod split;
 mod unmap;
 
+pub(crate) use split::split;
 pub(crate) use unmap::{Ageing, Refusal, Unmapped, unmap};
 
 use core::fmt;

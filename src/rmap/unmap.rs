@@ -1,13 +1,19 @@
 //! Unmapping a folio at its home, for reclaim.
+//!
+//! A large folio ages as one: a use of any page saves all, and whole groups are looked at and cleared without unfolding
+//! them. One that nobody uses leaves as one if it is clean; otherwise it is split, and its pages leave one by one.
+
+use arrayvec::ArrayVec;
 
 use super::Home;
-use crate::addr::Vpn;
+use super::split::split;
+use crate::addr::{Vpn, VpnRange};
 use crate::frame::{FolioLock, MAP};
-use crate::machine::Machine;
+use crate::machine::{Asid, Machine};
 use crate::mm::Mm;
-use crate::pte::Decoded;
+use crate::pte::{Decoded, Leaf};
 use crate::swap::{Dry, Leaving, Prepared};
-use crate::table::{self, Cursor};
+use crate::table::{self, CHUNK, Change, Cursor, Edge};
 use crate::tlb::Flush;
 
 /// Whether a page's recent use saves it.
@@ -28,13 +34,15 @@ pub(crate) enum Refusal {
     Pinned,
     /// Not mapped where its home says: its owner is taking it away, or has.
     Raced,
+    /// It was large. Now it and its former pages are single, and first in the order of reclaim.
+    Split,
     /// No slot, or no room for its tags.
     Dry(Dry),
 }
 
 /// What became of a folio.
 pub(crate) enum Unmapped<'a, M: Machine> {
-    /// Clean since birth: the entry is empty, the next touch makes the same page again.
+    /// Clean: the entries are empty, the next touch makes new pages.
     Discarded,
     /// A swap entry stands in its place; the contents wait for the flush to be written.
     Leaving(Leaving<'a, M>),
@@ -42,8 +50,31 @@ pub(crate) enum Unmapped<'a, M: Machine> {
     Kept(Refusal),
 }
 
+/// What the entries at a folio's home say.
+struct Survey {
+    /// Pages that are mapped.
+    mapped: u64,
+    is_accessed: bool,
+    is_dirty: bool,
+}
+
+fn survey<M: Machine>(mm: &Mm<M>, cursor: &Cursor<'_, M>, run: VpnRange, folio: &FolioLock<'_, M>) -> Survey {
+    let first = mm.frames().pfn(folio.frame());
+    let mut survey = Survey { mapped: 0, is_accessed: false, is_dirty: false };
+    for page in 0..run.pages() {
+        if let Decoded::Leaf(leaf) = cursor.read(run.start().offset(page))
+            && leaf.pfn::<M::Granule>() == first.offset(page)
+        {
+            survey.mapped += 1;
+            survey.is_accessed |= leaf.is_accessed();
+            survey.is_dirty |= leaf.is_dirty();
+        }
+    }
+    survey
+}
+
 /// Takes the folio out of the table of its home. `spare` is a prepared slot, if there is one; it is used up only by a
-/// folio that leaves. The pages whose translations go are noted in `flush`; the count of the entry is given back at
+/// folio that leaves. The pages whose translations go are noted in `flush`; the counts of the entries are given back at
 /// once, as the caller holds a reference of its own.
 pub(crate) fn unmap<'a, M: Machine>(
     mm: &'a Mm<M>,
@@ -56,56 +87,79 @@ pub(crate) fn unmap<'a, M: Machine>(
     let frame = folio.frame();
     let record = frames.record(frame);
     let home = Home::load(&record.home);
-    let page = home.page();
+    let run = VpnRange::new(home.page(), 1 << record.order());
     let Some(node) = mm.node(home.node()) else { return Unmapped::Kept(Refusal::Raced) };
     let _family = node.family.read();
     let Some((root, asid)) = node.tables() else { return Unmapped::Kept(Refusal::Raced) };
-    let Some(mut cursor) = table::find(mm.machine(), root, page).and_then(|table| table.lock(mm)) else {
+    let Some(mut cursor) = table::find(mm.machine(), root, run.start()).and_then(|table| table.lock(mm)) else {
         return Unmapped::Kept(Refusal::Raced);
     };
-    let leaf = match cursor.read(page) {
-        Decoded::Leaf(leaf) if leaf.pfn::<M::Granule>() == frames.pfn(frame) => leaf,
-        _ => return Unmapped::Kept(Refusal::Raced),
-    };
+    let seen = survey(mm, &cursor, run, folio);
+    if seen.mapped == 0 {
+        return Unmapped::Kept(Refusal::Raced);
+    }
     if frames.is_pinned(frame) {
         return Unmapped::Kept(Refusal::Pinned);
     }
-    if ageing == Ageing::SecondChance && leaf.is_accessed() {
-        cursor.update(page, |leaf, _| leaf.without_access());
+    if ageing == Ageing::SecondChance && seen.is_accessed {
         // Without the invalidation a CPU that keeps the translation would not set the flag again, and a hot page
-        // would look cold. One operation a page, one barrier pair a batch.
-        flush.note(asid, page);
+        // would look cold. One operation a run, one barrier pair a batch.
+        let all = cursor.fit(run, Edge::Widen, asid, flush);
+        let first = frames.pfn(frame);
+        let ours = |leaf: Leaf| {
+            let pfn = leaf.pfn::<M::Granule>();
+            pfn >= first && pfn < first.offset(run.pages())
+        };
+        cursor.update(
+            all,
+            |leaf, _| if ours(leaf) { leaf.without_access() } else { leaf },
+            |pages, Change { was, is }| {
+                if was != is {
+                    flush.note(asid, pages);
+                }
+            },
+        );
         return Unmapped::Kept(Refusal::Referenced);
     }
-    if !leaf.is_dirty() && discard(&mut cursor, page) {
-        flush.note(asid, page);
+    let is_whole = seen.mapped == run.pages() && run.pages() <= CHUNK as u64;
+    if !seen.is_dirty && is_whole && discard(&mut cursor, run, asid, flush) {
         // Nothing stands in its place, so that another CPU may map a new page as soon as the table is free: no
         // translation of the old one may be left then.
         flush.complete();
-        let _ = frames.put(frame, MAP);
+        let _ = frames.put(frame, MAP * run.pages());
         return Unmapped::Discarded;
     }
+    if run.pages() > 1 {
+        let refusal = split(mm, &mut cursor, folio, asid, flush).map_or(Refusal::Raced, |()| Refusal::Split);
+        return Unmapped::Kept(refusal);
+    }
+    let page = run.start();
     let prepared = match core::mem::replace(spare, Err(Dry::Slots)) {
         Ok(prepared) => prepared,
         Err(dry) => return Unmapped::Kept(Refusal::Dry(dry)),
     };
+    let Decoded::Leaf(leaf) = cursor.read(page) else { return Unmapped::Kept(Refusal::Raced) };
     // Nothing fails from here on. The slot names the frame before any CPU can find the entry that names the slot.
     let entry = prepared.cache(frame, leaf);
     record.enter_cache(prepared.area_number(), prepared.slot());
     cursor.swap_out(page, entry);
-    flush.note(asid, page);
+    flush.note(asid, run);
     let _ = frames.put(frame, MAP);
     Unmapped::Leaving(prepared.commit())
 }
 
-/// Takes a clean leaf out, unless a store makes it dirty at the last moment: then it is back as it was.
-fn discard<M: Machine>(cursor: &mut Cursor<'_, M>, page: Vpn) -> bool {
-    match cursor.take(page) {
-        Some(leaf) if leaf.is_dirty() => {
-            // Same frame, same rights: a CPU that still holds the translation holds this one.
-            cursor.map(page, leaf);
-            false
-        }
-        _ => true,
+/// Takes all the entries of a clean folio out, unless a store makes one dirty at the last moment: then they are back
+/// as they were.
+fn discard<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange, asid: Asid, flush: &mut Flush<'_, M>) -> bool {
+    let mut leaves: ArrayVec<(Vpn, Leaf), CHUNK> = ArrayVec::new();
+    // A whole folio: its groups are whole.
+    let run = cursor.fit(run, Edge::Widen, asid, flush);
+    cursor.take_leaves(run, |page, leaf| leaves.push((page, leaf)));
+    if leaves.iter().any(|(_, leaf)| leaf.is_dirty()) {
+        // Same frames, same rights: a CPU that still holds a translation holds one of these.
+        cursor.put_back(leaves.into_iter());
+        return false;
     }
+    flush.note(asid, run.pages());
+    true
 }

@@ -34,7 +34,8 @@ impl<M: Machine> Space<M> {
     /// What there is at `address`.
     pub fn explain<'a>(&self, mm: &'a Mm<M>, address: VirtAddr) -> Explanation<'a, M> {
         let page = address.vpn::<M::Granule>();
-        let found = self.regions.try_lock(mm.machine()).map(|mut regions| {
+        let found = self.guarded.try_lock(mm.machine()).map(|mut guarded| {
+            let regions = &mut guarded.regions;
             let inside = self.pages(mm).contains(page);
             let table = if inside { table::find(mm.machine(), self.root, page) } else { None };
             Found { region: regions.find(mm, page), entry: table.map(|table| table.raw(mm.machine(), page)) }

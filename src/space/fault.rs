@@ -1,14 +1,12 @@
 //! Faults: from a program's access to an entry that allows it.
 
-use super::{Protection, Space};
-use crate::addr::{PfnRange, VirtAddr, Vpn};
-use crate::frame::{Kind, MAP, flag};
-use crate::machine::{Machine, Tags};
+use super::{Guarded, Protection, Space};
+use crate::addr::{PfnRange, VirtAddr, Vpn, VpnRange};
+use crate::frame::flag;
+use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::pte::{CodeSynced, Decoded, Exclusive, Leaf};
-use crate::rmap::Home;
-use crate::sync::Ordering;
-use crate::table::{self, Change, LeafTable};
+use crate::pte::{CodeSynced, Decoded};
+use crate::table::{self, Change, Cursor, Fitted, LeafTable};
 use crate::tlb;
 
 /// What a program tried to do.
@@ -62,10 +60,10 @@ pub enum FaultError {
 }
 
 /// A page that faulted, and what the space has for it.
-#[derive(Copy, Clone)]
 pub(super) struct Found {
     pub(super) page: Vpn,
     pub(super) table: LeafTable,
+    pub(super) region: VpnRange,
     pub(super) protection: Protection,
 }
 
@@ -95,27 +93,34 @@ impl<M: Machine> Space<M> {
 
     #[inline]
     fn resolve(&self, mm: &Mm<M>, page: Vpn, access: Access) -> Result<(), FaultError> {
-        let mut regions = self.lock(mm);
-        let Some(region) = regions.find(mm, page).or_else(|| self.grow(mm, &mut regions, page, access)) else {
+        let mut guarded = self.lock(mm);
+        let Guarded { regions, near } = &mut *guarded;
+        if !regions.is_near(page) && regions.find(mm, page).is_none() && !self.grow(mm, regions, page, access) {
             return Err(FaultError::NotMapped);
-        };
+        }
+        let region = regions.near();
         let protection = region.protection;
         if !access.is_allowed(protection) {
             return Err(FaultError::Protection);
         }
-        let Some(table) = table::find_or_make(mm, self.root, self.node, page) else {
-            return Err(FaultError::NoMemory);
+        let table = match *near {
+            Some(table) if table.holds::<M::Granule>(page) => table,
+            _ => {
+                let found = table::find_or_make(mm, self.root, self.node, page).ok_or(FaultError::NoMemory)?;
+                *near = Some(found);
+                found
+            }
         };
-        let seen = Found { page, table, protection };
-        match self.look(mm, seen, access)? {
+        let seen = Found { page, table, region: region.pages, protection };
+        match self.look(mm, &seen, access)? {
             Step::Done => Ok(()),
-            Step::Again => self.look_again(mm, seen, access),
+            Step::Again => self.look_again(mm, &seen, access),
         }
     }
 
-    /// Does what the entry, as it is now, needs.
-    #[inline]
-    fn look(&self, mm: &Mm<M>, at: Found, access: Access) -> Result<Step, FaultError> {
+    /// Does what the entry, as it is now, needs. Inlined at both of its places, the common one above all.
+    #[inline(always)]
+    fn look(&self, mm: &Mm<M>, at: &Found, access: Access) -> Result<Step, FaultError> {
         match at.table.peek(mm.machine(), at.page).guess::<M>() {
             Decoded::Empty => self.first_touch(mm, at, access),
             Decoded::Leaf(_) => self.upgrade(mm, at, access),
@@ -126,92 +131,70 @@ impl<M: Machine> Space<M> {
 
     /// The rare further looks: after a race, or for a fetch from a page that has just come.
     #[cold]
-    fn look_again(&self, mm: &Mm<M>, at: Found, access: Access) -> Result<(), FaultError> {
+    fn look_again(&self, mm: &Mm<M>, at: &Found, access: Access) -> Result<(), FaultError> {
         while self.look(mm, at, access)? == Step::Again {}
         Ok(())
     }
 
-    /// Maps a new page, zero in data and tags.
-    #[inline]
-    fn first_touch(&self, mm: &Mm<M>, at: Found, access: Access) -> Result<Step, FaultError> {
-        let Found { page, table, protection } = at;
-        let Some(folio) = mm.take_frame(Kind::Folio) else { return Err(FaultError::NoMemory) };
-        let record = mm.frames().record(folio.frame());
-        let tags = if protection.contains(Protection::TAGGED) {
-            record.set(flag::TAGS_VALID);
-            Tags::Include
-        } else {
-            Tags::Ignore
-        };
-        mm.machine().zero(PfnRange::new(folio.pfn(), 1), tags);
-        Home::new(self.node, page).store(&record.home);
-        let mut leaf = Leaf::page::<M::Granule>(folio.pfn(), protection);
-        if protection.contains(Protection::WRITE) {
-            // Nobody else knows of the folio yet.
-            leaf = leaf.with_write(&Exclusive::proven());
-        }
-        if access == Access::Write {
-            leaf = leaf.with_dirty();
-        }
-        {
-            let Some(mut cursor) = table.lock(mm) else { return Err(FaultError::NotMapped) };
-            if cursor.read(page) != Decoded::Empty {
-                return Ok(Step::Again);
-            }
-            record.count.store(MAP, Ordering::Relaxed);
-            cursor.map(page, leaf);
-        }
-        mm.reclaim().insert(mm.frames(), folio.publish());
-        mm.stats().first_touches.bump();
-        Ok(if access == Access::Execute { Step::Again } else { Step::Done })
-    }
-
-    /// Adds to a live entry what it lacks for the access. When it lacks nothing, this CPU's TLB was stale.
-    #[inline]
-    fn upgrade(&self, mm: &Mm<M>, at: Found, access: Access) -> Result<Step, FaultError> {
-        let Found { page, table, .. } = at;
+    /// Adds to a live entry, and to all of its group, what it lacks for the access. When it lacks nothing, this CPU's
+    /// TLB was stale.
+    #[inline(never)]
+    fn upgrade(&self, mm: &Mm<M>, at: &Found, access: Access) -> Result<Step, FaultError> {
+        let Found { page, table, .. } = *at;
         let stats = mm.stats();
         let Some(mut cursor) = table.lock(mm) else { return Err(FaultError::NotMapped) };
         let Decoded::Leaf(seen) = cursor.read(page) else { return Ok(Step::Again) };
-        let changed = match access {
-            Access::Read => cursor.update(page, |leaf, _| leaf.with_access()),
-            // Without the proof the page would have to be copied; as nothing shares pages yet, every leaf has it.
-            Access::Write => cursor.update(page, |leaf, proof| {
-                let leaf = leaf.with_access();
-                proof.map_or(leaf, |proof| leaf.with_write(proof).with_dirty())
-            }),
-            Access::Execute => {
-                let synced = self.sync_code(mm, seen);
-                cursor.update(page, |leaf, _| leaf.with_access().with_execute(&synced))
+        let run = cursor.widen(page);
+        let mut before = None;
+        let changed = |_, Change { was, is }: Change| {
+            if was == is {
+                return;
             }
+            before = Some(was);
+            let execute = is.is_executable() != was.is_executable();
+            if execute { &stats.faults_execute } else { &stats.faults_flag }.bump();
         };
+        match access {
+            Access::Read => cursor.update(run, |leaf, _| leaf.with_access(), changed),
+            // Without the proof the page would have to be copied; as nothing shares pages yet, every leaf has it.
+            Access::Write => cursor.update(
+                run,
+                |leaf, proof| {
+                    let leaf = leaf.with_access();
+                    proof.map_or(leaf, |proof| leaf.with_write(proof).with_dirty())
+                },
+                changed,
+            ),
+            Access::Execute => {
+                let synced = self.sync_code(mm, &cursor, run);
+                cursor.update(run, |leaf, _| leaf.with_access().with_execute(&synced), changed);
+            }
+        }
         drop(cursor);
-        let Some(Change { was, is }) = changed else { return Ok(Step::Again) };
-        if is == was {
+        if before.is_none() {
             stats.faults_spurious.bump();
-        } else if is.is_executable() != was.is_executable() {
-            stats.faults_execute.bump();
-        } else {
-            stats.faults_flag.bump();
         }
         // An entry without the access flag is in no TLB (Arm ARM, D8.5.1), or only until reclaim's flush is done: at
         // worst the access faults once more. Another may be in this CPU's TLB, with fewer rights than it has now;
         // other CPUs find out by a fault of their own.
-        if was.is_accessed() {
-            tlb::invalidate_here(mm.machine(), self.asid, page);
+        if before.unwrap_or(seen).is_accessed() {
+            tlb::invalidate_here(mm.machine(), self.asid, run.pages());
         }
         Ok(Step::Done)
     }
 
-    /// Makes the instruction side see the frame of `leaf`. Once for each life of a frame: what a program stores to a
+    /// Makes the instruction side see the frames of a run. Once for each life of a frame: what a program stores to a
     /// page that it may execute already, it syncs itself, as the architecture asks.
-    fn sync_code(&self, mm: &Mm<M>, leaf: Leaf) -> CodeSynced {
-        let pfn = leaf.pfn::<M::Granule>();
-        let record = mm.frames().frame(pfn).map(|frame| mm.frames().record(frame));
-        if !record.is_some_and(|record| record.has(flag::CODE_SYNCED)) {
-            mm.machine().sync_code(PfnRange::new(pfn, 1));
-            if let Some(record) = record {
-                record.set(flag::CODE_SYNCED);
+    fn sync_code(&self, mm: &Mm<M>, cursor: &Cursor<'_, M>, run: Fitted) -> CodeSynced {
+        for page in 0..run.pages().pages() {
+            let Decoded::Leaf(leaf) = cursor.read(run.pages().start().offset(page)) else { continue };
+            let pfn = leaf.pfn::<M::Granule>();
+            let record = mm.frames().frame(pfn).map(|frame| mm.frames().record(frame));
+            if !record.is_some_and(|record| record.has(flag::CODE_SYNCED)) {
+                mm.machine().sync_code(PfnRange::new(pfn, 1));
+                if let Some(record) = record {
+                    record.set(flag::CODE_SYNCED);
+                }
             }
         }
         CodeSynced::proven()

@@ -106,7 +106,8 @@ impl<M: Machine> Space<M> {
         if pages >= limit.number() {
             return Err(MapError::NoRoom(request.bytes));
         }
-        let mut regions = self.lock(mm);
+        let mut guarded = self.lock(mm);
+        let regions = &mut guarded.regions;
         regions.reserve(mm).ok_or(MapError::NoMemory)?;
         let fixed = |address: VirtAddr| {
             let range = self.checked_range(mm, address, request.bytes)?;
@@ -118,12 +119,12 @@ impl<M: Machine> Space<M> {
         let range = match request.placement {
             Placement::Fixed(address) => {
                 let range = fixed(address)?;
-                self.remove(mm, &mut regions, range);
+                self.remove(mm, regions, range);
                 range
             }
             Placement::FixedNoReplace(address) => {
                 let range = fixed(address)?;
-                if let Some(region) = occupied(&mut regions, range) {
+                if let Some(region) = occupied(regions, range) {
                     return Err(MapError::Occupied(region.pages.start().base::<M::Granule>()));
                 }
                 range
@@ -131,10 +132,10 @@ impl<M: Machine> Space<M> {
             Placement::Anywhere { hint } => {
                 let hinted = VpnRange::new(hint.vpn::<M::Granule>(), pages);
                 let fits = hint.bytes() >= LOWEST_BYTES && hinted.end() <= limit;
-                if fits && occupied(&mut regions, hinted).is_none() {
+                if fits && occupied(regions, hinted).is_none() {
                     hinted
                 } else {
-                    let gap = find_gap::<M>(mm, &mut regions, pages, limit);
+                    let gap = find_gap::<M>(mm, regions, pages, limit);
                     VpnRange::new(gap.ok_or(MapError::NoRoom(request.bytes))?, pages)
                 }
             }
@@ -152,12 +153,13 @@ impl<M: Machine> Space<M> {
         Ok(range.start().base::<M::Granule>())
     }
 
-    /// Whether the touch of `page`, which no region holds, makes a growing region reach it; if so it has.
+    /// Whether the touch of `page`, which no region holds, makes a growing region reach it; if so it has, and is the
+    /// region of the last look-up.
     #[cold]
-    pub(super) fn grow(&self, mm: &Mm<M>, regions: &mut Regions, page: Vpn, access: Access) -> Option<Region> {
-        let above = regions.at_or_after(mm, page)?;
+    pub(super) fn grow(&self, mm: &Mm<M>, regions: &mut Regions, page: Vpn, access: Access) -> bool {
+        let Some(above) = regions.at_or_after(mm, page) else { return false };
         if page < above.floor || !access.is_allowed(above.protection) {
-            return None;
+            return false;
         }
         let gap = STACK_GAP_BYTES >> M::Granule::SHIFT;
         // A neighbour that nobody can touch is as good as a gap.
@@ -165,11 +167,11 @@ impl<M: Machine> Space<M> {
             && below.protection.intersects(ACCESS)
             && below.pages.end().offset(gap) > page
         {
-            return None;
+            return false;
         }
         let pages = VpnRange::between(page, above.pages.end());
         regions.change(mm, above.pages.start(), |region| region.pages = pages);
-        Some(Region { pages, ..above })
+        regions.find(mm, page).is_some()
     }
 }
 

@@ -17,6 +17,7 @@
 mod asid;
 mod explain;
 mod fault;
+mod first_touch;
 mod map;
 mod protect;
 mod records;
@@ -63,12 +64,19 @@ impl fmt::Display for SpaceError {
     }
 }
 
+/// What the space's lock guards, beside the tables.
+struct Guarded {
+    regions: Regions,
+    /// The leaf table of the last fault: the next fault is mostly near. Forgotten when tables are taken away.
+    near: Option<LeafTable>,
+}
+
 /// One address space. Ends by [`Space::destroy`]; one that is merely dropped keeps its memory.
 pub struct Space<M: Machine> {
     node: NodeId,
     root: Pfn,
     asid: Asid,
-    regions: Sleep<Regions>,
+    guarded: Sleep<Guarded>,
     machine: PhantomData<fn() -> M>,
 }
 
@@ -91,7 +99,13 @@ impl<M: Machine> Space<M> {
         if let Some(node) = mm.node(node) {
             node.revive(pfn, asid);
         }
-        Ok(Self { node, root: pfn, asid, regions: Sleep::new(Regions::new()), machine: PhantomData })
+        Ok(Self {
+            node,
+            root: pfn,
+            asid,
+            guarded: Sleep::new(Guarded { regions: Regions::new(), near: None }),
+            machine: PhantomData,
+        })
     }
 
     /// Makes this the space of the calling CPU.
@@ -125,10 +139,15 @@ impl<M: Machine> Space<M> {
             flush.own_table(root);
         }
         flush.complete();
-        self.regions.get_mut().free(mm);
+        self.guarded.get_mut().regions.free(mm);
         mm.asids.give(self.asid);
         mm.give_node(self.node);
         Ok(())
+    }
+
+    /// The identifier that its translations carry.
+    pub(crate) fn asid(&self) -> Asid {
+        self.asid
     }
 
     /// Every page that a program could map.
@@ -137,8 +156,8 @@ impl<M: Machine> Space<M> {
     }
 
     #[inline]
-    fn lock<'a>(&'a self, mm: &'a Mm<M>) -> SleepGuard<'a, Regions, M> {
-        self.regions.lock(mm.machine())
+    fn lock<'a>(&'a self, mm: &'a Mm<M>) -> SleepGuard<'a, Guarded, M> {
+        self.guarded.lock(mm.machine())
     }
 
     /// Calls `visit` for each existing leaf table and the part of `range` in it. Under the space's lock.
@@ -163,7 +182,8 @@ impl<M: Machine> Space<M> {
         mut visit: impl FnMut(VpnRange),
     ) -> Result<(), MapError> {
         let range = self.checked_range(mm, start, bytes)?;
-        let regions = self.lock(mm);
+        let guarded = self.lock(mm);
+        let regions = &guarded.regions;
         let mut page = range.start();
         let mut gap = None;
         while page < range.end() {

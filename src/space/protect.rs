@@ -11,18 +11,15 @@
 
 use arrayvec::ArrayVec;
 
+use super::regions::Regions;
 use super::{MapError, Protection, Space};
 use crate::addr::{VirtAddr, Vpn, VpnRange};
 use crate::frame::flag;
 use crate::machine::{Features, Machine};
 use crate::mm::Mm;
-use crate::pte::{Decoded, Leaf};
-use crate::table::{Change, Cursor};
+use crate::pte::{Decoded, Leaf, Rights};
+use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, chunks, group};
 use crate::tlb::Flush;
-
-/// Pages that become tagged behind one flush. Two barriers over 16 pages are small beside the zeroing of their tags,
-/// which nothing interrupts while the table's lock is held.
-const TAGGING: usize = 16;
 
 impl<M: Machine> Space<M> {
     /// Gives a range another protection, up to its first page that has no region. A tagged region stays tagged.
@@ -34,7 +31,8 @@ impl<M: Machine> Space<M> {
     pub fn protect(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), MapError> {
         let wanted = self.checked_range(mm, start, bytes)?;
         let protection = usable(mm, protection);
-        let mut regions = self.lock(mm);
+        let mut guarded = self.lock(mm);
+        let regions = &mut guarded.regions;
         let mut end = wanted.start();
         while end < wanted.end()
             && let Some(region) = regions.find(mm, end)
@@ -55,68 +53,106 @@ impl<M: Machine> Space<M> {
             && region.pages.start() < range.end()
         {
             let new = protection | region.protection & Protection::TAGGED;
-            regions.change(mm, region.pages.start(), |region| region.protection = new);
-            self.protect_pages(mm, region.pages, new, &mut flush);
+            if new != region.protection {
+                regions.change(mm, region.pages.start(), |region| region.protection = new);
+                self.protect_pages(mm, region.pages, new, &mut flush);
+            }
             page = region.pages.end();
         }
         regions.join(mm, range);
+        self.heal(mm, regions, range, &mut flush);
         done
+    }
+
+    /// Folds the groups in and around `range` that have become uniform. A group lies in one region: what a fault adds
+    /// to one of its pages, it adds to all.
+    fn heal(&self, mm: &Mm<M>, regions: &Regions, range: VpnRange, flush: &mut Flush<'_, M>) {
+        let around = group::around::<M::Granule>(range);
+        let mut page = around.start();
+        while let Some(region) = regions.at_or_after(mm, page)
+            && region.pages.start() < around.end()
+        {
+            let groups = group::within::<M::Granule>(region.pages.intersection(around));
+            self.for_each_leaf_table(mm, groups, |table, part| {
+                if let Some(mut cursor) = table.lock(mm) {
+                    cursor.refold(part, self.asid, flush);
+                }
+            });
+            page = region.pages.end();
+        }
     }
 
     fn protect_pages(&self, mm: &Mm<M>, range: VpnRange, protection: Protection, flush: &mut Flush<'_, M>) {
         self.for_each_leaf_table(mm, range, |table, part| {
-            let mut page = part.start();
-            while page < part.end() {
+            for part in chunks(part) {
                 let Some(mut cursor) = table.lock(mm) else { return };
-                let mut untagged: ArrayVec<(Vpn, Leaf), TAGGING> = ArrayVec::new();
-                while page < part.end() && !untagged.is_full() {
-                    match cursor.read(page) {
-                        Decoded::Leaf(leaf) if protection.contains(Protection::TAGGED) && !leaf.is_tagged() => {
-                            untagged.extend(cursor.take(page).map(|leaf| (page, leaf)));
-                            flush.note(self.asid, page);
-                        }
-                        Decoded::Leaf(_) => self.protect_page(mm, &mut cursor, page, protection, flush),
-                        // Reclaim took the entry away, and its flush may be still to come.
-                        Decoded::Swapped(entry) if mm.is_cached(entry) => flush.note(self.asid, page),
-                        _ => {}
-                    }
-                    page = page.offset(1);
+                let run = cursor.fit(part, Edge::Unfold, self.asid, flush);
+                if protection.contains(Protection::TAGGED) {
+                    self.tag_pages(mm, &mut cursor, run, flush);
                 }
-                if !untagged.is_empty() {
-                    flush.complete();
-                }
-                for (page, leaf) in untagged {
-                    tag_page(mm, &leaf);
-                    cursor.map(page, leaf.with_protection(protection));
-                    self.protect_page(mm, &mut cursor, page, protection, flush);
-                }
+                self.protect_run(mm, &mut cursor, run, protection, flush);
             }
         });
     }
 
-    fn protect_page(
+    fn protect_run(
         &self,
         mm: &Mm<M>,
         cursor: &mut Cursor<'_, M>,
-        page: Vpn,
+        run: Fitted,
         protection: Protection,
         flush: &mut Flush<'_, M>,
     ) {
-        let changed = cursor.update(page, |leaf, proof| {
-            let leaf = leaf.with_protection(protection);
-            match proof {
-                Some(proof) if protection.contains(Protection::WRITE) => leaf.with_write(proof),
-                _ => leaf,
+        let rights = Rights::of(protection);
+        cursor.update(
+            run,
+            |leaf, proof| rights.of_leaf(leaf, proof),
+            |pages, Change { was, is }| {
+                if was.loses(is) {
+                    flush.note(self.asid, pages);
+                    if was.is_executable() && !is.is_executable() {
+                        unsync(mm, was, pages.pages());
+                    }
+                }
+            },
+        );
+        if cursor.holds_swapped() {
+            for page in 0..run.pages().pages() {
+                let page = run.pages().start().offset(page);
+                // Reclaim took the entry away, and its flush may be still to come.
+                if matches!(cursor.read(page), Decoded::Swapped(entry) if mm.is_cached(entry)) {
+                    flush.note(self.asid, VpnRange::new(page, 1));
+                }
             }
-        });
-        let Some(Change { was, is }) = changed else { return };
-        if was.loses(is) {
-            flush.note(self.asid, page);
         }
-        if !protection.contains(Protection::EXEC)
-            && let Some(frame) = mm.frames().frame(was.pfn::<M::Granule>())
-        {
-            // What is stored from now on, the program need not sync before it may execute again.
+    }
+
+    /// Makes the untagged pages of a run tagged.
+    fn tag_pages(&self, mm: &Mm<M>, cursor: &mut Cursor<'_, M>, run: Fitted, flush: &mut Flush<'_, M>) {
+        let is_untagged = |page| matches!(cursor.read(page), Decoded::Leaf(leaf) if !leaf.is_tagged());
+        let pages = (0..run.pages().pages()).map(|page| run.pages().start().offset(page));
+        if !pages.clone().any(is_untagged) {
+            return;
+        }
+        let mut leaves: ArrayVec<(Vpn, Leaf), CHUNK> = ArrayVec::new();
+        cursor.take_leaves(run, |page, leaf| {
+            leaves.push((page, leaf));
+            flush.note(self.asid, VpnRange::new(page, 1));
+        });
+        flush.invalidate();
+        for (_, leaf) in &leaves {
+            tag_page(mm, leaf);
+        }
+        cursor.put_back(leaves.into_iter().map(|(page, leaf)| (page, leaf.with_tags())));
+    }
+}
+
+/// The pages of a run may not be executed any more: what is stored from now on, the program need not sync before they may
+/// again.
+#[cold]
+fn unsync<M: Machine>(mm: &Mm<M>, first: Leaf, pages: u64) {
+    for page in 0..pages {
+        if let Some(frame) = mm.frames().frame(first.nth::<M::Granule>(page).pfn::<M::Granule>()) {
             mm.frames().record(frame).clear(flag::CODE_SYNCED);
         }
     }

@@ -106,6 +106,18 @@ impl Regions {
         Some(regions.get(mm, place.within.checked_sub(1)?))
     }
 
+    /// Whether the region of the last look-up holds `page`.
+    #[inline]
+    pub(crate) fn is_near(&self, page: Vpn) -> bool {
+        self.last.pages.contains(page)
+    }
+
+    /// The region of the last look-up.
+    #[inline]
+    pub(crate) fn near(&self) -> &Region {
+        &self.last
+    }
+
     /// The region that holds `page`.
     #[inline]
     pub(crate) fn find<M: Machine>(&mut self, mm: &Mm<M>, page: Vpn) -> Option<Region> {

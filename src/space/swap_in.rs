@@ -6,7 +6,7 @@
 
 use super::fault::{Access, FaultError, Found, Step};
 use super::{Protection, Space};
-use crate::addr::{Pfn, PfnRange};
+use crate::addr::{Pfn, PfnRange, VpnRange};
 use crate::frame::{FolioLock, Kind, MAP, OwnedFrame, flag};
 use crate::granule::Granule;
 use crate::machine::Machine;
@@ -18,13 +18,13 @@ use crate::sync::{Ordering, assert_may_sleep};
 
 /// A page that is out.
 #[derive(Copy, Clone)]
-struct Missing {
-    at: Found,
+struct Missing<'a> {
+    at: &'a Found,
     /// What its entry said before the lock.
     entry: SwapEntry,
 }
 
-impl Missing {
+impl Missing<'_> {
     /// The leaf that shows the page in `frame`.
     #[inline]
     fn leaf<G: Granule>(&self, frame: Pfn) -> Leaf {
@@ -47,8 +47,8 @@ impl Missing {
 
 impl<M: Machine> Space<M> {
     /// Maps a page that is out.
-    #[inline]
-    pub(super) fn swap_in(&self, mm: &Mm<M>, at: Found, entry: SwapEntry, access: Access) -> Result<Step, FaultError> {
+    #[inline(never)]
+    pub(super) fn swap_in(&self, mm: &Mm<M>, at: &Found, entry: SwapEntry, access: Access) -> Result<Step, FaultError> {
         let missing = Missing { at, entry };
         let Some(area) = mm.swap().area(entry.area()) else { return Err(missing.unreadable()) };
         let Some(slot) = area.slot(entry.slot()) else { return Err(missing.unreadable()) };
@@ -72,7 +72,7 @@ impl<M: Machine> Space<M> {
 
     /// An entry names a slot that nobody uses: looks again under the lock that orders the two.
     #[cold]
-    fn confirm_lost(&self, mm: &Mm<M>, slot: &SlotRecord, missing: Missing) -> Result<Step, FaultError> {
+    fn confirm_lost(&self, mm: &Mm<M>, slot: &SlotRecord, missing: Missing<'_>) -> Result<Step, FaultError> {
         let Some(cursor) = missing.at.table.lock(mm) else { return Ok(Step::Again) };
         let lost = matches!(slot.state(), SlotState::Free | SlotState::Taken | SlotState::Unknown);
         if lost && cursor.read(missing.at.page) == Decoded::Swapped(missing.entry) {
@@ -88,7 +88,7 @@ impl<M: Machine> Space<M> {
         mm: &Mm<M>,
         area: &Area<M>,
         slot: &SlotRecord,
-        missing: Missing,
+        missing: Missing<'_>,
         folio: &OwnedFrame<'_>,
     ) -> Result<(), FaultError> {
         let run = PfnRange::new(folio.pfn(), 1);
@@ -116,7 +116,7 @@ impl<M: Machine> Space<M> {
 
     /// Maps a folio that was read, unless the entry is another by now.
     #[inline]
-    fn show(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing, folio: OwnedFrame<'_>) -> Step {
+    fn show(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing<'_>, folio: OwnedFrame<'_>) -> Step {
         let leaf = missing.leaf::<M::Granule>(folio.pfn());
         {
             let Some(mut cursor) = missing.at.table.lock(mm) else { return Step::Again };
@@ -124,7 +124,7 @@ impl<M: Machine> Space<M> {
                 return Step::Again;
             }
             mm.frames().record(folio.frame()).count.store(MAP, Ordering::Relaxed);
-            cursor.map_back(missing.at.page, leaf);
+            cursor.map_back(VpnRange::new(missing.at.page, 1), leaf);
             let cached = area.put(missing.entry.slot());
             debug_assert!(cached.is_none(), "a slot that is out does not become cached again");
         }
@@ -134,17 +134,17 @@ impl<M: Machine> Space<M> {
 
     /// Maps a folio that never left: on its way out until now, or kept as its device failed.
     #[cold]
-    fn map_cached(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing) -> Result<Step, FaultError> {
+    fn map_cached(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing<'_>) -> Result<Step, FaultError> {
         let frames = mm.frames();
         let Some(frame) = area.get_cached(frames, missing.entry.slot()) else { return Ok(Step::Again) };
         let folio = frames.lock(mm.machine(), frame);
         let step = self.show_cached(mm, area, missing, &folio);
         drop(folio);
-        mm.release_folios(&[frame]);
+        mm.release_folio(frame);
         Ok(step)
     }
 
-    fn show_cached(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing, folio: &FolioLock<'_, M>) -> Step {
+    fn show_cached(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing<'_>, folio: &FolioLock<'_, M>) -> Step {
         let (frames, frame) = (mm.frames(), folio.frame());
         let record = frames.record(frame);
         if !area.is_cached(missing.entry.slot(), frame) {
@@ -161,7 +161,7 @@ impl<M: Machine> Space<M> {
         // The program may have lost the right to execute while the page was kept, and may store to it now.
         record.clear(flag::CODE_SYNCED);
         record.count.fetch_add(MAP, Ordering::Relaxed);
-        cursor.map_back(missing.at.page, missing.leaf::<M::Granule>(frames.pfn(frame)));
+        cursor.map_back(VpnRange::new(missing.at.page, 1), missing.leaf::<M::Granule>(frames.pfn(frame)));
         let unused = area.put(missing.entry.slot()).is_some();
         drop(cursor);
         if unused {

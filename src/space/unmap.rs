@@ -3,13 +3,13 @@
 use arrayvec::ArrayVec;
 
 use super::regions::Regions;
-use super::{MapError, Space};
+use super::{Guarded, MapError, Space};
 use crate::addr::{VirtAddr, Vpn, VpnRange};
 use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::pte::{Decoded, SwapEntry};
-use crate::table::{self, LeafTable};
-use crate::tlb::{self, Flush};
+use crate::pte::SwapEntry;
+use crate::table::{self, CHUNK, Edge, LeafTable, Taken, chunks};
+use crate::tlb::Flush;
 
 impl<M: Machine> Space<M> {
     /// Removes whatever is mapped in a range; holes are no error.
@@ -22,12 +22,14 @@ impl<M: Machine> Space<M> {
         if range.is_empty() {
             return Err(MapError::Empty);
         }
-        let mut regions = self.lock(mm);
+        let mut guarded = self.lock(mm);
+        let Guarded { regions, near } = &mut *guarded;
         if regions.spans(mm, range.start()) || regions.spans(mm, range.end()) {
             regions.reserve(mm).ok_or(MapError::NoMemory)?;
         }
-        self.remove(mm, &mut regions, range);
-        self.prune(mm, &regions, range);
+        self.remove(mm, regions, range);
+        *near = None;
+        self.prune(mm, regions, range);
         Ok(())
     }
 
@@ -64,52 +66,34 @@ impl<M: Machine> Space<M> {
 
     /// Takes every page of `range` away, present or out. Under the space's lock, or at its end.
     pub(crate) fn unmap_pages(&self, mm: &Mm<M>, range: VpnRange, flush: &mut Flush<'_, M>) {
-        self.for_each_leaf_table(mm, range, |table, mut part| {
-            while !part.is_empty() {
-                if !flush.has_room() {
-                    flush.complete();
-                }
-                part = self.unmap_some(mm, table, part, flush);
+        self.for_each_leaf_table(mm, range, |table, part| {
+            for part in chunks(part) {
+                self.unmap_chunk(mm, table, part, flush);
             }
         });
     }
 
-    /// Takes pages away from the first of `part` on, as many as the flush has room for; returns the rest.
-    fn unmap_some(&self, mm: &Mm<M>, table: LeafTable, part: VpnRange, flush: &mut Flush<'_, M>) -> VpnRange {
+    fn unmap_chunk(&self, mm: &Mm<M>, table: LeafTable, part: VpnRange, flush: &mut Flush<'_, M>) {
         let frames = mm.frames();
-        let mut unused: ArrayVec<SwapEntry, { tlb::CAPACITY }> = ArrayVec::new();
-        let mut page = part.start();
+        let mut unused: ArrayVec<SwapEntry, CHUNK> = ArrayVec::new();
         {
-            let Some(mut cursor) = table.lock(mm) else { return VpnRange::new(part.end(), 0) };
-            while page < part.end() && flush.has_room() && !unused.is_full() {
-                if cursor.is_empty() {
-                    page = part.end();
-                    break;
-                }
-                match cursor.read(page) {
-                    Decoded::Leaf(leaf) => {
-                        cursor.take(page);
-                        flush.note(self.asid, page);
-                        if let Some(frame) = frames.frame(leaf.pfn::<M::Granule>()) {
-                            frames.map_to_reference(frame);
-                            flush.own(frame);
-                        }
-                    }
-                    Decoded::Swapped(entry) => {
-                        cursor.drop_swapped(page);
-                        let area = mm.swap().area(entry.area());
-                        if area.is_some_and(|area| area.put(entry.slot()).is_some()) {
-                            unused.push(entry);
-                        }
-                    }
-                    Decoded::Empty | Decoded::Table(_) | Decoded::Unknown(_) => {}
-                }
-                page = page.offset(1);
+            let Some(mut cursor) = table.lock(mm) else { return };
+            if cursor.is_empty() {
+                return;
             }
+            let run = cursor.fit(part, Edge::Unfold, self.asid, flush);
+            cursor.take(run, |pages, taken| match taken {
+                Taken::Leaves(leaf) => {
+                    flush.note(self.asid, pages);
+                    if let Some(frame) = frames.frame(leaf.pfn::<M::Granule>()) {
+                        flush.own(frames.head(frame), pages.pages() as u32);
+                    }
+                }
+                Taken::Swapped(entry) => unused.extend(mm.put_slot(entry)),
+            });
         }
         for entry in unused {
             mm.drop_unused(entry);
         }
-        VpnRange::between(page, part.end())
     }
 }

@@ -121,6 +121,12 @@ impl<M: Machine> Mm<M> {
         matches!(slot.map(SlotRecord::state), Some(SlotState::Cached { .. }))
     }
 
+    /// Gives back a swap entry's use of its slot. Returns the entry if it was the last of a page that is still in memory:
+    /// then [`Mm::drop_unused`] has to follow, without a spinning lock.
+    pub(crate) fn put_slot(&self, entry: SwapEntry) -> Option<SwapEntry> {
+        self.swap().area(entry.area())?.put(entry.slot()).map(|_| entry)
+    }
+
     /// Lets go of a page that is still in memory, and of its slot, if no swap entry names the slot any more: for
     /// whoever gave back the last use of a slot that was cached. May sleep.
     #[cold]
@@ -135,6 +141,6 @@ impl<M: Machine> Mm<M> {
             area.leave_cache(frames, &folio, entry.slot() as u32);
         }
         drop(folio);
-        self.release_folios(&[frame]);
+        self.release_folio(frame);
     }
 }

@@ -1,9 +1,10 @@
 //! The cursor: one leaf table, locked.
 
 use super::LeafTable;
-use crate::addr::Vpn;
+use super::group::{Fitted, foldable};
+use crate::addr::{Vpn, VpnRange};
 use crate::frame::{FrameRecord, flag};
-use crate::granule::Level;
+use crate::granule::{Granule, Level};
 use crate::machine::{EntryAt, Machine};
 use crate::mm::Mm;
 use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry, decode};
@@ -33,9 +34,18 @@ pub(crate) struct Change {
     pub(crate) is: Leaf,
 }
 
+/// What an entry held that was taken out.
+#[derive(Copy, Clone)]
+pub(crate) enum Taken {
+    /// Pages of one folio; the first one's leaf as it was read, whatever the hardware noted since.
+    Leaves(Leaf),
+    /// A page that is out.
+    Swapped(SwapEntry),
+}
+
 impl LeafTable {
     #[inline]
-    fn entry(&self, page: Vpn) -> EntryAt {
+    pub(super) fn entry(&self, page: Vpn) -> EntryAt {
         debug_assert!(page >= self.first);
         EntryAt { table: self.at, index: (page.number() - self.first.number()) as usize }
     }
@@ -44,6 +54,13 @@ impl LeafTable {
     #[inline]
     pub(crate) fn peek<M: Machine>(&self, machine: &M, page: Vpn) -> Racy {
         Racy(machine.load_entry(self.entry(page)))
+    }
+
+    /// Whether the entries of a run were all empty when looked at, one after the other.
+    #[inline]
+    pub(crate) fn seems_vacant<M: Machine>(&self, machine: &M, run: VpnRange) -> bool {
+        let at = self.entry(run.start());
+        (0..run.pages()).all(|page| machine.load_entry(at.offset(page as usize)) == 0)
     }
 
     /// The place and the bits of the entry of `page`, for a log.
@@ -58,14 +75,14 @@ impl LeafTable {
         while record.flags.fetch_or(flag::TABLE_LOCKED, Ordering::Acquire) & flag::TABLE_LOCKED != 0 {
             mm.machine().relax();
         }
-        Some(Cursor { machine: mm.machine(), table: self, record, _held: HeldMark::new() })
+        Some(Cursor { mm, table: self, record, _held: HeldMark::new() })
     }
 }
 
 /// A leaf table's entries, under its lock.
 pub(crate) struct Cursor<'a, M: Machine> {
-    machine: &'a M,
-    table: LeafTable,
+    pub(super) mm: &'a Mm<M>,
+    pub(super) table: LeafTable,
     record: &'a FrameRecord,
     _held: HeldMark,
 }
@@ -74,13 +91,25 @@ impl<M: Machine> Cursor<'_, M> {
     /// What the entry of `page` is now.
     #[inline]
     pub(crate) fn read(&self, page: Vpn) -> Decoded {
-        decode::<M::Granule>(self.machine.load_entry(self.table.entry(page)), Level::LEAF)
+        decode::<M::Granule>(self.mm.machine().load_entry(self.table.entry(page)), Level::LEAF)
     }
 
     /// Whether the table holds neither a leaf nor a swap entry.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.record.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether the table holds swap entries.
+    #[inline]
+    pub(crate) fn holds_swapped(&self) -> bool {
+        self.record.count.load(Ordering::Relaxed) >= OUT
+    }
+
+    /// Whether nothing is there in all of `run`.
+    #[inline(always)]
+    pub(crate) fn is_vacant(&self, run: VpnRange) -> bool {
+        self.table.seems_vacant(self.mm.machine(), run)
     }
 
     /// The count of entries changes under the lock only, so that a load and a store suffice.
@@ -90,76 +119,202 @@ impl<M: Machine> Cursor<'_, M> {
         self.record.count.store(count.wrapping_add(add).wrapping_sub(sub), Ordering::Relaxed);
     }
 
-    /// Maps `leaf` where nothing is. The page's contents and tags become visible before the entry does.
-    #[inline]
-    pub(crate) fn map(&mut self, page: Vpn, leaf: Leaf) {
-        debug_assert_eq!(self.read(page), Decoded::Empty);
-        self.machine.fence_contents();
-        self.machine.store_entry(self.table.entry(page), leaf.raw());
-        self.count(PRESENT, 0);
+    /// Stores the leaves of a run of one folio, of which `first` is the first, over entries that are not valid. What
+    /// is a whole group becomes one. The pages' contents and tags become visible before the entries do.
+    #[inline(always)]
+    fn show(&mut self, run: VpnRange, first: Leaf) {
+        let machine = self.mm.machine();
+        machine.fence_contents();
+        let at = self.table.entry(run.start());
+        if run.pages() == 1 {
+            return machine.store_entry(at, first.raw());
+        }
+        let groups = foldable::<M::Granule>(run, first);
+        for page in 0..run.pages() {
+            let leaf = first.nth::<M::Granule>(page);
+            let folded = groups.contains(run.start().offset(page));
+            let leaf = if folded { leaf.with_contiguous() } else { leaf };
+            machine.store_entry(at.offset(page as usize), leaf.raw());
+        }
+        self.mm.stats().folds.add(groups.pages() >> M::Granule::GROUP_ORDER);
     }
 
-    /// Maps `leaf` where a swap entry is; its use of the slot passes to the caller.
-    #[inline]
-    pub(crate) fn map_back(&mut self, page: Vpn, leaf: Leaf) {
-        debug_assert!(matches!(self.read(page), Decoded::Swapped(_)));
-        self.machine.fence_contents();
-        self.machine.store_entry(self.table.entry(page), leaf.raw());
-        self.count(PRESENT, OUT);
+    /// Maps a run of one folio where nothing is; `first` is the first page's leaf.
+    #[inline(always)]
+    pub(crate) fn map(&mut self, run: VpnRange, first: Leaf) {
+        debug_assert!(self.is_vacant(run));
+        self.show(run, first);
+        self.count(PRESENT * run.pages(), 0);
     }
 
-    /// Changes a live leaf in place, without losing what the hardware writes meanwhile; returns what it was. `None`
-    /// when the entry is no leaf. The change may touch permissions, AF, dirty and software bits only; it is lent the
-    /// proof of exclusivity when the leaf has it.
+    /// Maps a run of one folio where swap entries are; their uses of the slots pass to the caller.
+    #[inline]
+    pub(crate) fn map_back(&mut self, run: VpnRange, first: Leaf) {
+        debug_assert!(matches!(self.read(run.start()), Decoded::Swapped(_)));
+        self.show(run, first);
+        self.count(PRESENT * run.pages(), OUT * run.pages());
+    }
+
+    /// Puts leaves that [`Cursor::take_leaves`] took back in their places, or another form of them. Whoever takes all of
+    /// a group puts all of it back; a walker may use any of its pages as soon as the first entry is there.
+    #[inline]
+    pub(crate) fn put_back(&mut self, leaves: impl ExactSizeIterator<Item = (Vpn, Leaf)>) {
+        self.count(PRESENT * leaves.len() as u64, 0);
+        self.mm.machine().fence_contents();
+        for (page, leaf) in leaves {
+            self.mm.machine().store_entry(self.table.entry(page), leaf.raw());
+        }
+    }
+
+    /// Changes live leaves in place, without losing what the hardware writes meanwhile, and tells `seen` of each run
+    /// that was alike, changed or not: a group, or one page. The change may touch permissions, AF, dirty and software bits
+    /// only, and gives leaves that differ in AF and dirty alone ones that do; it is lent the proof of exclusivity when
+    /// the leaf has it.
     #[inline]
     pub(crate) fn update(
         &mut self,
-        page: Vpn,
+        run: Fitted,
         change: impl Fn(Leaf, Option<&Exclusive<'_>>) -> Leaf,
-    ) -> Option<Change> {
-        let at = self.table.entry(page);
-        let mut raw = self.machine.load_entry(at);
-        loop {
-            let Decoded::Leaf(seen) = decode::<M::Granule>(raw, Level::LEAF) else { return None };
-            let proof = Exclusive::proven();
-            let new = change(seen, seen.is_exclusive().then_some(&proof));
-            if new == seen {
-                return Some(Change { was: seen, is: new });
-            }
-            match self.machine.compare_exchange_entry(at, raw, new.raw()) {
-                Ok(()) => return Some(Change { was: seen, is: new }),
-                Err(now) => raw = now,
+        mut seen: impl FnMut(VpnRange, Change),
+    ) {
+        let machine = self.mm.machine();
+        let proof = Exclusive::proven();
+        let change = |leaf: Leaf| change(leaf, leaf.is_exclusive().then_some(&proof));
+        let start = self.table.entry(run.pages().start());
+        let mut index = 0;
+        while index < run.pages().pages() {
+            let at = start.offset(index as usize);
+            let page = run.pages().start().offset(index);
+            index += 1;
+            let mut raw = machine.load_entry(at);
+            while let Decoded::Leaf(was) = decode::<M::Granule>(raw, Level::LEAF) {
+                if was.is_contiguous() {
+                    index += M::Granule::GROUP_PAGES as u64 - 1;
+                    seen(VpnRange::new(page, M::Granule::GROUP_PAGES as u64), self.update_group(at, was, &change));
+                    break;
+                }
+                let is = change(was);
+                let done = if is == was { Ok(()) } else { machine.compare_exchange_entry(at, raw, is.raw()) };
+                match done {
+                    Ok(()) => {
+                        seen(VpnRange::new(page, 1), Change { was, is });
+                        break;
+                    }
+                    Err(now) => raw = now,
+                }
             }
         }
     }
 
-    /// Takes a live leaf out; the frame's count passes to the caller. The entry is empty.
+    /// Changes the group that starts at `at`, whose first leaf is `first`. What it was has the history of all entries.
+    ///
+    /// Every entry is exchanged for the same new leaf, made from what is known of the group so far. If an old one had more
+    /// history than that, once more: a use that the hardware notes late is in some old entry.
     #[inline]
-    pub(crate) fn take(&mut self, page: Vpn) -> Option<Leaf> {
-        let old = self.machine.exchange_entry(self.table.entry(page), 0);
-        self.count(0, PRESENT);
-        match decode::<M::Granule>(old, Level::LEAF) {
-            Decoded::Leaf(leaf) => Some(leaf),
-            _ => None,
+    fn update_group(&mut self, at: EntryAt, first: Leaf, change: &impl Fn(Leaf) -> Leaf) -> Change {
+        let mut was = first;
+        let mut is = change(was);
+        loop {
+            let old = self.exchange_group(at, is);
+            was = was.with_history_of(old);
+            let next = change(was);
+            if next == is {
+                return Change { was, is };
+            }
+            is = next;
         }
     }
 
-    /// Takes a live leaf out and leaves `entry` in its place.
+    /// Exchanges the entries of a group for `first` and its like. Returns the old first leaf with the history of all.
+    #[inline]
+    fn exchange_group(&mut self, at: EntryAt, first: Leaf) -> Leaf {
+        let machine = self.mm.machine();
+        let (mut any, mut all) = (0, !0);
+        for index in 0..M::Granule::GROUP_PAGES {
+            let old = machine.exchange_entry(at.offset(index), first.nth::<M::Granule>(index as u64).raw());
+            any |= old;
+            all &= old;
+        }
+        Leaf::merged(any, all)
+    }
+
+    /// Takes every entry of a run out, and hands what was there to `taken`, by runs that were alike: a group, or one page. The
+    /// leaves' counts, or a swap entry's use of its slot, pass along. The entries are empty.
+    #[inline]
+    pub(crate) fn take(&mut self, run: Fitted, mut taken: impl FnMut(VpnRange, Taken)) {
+        let machine = self.mm.machine();
+        let start = self.table.entry(run.pages().start());
+        let (mut present, mut out, mut index) = (0, 0, 0);
+        while index < run.pages().pages() {
+            let at = start.offset(index as usize);
+            let page = run.pages().start().offset(index);
+            index += 1;
+            match decode::<M::Granule>(machine.load_entry(at), Level::LEAF) {
+                Decoded::Leaf(leaf) => {
+                    machine.exchange_entry(at, 0);
+                    let pages = if leaf.is_contiguous() { M::Granule::GROUP_PAGES } else { 1 };
+                    for next in 1..pages {
+                        machine.exchange_entry(at.offset(next), 0);
+                    }
+                    index += pages as u64 - 1;
+                    present += PRESENT * pages as u64;
+                    taken(VpnRange::new(page, pages as u64), Taken::Leaves(leaf));
+                }
+                Decoded::Swapped(entry) => {
+                    machine.store_entry(at, 0);
+                    out += OUT;
+                    taken(VpnRange::new(page, 1), Taken::Swapped(entry));
+                }
+                Decoded::Empty | Decoded::Table(_) | Decoded::Unknown(_) => {}
+            }
+        }
+        self.count(0, present + out);
+    }
+
+    /// Takes the swap entries of a run out as [`Cursor::take`] does, and leaves what is present in place.
+    pub(crate) fn take_swapped(&mut self, run: Fitted, mut taken: impl FnMut(SwapEntry)) {
+        if !self.holds_swapped() {
+            return;
+        }
+        let mut out = 0;
+        for index in 0..run.pages().pages() {
+            let page = run.pages().start().offset(index);
+            if let Decoded::Swapped(entry) = self.read(page) {
+                self.mm.machine().store_entry(self.table.entry(page), 0);
+                out += OUT;
+                taken(entry);
+            }
+        }
+        self.count(0, out);
+    }
+
+    /// Takes the leaves of a run out as [`Cursor::take`] does, and leaves what is swapped out in place.
+    #[inline]
+    pub(crate) fn take_leaves(&mut self, run: Fitted, mut taken: impl FnMut(Vpn, Leaf)) {
+        let machine = self.mm.machine();
+        let start = self.table.entry(run.pages().start());
+        let mut present = 0;
+        for index in 0..run.pages().pages() {
+            let at = start.offset(index as usize);
+            if let Decoded::Leaf(_) = decode::<M::Granule>(machine.load_entry(at), Level::LEAF)
+                && let Decoded::Leaf(leaf) = decode::<M::Granule>(machine.exchange_entry(at, 0), Level::LEAF)
+            {
+                present += PRESENT;
+                taken(run.pages().start().offset(index), leaf);
+            }
+        }
+        self.count(0, present);
+    }
+
+    /// Takes a live leaf that is in no group out and leaves `entry` in its place.
     #[inline]
     pub(crate) fn swap_out(&mut self, page: Vpn, entry: SwapEntry) -> Option<Leaf> {
-        let old = self.machine.exchange_entry(self.table.entry(page), entry.raw());
+        let old = self.mm.machine().exchange_entry(self.table.entry(page), entry.raw());
         self.count(OUT, PRESENT);
         match decode::<M::Granule>(old, Level::LEAF) {
             Decoded::Leaf(leaf) => Some(leaf),
             _ => None,
         }
-    }
-
-    /// Takes a swap entry out; its use of the slot passes to the caller. The entry is empty.
-    #[inline]
-    pub(crate) fn drop_swapped(&mut self, page: Vpn) {
-        self.machine.store_entry(self.table.entry(page), 0);
-        self.count(0, OUT);
     }
 }
 

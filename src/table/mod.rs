@@ -9,11 +9,15 @@
 //! (faults and calls) or the family lock (reclaim): tables are only taken away under both. Making a table needs the
 //! space lock.
 //!
+//! Operations take runs of pages. Where a run cuts a contiguous group, `group` decides what becomes of it.
+//!
 //! A read without the lock gives a `Racy`: worth a guess about what to prepare, confirmed under the lock.
 
 mod cursor;
+pub(crate) mod group;
 
-pub(crate) use cursor::{Change, Cursor};
+pub(crate) use cursor::{Change, Cursor, Taken};
+pub(crate) use group::{Edge, Fitted};
 
 use crate::addr::{Pfn, Vpn, VpnRange};
 use crate::frame::{Frame, Kind, OwnedFrame};
@@ -31,6 +35,36 @@ pub(crate) struct LeafTable {
     at: Pfn,
     /// The first page that the table maps.
     first: Vpn,
+}
+
+impl LeafTable {
+    /// Whether this is the leaf table of `page`.
+    #[inline]
+    pub(crate) fn holds<G: Granule>(&self, page: Vpn) -> bool {
+        first_page::<G>(page) == self.first
+    }
+}
+
+/// Pages that one hold of a leaf table's lock works on at most: the largest group, so that a run of more is cut between
+/// groups only. 128 entries of some 30 instructions each keep others waiting for microseconds.
+pub(crate) const CHUNK: usize = 128;
+
+const _: () = {
+    use crate::granule::{K4, K16, K64};
+    assert!(CHUNK.is_multiple_of(K4::GROUP_PAGES) && CHUNK.is_multiple_of(K16::GROUP_PAGES));
+    assert!(CHUNK.is_multiple_of(K64::GROUP_PAGES));
+};
+
+/// The parts of a run between multiples of [`CHUNK`] pages, in ascending order.
+#[inline]
+pub(crate) fn chunks(run: VpnRange) -> impl Iterator<Item = VpnRange> {
+    let mut left = run;
+    core::iter::from_fn(move || {
+        let end = (left.start().number() | (CHUNK as u64 - 1)) + 1;
+        let part = left.intersection(VpnRange::between(left.start(), Vpn::new(end)));
+        left = VpnRange::between(part.end(), left.end());
+        (!part.is_empty()).then_some(part)
+    })
 }
 
 /// The place of the entry that leads to `page` in a table of `level`.

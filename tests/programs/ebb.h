@@ -58,7 +58,7 @@ enum {
 enum {
 	PR_SET_TAGGED_ADDR_CTRL = 55, PR_GET_TAGGED_ADDR_CTRL = 56,
 	PR_TAGGED_ADDR_ENABLE = 1, PR_MTE_TCF_NONE = 0, PR_MTE_TCF_SYNC = 2,
-	PR_MTE_TAG_SHIFT = 3,
+	PR_MTE_TCF_ASYNC = 4, PR_MTE_TAG_SHIFT = 3,
 };
 
 static long call6(long n, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)

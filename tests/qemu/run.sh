@@ -31,6 +31,7 @@ options_of() {
 	max) ;;
 	n2) echo --cpu neoverse-n2 ;;
 	n1) echo --cpu neoverse-n1 ;;
+	a57) echo --cpu cortex-a57 ;;
 	a72) echo --cpu cortex-a72 ;;
 	no-mte) echo --no-mte ;;
 	no-hafdbs) echo --no-hafdbs ;;
@@ -42,6 +43,22 @@ options_of() {
 
 # Does a machine with these options have MTE?
 has_mte() { [[ " $* " != *" --no-mte "* ]] && { [[ " $* " != *" --cpu "* ]] || [[ " $* " =~ " --cpu "(max|neoverse-n2|cortex-a710) ]]; }; }
+
+# Does it have asymmetric tag checks?
+has_mte3() { has_mte "$@" && [[ " $* " != *" --cpu "* || " $* " == *" --cpu max"* ]]; }
+
+# Does it have the atomics of Armv8.1?
+has_lse() { [[ ! " $* " =~ " --cpu cortex-a"(35|53|57|72) ]]; }
+
+# Is a machine with these options one for the case that has been read?
+has_needed() {
+	case $needs in
+	'') ;;
+	mte | mte3 | lse) "has_$needs" "$@" ;;
+	no-mte | no-mte3) ! "has_${needs#no-}" "$@" ;;
+	*) echo "cases: needs '$needs'?" >&2 && exit 125 ;;
+	esac
+}
 
 # verdict PASS|FAIL NAME [DETAIL...]: printed, and counted at the end.
 verdict() {
@@ -115,7 +132,7 @@ run_case() {
 	rm -rf "$dir"
 }
 
-# build_v80: the machine a72 has a build of its own; made when the first case asks for it.
+# build_v80: the machines a57 and a72 have a build of their own; made when the first case asks for it.
 v80_built=''
 build_v80() {
 	[[ -z $v80_built ]] || return 0
@@ -133,16 +150,18 @@ build_dev() {
 
 # start_case: runs the case that has been read, on each of its machines.
 start_case() {
-	local machine options program machines=$on
+	local machine machine_options options program machines=$on
 	[[ -n $name ]] || return 0
 	((${#given[@]} == 0)) || machines=given
 	for machine in $machines; do
 		[[ "qemu $name [$machine]" == *"$filter"* ]] || continue
 		selected=1
 		[[ -z $only_select ]] || return 0
-		eval "options=($case_options $(options_of "$machine"))"
-		[[ -z $needs_mte ]] || has_mte "${options[@]}" || continue
-		[[ $machine != a72 ]] || build_v80 || continue
+		eval "machine_options=($(options_of "$machine"))"
+		has_needed "${machine_options[@]}" || continue
+		[[ $machine != a57 && $machine != a72 ]] || build_v80 || continue
+		# What the case itself says is what it is about, and goes before the machine.
+		eval "options=(\"\${machine_options[@]}\" $case_options)"
 		[[ " ${options[*]} " != *" --dev "* ]] || build_dev || continue
 		eval "program=($run)"
 		if ((${#program[@]})) && [[ -x $programs/${program[0]} ]]; then
@@ -168,7 +187,7 @@ any_selected() {
 }
 
 new_case() {
-	name=$1 case_options='' run='' want=0 on=max checks='' needs_mte='' limit=120
+	name=$1 case_options='' run='' want=0 on=max checks='' needs='' limit=120
 }
 
 run_cases() {
@@ -182,7 +201,7 @@ run_cases() {
 		run) run=$rest ;;
 		exit) want=$rest ;;
 		on) on=$rest ;;
-		needs) needs_mte=$rest ;;
+		needs) needs=$rest ;;
 		limit) limit=$rest ;;
 		out | err | no-out | no-err | once | last | at-least | same) checks+="$key"$'\t'"$rest"$'\n' ;;
 		*) echo "cases: unknown key '$key'" >&2 && exit 125 ;;

@@ -3,6 +3,7 @@
 // Each test file is a program of its own, and none uses all of this.
 #![allow(dead_code)]
 
+pub mod op;
 pub mod script;
 pub mod small;
 pub mod stage;
@@ -12,7 +13,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use ebbtide::addr::{Pfn, VirtAddr};
-use ebbtide::frame::FrameRecord;
+use ebbtide::frame::{FolioOrders, FrameRecord};
 use ebbtide::granule::{Granule, K4};
 use ebbtide::machine::Features;
 use ebbtide::machine::emu::{self, Adversary, Death, Emu, EmuConfig, TagCheck, TestDevice};
@@ -44,6 +45,8 @@ pub struct Setup {
     pub features: Features,
     pub adversary: Adversary,
     pub asid_bits: u32,
+    /// `None`: single pages and the group's order.
+    pub orders: Option<FolioOrders>,
 }
 
 impl Default for Setup {
@@ -58,6 +61,7 @@ impl Default for Setup {
             features: Features::all(),
             adversary: Adversary::Quiet,
             asid_bits: 8,
+            orders: None,
         }
     }
 }
@@ -111,6 +115,7 @@ impl<G: Granule> Rig<G> {
         for cpu in 0..setup.cpus {
             mm.machine().emu.on_cpu(cpu, || mm.deactivate());
         }
+        mm.set_folio_orders(setup.orders.unwrap_or(FolioOrders::group::<G>()));
         let fresh = mm.totals();
         Self { mm, device, port, fresh }
     }

@@ -18,90 +18,8 @@ use ebbtide::machine::emu::{Access, Death, TagCheck};
 use ebbtide::reclaim::Advice;
 use ebbtide::space::{FaultError, Growth, MapError, MapRequest, Placement, Protection, SpaceError};
 
+use super::op::{Op, What};
 use super::{Dice, Program, Rig, Setup, Stage, tagged};
-
-/// Pages of the arena in which most of a life happens.
-pub const ARENA: u64 = 64;
-
-/// What happens.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
-pub enum What {
-    Load,
-    LoadRun,
-    Store,
-    StoreRun,
-    LoadTag,
-    StoreTag,
-    FillTags,
-    WrongTag,
-    Fetch,
-    CheckPage,
-    Map,
-    Unmap,
-    Protect,
-    DontNeed,
-    PageOut,
-    Balance,
-    Switch,
-    Remake,
-}
-
-impl What {
-    /// Each as often as it shall happen.
-    pub const ALL: [Self; 32] = [
-        Self::Load,
-        Self::Load,
-        Self::LoadRun,
-        Self::LoadRun,
-        Self::Store,
-        Self::Store,
-        Self::StoreRun,
-        Self::StoreRun,
-        Self::StoreRun,
-        Self::LoadTag,
-        Self::StoreTag,
-        Self::StoreTag,
-        Self::FillTags,
-        Self::FillTags,
-        Self::FillTags,
-        Self::WrongTag,
-        Self::Fetch,
-        Self::Fetch,
-        Self::CheckPage,
-        Self::CheckPage,
-        Self::Map,
-        Self::Map,
-        Self::Map,
-        Self::Map,
-        Self::Unmap,
-        Self::Protect,
-        Self::Protect,
-        Self::DontNeed,
-        Self::PageOut,
-        Self::PageOut,
-        Self::Balance,
-        Self::Switch,
-    ];
-}
-
-/// One thing that happens, with numbers to choose the details by.
-#[derive(Copy, Clone, Debug)]
-pub struct Op {
-    pub what: What,
-    pub cpu: u8,
-    pub page: u8,
-    pub pages: u8,
-    pub choice: u16,
-}
-
-impl Op {
-    pub fn random(dice: &mut Dice) -> Self {
-        let word = dice.roll();
-        // A space ends seldom, so that lives grow long.
-        let what = if word >> 56 == 0 { What::Remake } else { What::ALL[(word >> 40) as usize % What::ALL.len()] };
-        Self { what, cpu: word as u8, page: (word >> 8) as u8, pages: (word >> 16) as u8, choice: (word >> 24) as u16 }
-    }
-}
 
 struct Content {
     words: Vec<u64>,
@@ -113,11 +31,13 @@ struct Page {
     protection: Protection,
     /// `None`: all zero.
     content: Option<Content>,
+    /// The program gave the contents up: until it stores to the page again, they may become all zero at any time.
+    may_go: bool,
 }
 
 impl Page {
     fn new(protection: Protection) -> Self {
-        Self { protection, content: None }
+        Self { protection, content: None, may_go: false }
     }
 
     fn word(&self, index: usize) -> u64 {
@@ -166,9 +86,12 @@ impl<G: Granule> World<G> {
     /// Tag granules of a page.
     const GRANULES: usize = G::SIZE / TAG_GRANULE_BYTES;
 
-    /// The first address of the arena: it straddles two leaf tables.
+    /// Pages of the arena in which most of a life happens: three contiguous groups, and four at 4 KiB.
+    const ARENA: u64 = if G::GROUP_PAGES == 16 { 64 } else { 3 * G::GROUP_PAGES as u64 };
+
+    /// The first address of the arena: it straddles two leaf tables, and begins inside a group.
     fn arena() -> u64 {
-        (3 * G::ENTRIES as u64 - ARENA / 2) << G::SHIFT
+        (3 * G::ENTRIES as u64 - Self::ARENA / 2 - 5) << G::SHIFT
     }
 
     pub fn new(setup: Setup, spaces: usize, bystander: bool) -> Self {
@@ -189,7 +112,7 @@ impl<G: Granule> World<G> {
         let log = Arc::clone(&stored);
         rig.emu().set_tag_check(cpu, TagCheck::None);
         rig.emu().set_background(move |emu, dice| {
-            let place = Self::arena() + ((dice % ARENA) << G::SHIFT) + (G::SIZE as u64 - 8);
+            let place = Self::arena() + ((dice % Self::ARENA) << G::SHIFT) + (G::SIZE as u64 - 8);
             let value = dice | 1;
             if emu.access(cpu, place, Access::Store(value)).is_ok() {
                 log.lock().unwrap().insert(place, value);
@@ -248,6 +171,7 @@ impl<G: Granule> World<G> {
     fn forget(&mut self, actor: usize, page: u64) {
         if let Some(page) = self.actors[actor].pages.get_mut(&page) {
             page.content = None;
+            page.may_go = false;
         }
         if let Some(stored) = &self.stored
             && actor == 0
@@ -276,8 +200,14 @@ impl<G: Granule> World<G> {
     /// was no memory.
     fn access(&mut self, cpu: usize, pointer: u64, access: Access) -> Option<u64> {
         let page = VirtAddr::untagged(pointer).vpn::<G>().number();
-        let allowed = self.allows(self.on[cpu], page, access);
-        let result = self.program(cpu).access(pointer, access);
+        let actor = self.on[cpu];
+        let allowed = self.allows(actor, page, access);
+        let mut result = self.program(cpu).access(pointer, access);
+        if self.may_go(actor, page) && matches!(result, Err(Death::TagCheck(_))) {
+            // Its tags have gone, and the data with them.
+            self.forget(actor, page);
+            result = self.program(cpu).access(VirtAddr::untagged(pointer).bytes(), access);
+        }
         match (allowed, result) {
             (Ok(()), Ok(value)) => Some(value),
             (Ok(()), Err(Death::Refused(_, FaultError::NoMemory))) => {
@@ -287,6 +217,41 @@ impl<G: Granule> World<G> {
             (Err(Refused::NotMapped), Err(Death::Refused(_, FaultError::NotMapped))) => None,
             (Err(Refused::Protection), Err(Death::Refused(_, FaultError::Protection))) => None,
             (allowed, result) => panic!("{access:x?} at {pointer:#x}: {result:x?}, the model says {allowed:?}"),
+        }
+    }
+
+    fn may_go(&self, actor: usize, page: u64) -> bool {
+        self.page(actor, page).is_some_and(|page| page.may_go)
+    }
+
+    /// The page was just stored to, and stays as it is: were its contents there still?
+    fn settle(&mut self, cpu: usize, page: u64, but: usize) {
+        let actor = self.on[cpu];
+        if !self.may_go(actor, page) {
+            return;
+        }
+        let known =
+            |index: &usize| *index / 2 != but / 2 && self.page(actor, page).is_some_and(|page| page.word(*index) != 0);
+        let word = (0..G::ENTRIES).find(known);
+        let has_tag =
+            |granule: &usize| *granule != but / 2 && self.page(actor, page).is_some_and(|page| page.tag(*granule) != 0);
+        let granule = (0..Self::GRANULES).find(has_tag);
+        let base = page << G::SHIFT;
+        self.rig.emu().set_tag_check(cpu, TagCheck::None);
+        let has_gone = match (word, granule) {
+            (Some(word), _) => self.program(cpu).load(base + word as u64 * 8).map(|value| value == 0),
+            (_, Some(granule)) => {
+                self.program(cpu).ldg(base + (granule * TAG_GRANULE_BYTES) as u64).map(|tag| tag == 0)
+            }
+            // Nothing but the granule that was stored to.
+            (None, None) => Ok(false),
+        };
+        self.rig.emu().set_tag_check(cpu, TagCheck::Sync);
+        if has_gone.expect("it was just stored to") {
+            self.forget(actor, page);
+        }
+        if let Some(page) = self.actors[actor].pages.get_mut(&page) {
+            page.may_go = false;
         }
     }
 
@@ -316,6 +281,10 @@ impl<G: Granule> World<G> {
         let pointer = self.pointer(self.on[cpu], page, index);
         let Some(value) = self.access(cpu, pointer, access) else { return false };
         let expected = self.expected(self.on[cpu], page, index);
+        if value == 0 && expected != 0 && self.may_go(self.on[cpu], page) {
+            self.forget(self.on[cpu], page);
+            return true;
+        }
         assert_eq!(value, expected, "{access:?} of word {index} of page {page:#x}");
         true
     }
@@ -325,18 +294,21 @@ impl<G: Granule> World<G> {
         let pointer = self.pointer(actor, page, index);
         self.serial += 1;
         let value = self.serial << 16 | page & 0xffff;
-        if self.access(cpu, pointer, Access::Store(value)).is_some()
-            && let Some(page) = self.actors[actor].pages.get_mut(&page)
-        {
-            page.content::<G>().words[index] = value;
+        if self.access(cpu, pointer, Access::Store(value)).is_some() {
+            self.settle(cpu, page, index);
+            if let Some(page) = self.actors[actor].pages.get_mut(&page) {
+                page.content::<G>().words[index] = value;
+            }
         }
     }
 
     fn store_tag(&mut self, cpu: usize, page: u64, granule: usize, tag: u8) {
         let address = (page << G::SHIFT) + (granule * TAG_GRANULE_BYTES) as u64;
-        if self.access(cpu, address, Access::StoreTag(tag)).is_some()
-            && let Some(page) = self.actors[self.on[cpu]].pages.get_mut(&page).filter(|page| page.is_tagged())
-        {
+        if self.access(cpu, address, Access::StoreTag(tag)).is_none() {
+            return;
+        }
+        self.settle(cpu, page, granule * 2);
+        if let Some(page) = self.actors[self.on[cpu]].pages.get_mut(&page).filter(|page| page.is_tagged()) {
             page.content::<G>().tags[granule] = tag;
         }
     }
@@ -346,6 +318,10 @@ impl<G: Granule> World<G> {
         let address = (page << G::SHIFT) + (granule * TAG_GRANULE_BYTES) as u64;
         let Some(tag) = self.access(cpu, address, Access::LoadTag) else { return false };
         let expected = self.page(self.on[cpu], page).map_or(0, |page| page.tag(granule));
+        if tag == 0 && expected != 0 && self.may_go(self.on[cpu], page) {
+            self.forget(self.on[cpu], page);
+            return true;
+        }
         assert_eq!(tag as u8, expected, "the tag of granule {granule} of page {page:#x}");
         true
     }
@@ -375,6 +351,10 @@ impl<G: Granule> World<G> {
         let wrong = known ^ (choice % 15 + 1) as u8;
         let pointer = tagged((page << G::SHIFT) + index as u64 * 8, wrong);
         let access = if choice & 16 == 0 { Access::Load } else { Access::Store(!0) };
+        // Which tag is the wrong one, nobody knows.
+        if self.may_go(actor, page) {
+            return;
+        }
         let checked = self.page(actor, page).is_some_and(Page::is_tagged);
         if !checked || self.allows(actor, page, access).is_err() {
             // Without tags to compare, the top byte means nothing.
@@ -435,7 +415,7 @@ impl<G: Granule> World<G> {
             2 => Placement::FixedNoReplace(address),
             _ => Placement::Fixed(address),
         };
-        if self.actors[actor].pages.len() as u64 > 3 * ARENA && op.choice.is_multiple_of(4) {
+        if self.actors[actor].pages.len() as u64 > 3 * Self::ARENA && op.choice.is_multiple_of(4) {
             return;
         }
         let request = MapRequest { placement, bytes: pages << G::SHIFT, protection, growth: Growth::Fixed };
@@ -497,11 +477,19 @@ impl<G: Granule> World<G> {
     }
 
     fn advise(&mut self, actor: usize, start: u64, pages: u64, advice: Advice) {
+        // The bystander looks at nothing, so that nobody would know whether its words went.
+        let advice = if advice == Advice::Free && self.stored.is_some() && actor == 0 { Advice::Cold } else { advice };
         let space = self.actors[actor].space.as_ref().expect("the caller looked");
         let result = space.advise(&self.rig.mm, Vpn::new(start).base::<G>(), pages << G::SHIFT, advice);
         self.called(actor, start, pages, result);
-        if advice == Advice::DontNeed {
-            (start..start + pages).for_each(|page| self.forget(actor, page));
+        match advice {
+            Advice::DontNeed => (start..start + pages).for_each(|page| self.forget(actor, page)),
+            Advice::Free => {
+                for (_, page) in self.actors[actor].pages.range_mut(start..start + pages) {
+                    page.may_go = page.content.is_some();
+                }
+            }
+            Advice::Cold | Advice::PageOut => {}
         }
     }
 
@@ -514,7 +502,7 @@ impl<G: Granule> World<G> {
                 return page;
             }
         }
-        (Self::arena() >> G::SHIFT) + u64::from(op.page) % ARENA
+        (Self::arena() >> G::SHIFT) + (u64::from(op.page) | u64::from(op.choice & 1) << 8) % Self::ARENA
     }
 
     /// One step of the life.
@@ -527,7 +515,9 @@ impl<G: Granule> World<G> {
         }
         let page = self.target(actor, op);
         let limit = 1 << (self.rig.emu().config().va_bits - G::SHIFT);
-        let pages = (1 + u64::from(op.pages) % 24).min(limit - page);
+        // Up to one and a half groups.
+        let step = G::GROUP_PAGES as u64 / 16;
+        let pages = ((1 + u64::from(op.pages) % 24) * step - u64::from(op.choice) % step).min(limit - page);
         // The bystander's word is left alone.
         let index = usize::from(op.choice) % (G::ENTRIES - 1);
         let granule = index * 8 / TAG_GRANULE_BYTES;
@@ -546,6 +536,8 @@ impl<G: Granule> World<G> {
             What::Unmap => self.unmap(actor, page, pages),
             What::Protect => self.protect(actor, op, page, pages),
             What::DontNeed => self.advise(actor, page, pages, Advice::DontNeed),
+            What::Free => self.advise(actor, page, pages, Advice::Free),
+            What::Cold => self.advise(actor, page, pages, Advice::Cold),
             What::PageOut => self.advise(actor, page, pages, Advice::PageOut),
             What::Balance => self.rig.mm.balance(),
             What::Switch => {
@@ -561,6 +553,7 @@ impl<G: Granule> World<G> {
                 self.make_space(victim);
             }
         }
+        self.rig.emu().check_all_groups();
     }
 
     /// Looks at every page, ends every space, and checks that everything is back.

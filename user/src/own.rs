@@ -6,6 +6,7 @@ use crate::sys;
 const STATS: usize = 0x6501;
 const ICOUNT: usize = 0x6502;
 const FLOOR: usize = 0x6503;
+const FOLIO_KIB: usize = 0x6504;
 
 /// The kernel's counters, in the order in which [`stats`] gives them.
 pub const COUNTERS: [&str; 12] = [
@@ -41,6 +42,12 @@ pub fn stats() -> Option<[u64; COUNTERS.len()]> {
 pub fn icount() -> Option<bool> {
     // SAFETY: takes nothing and changes nothing.
     unsafe { sys::call(ICOUNT, [0; 6]) }.ok().map(|answer| answer == 1)
+}
+
+/// KiB of the largest folio that the kernel makes on first touch.
+pub fn folio_kib() -> Option<usize> {
+    // SAFETY: takes nothing and changes nothing.
+    unsafe { sys::call(FOLIO_KIB, [0; 6]) }.ok()
 }
 
 /// A piece of work that some operation cannot avoid, measured by the kernel as its fully unrolled loop.

@@ -121,6 +121,10 @@ impl BitOr for Prot {
 pub enum Advice {
     /// Forget the contents: the next access finds zeros, in data and tags.
     DontNeed = 4,
+    /// The contents may go until they are stored to again.
+    Free = 8,
+    /// Not used soon.
+    Cold = 20,
     /// Write the pages out now.
     PageOut = 21,
 }

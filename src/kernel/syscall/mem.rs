@@ -219,6 +219,8 @@ pub fn madvise(pointer: u64, bytes: u64, advice: u64) -> Outcome {
     let advice = match advice {
         0..=3 | 14 | 15 => None,
         4 => Some(Advice::DontNeed),
+        8 => Some(Advice::Free),
+        20 => Some(Advice::Cold),
         21 => Some(Advice::PageOut),
         _ => return Err(Errno::EINVAL),
     };

@@ -5,7 +5,7 @@ use ebbtide::machine::{Features, Machine};
 
 use super::{Errno, Outcome};
 use crate::kernel::cpu::{self, TagChecks};
-use crate::kernel::{console, floor, global, process, random, thread, time, uaccess};
+use crate::kernel::{Hardware, console, floor, global, process, random, thread, time, uaccess};
 
 /// The program's process and thread number.
 pub const PROCESS_ID: u64 = 1;
@@ -166,8 +166,8 @@ mod tag {
     pub const INCLUDE: u64 = 0xffff << INCLUDE_SHIFT;
 }
 
-/// Tagged addresses, tag checks, and the tags that IRG may choose. Of the modes that the program allows synchronous
-/// is taken; a program that allows asynchronous checks alone gets -EINVAL.
+/// Tagged addresses, tag checks, and the tags that IRG may choose. A program that allows both kinds of checks gets what
+/// `tag-checks=` prefers, which then may also be the asymmetric one.
 pub fn prctl(option: u64, args: [u64; 4]) -> Outcome {
     match option & 0xffff_ffff {
         tag::SET_TAGGED_ADDR_CTRL if args[1..] == [0; 3] => set_tag_control(args[0]),
@@ -184,8 +184,9 @@ fn set_tag_control(control: u64) -> Outcome {
     }
     let checks = match control & (tag::SYNC | tag::ASYNC) {
         0 => TagChecks::None,
-        tag::ASYNC => return Err(Errno::EINVAL),
-        _ => TagChecks::Sync,
+        tag::SYNC => TagChecks::Sync,
+        tag::ASYNC => TagChecks::Async,
+        _ => process::preferred_tag_checks(),
     };
     process::set_tag_control(control);
     if mte {
@@ -216,6 +217,12 @@ pub fn stats(into: u64, words: u64) -> Outcome {
     let wanted = counters.len().min(words as usize);
     uaccess::write_words(into, &counters[..wanted])?;
     Ok(counters.len() as u64)
+}
+
+/// KiB of the largest folio that first touch makes.
+pub fn folio_kib() -> u64 {
+    let order = global::mm().folio_orders().largest();
+    <<Hardware as Machine>::Granule as Granule>::SIZE as u64 >> 10 << order
 }
 
 /// Whether the counter counts instructions.

@@ -55,7 +55,7 @@ impl From<Fault> for Errno {
 /// What a call returns in x0.
 type Outcome = Result<u64, Errno>;
 
-/// Linux's numbers (include/uapi/asm-generic/unistd.h), and three of this kernel's own above them.
+/// Linux's numbers (include/uapi/asm-generic/unistd.h), and four of this kernel's own above them.
 mod number {
     pub const WRITE: u64 = 64;
     pub const WRITEV: u64 = 66;
@@ -82,6 +82,7 @@ mod number {
     pub const ICOUNT: u64 = 0x6502;
     /// The least number of instructions of a page operation: `floor(kind)`.
     pub const FLOOR: u64 = 0x6503;
+    pub const FOLIO_KIB: u64 = 0x6504;
 }
 
 /// Called by `boot/vectors.S` for SVC from EL0.
@@ -109,6 +110,7 @@ extern "C" fn el0_system_call(frame: &Frame) -> u64 {
         number::STATS => misc::stats(a, b),
         number::ICOUNT => Ok(misc::icount()),
         number::FLOOR => misc::floor(a),
+        number::FOLIO_KIB => Ok(misc::folio_kib()),
         other => unknown(other),
     };
     outcome.unwrap_or_else(Errno::result)

@@ -65,9 +65,13 @@ pub(super) fn is_grouped(raw: u64, level: Level) -> bool {
     raw & CONTIGUOUS != 0 && level == Level::LEAF
 }
 
-/// The bits in which two entries of one contiguous group may differ at rest: AF, and AP\[2\] where hardware manages it.
+/// Bits 58:55, which no hardware looks at (Arm ARM, D8.3.1.2).
+const SOFTWARE: u64 = 0xf << 55;
+
+/// The bits in which two entries of one contiguous group may differ at rest: AF, AP\[2\] where hardware manages it, and
+/// what is the software's own.
 pub(super) const fn hardware_bits(raw: u64) -> u64 {
-    if raw & DBM != 0 { ACCESSED | READ_ONLY } else { ACCESSED }
+    if raw & DBM != 0 { SOFTWARE | ACCESSED | READ_ONLY } else { SOFTWARE | ACCESSED }
 }
 
 /// Pages that one entry of `level` spans.

@@ -78,6 +78,8 @@ const MEASUREMENTS: &[Measurement] = &[
     },
     Measurement { name: "munmap", run: munmap, floor: CHANGE, floor_tagged: CHANGE },
     Measurement { name: "munmap_swapped", run: munmap_swapped, floor: &[Descriptor], floor_tagged: &[Descriptor] },
+    Measurement { name: "madv_free", run: madv_free, floor: CHANGE, floor_tagged: CHANGE },
+    Measurement { name: "madv_cold", run: madv_cold, floor: CHANGE, floor_tagged: CHANGE },
     Measurement { name: "mprotect_ro", run: mprotect_ro, floor: CHANGE, floor_tagged: CHANGE },
     Measurement { name: "mprotect_rw", run: mprotect_rw, floor: CHANGE, floor_tagged: CHANGE },
     Measurement { name: "mprotect_1_in_16", run: mprotect_1_in_16, floor: CALL, floor_tagged: CALL },
@@ -132,7 +134,8 @@ impl Bench {
         results.sort_unstable();
         let pieces = if self.tagged { measurement.floor_tagged } else { measurement.floor };
         print!(
-            r#"@row {{"name":"{name}","folio_kib":4,"tagged":{},"insns_per_page":{},"floor":"#,
+            r#"@row {{"name":"{name}","folio_kib":{},"tagged":{},"insns_per_page":{},"floor":"#,
+            own::folio_kib().unwrap_or(4),
             self.tagged,
             results[REPETITIONS / 2],
         );
@@ -271,6 +274,20 @@ fn munmap(bench: &Bench) -> Interval {
 fn munmap_swapped(bench: &Bench) -> Interval {
     let region = bench.swapped();
     bench.time(PAGES, || region.unmap(0..PAGES).expect("munmap"))
+}
+
+/// One call of madvise(MADV_FREE) over the resident region.
+fn madv_free(bench: &Bench) -> Interval {
+    let region = bench.filled(Pattern::Random);
+    bench.time(PAGES, || region.advise(0..PAGES, Advice::Free).expect("madvise"))
+}
+
+/// One call of madvise(MADV_COLD) over the resident region.
+fn madv_cold(bench: &Bench) -> Interval {
+    let region = bench.filled(Pattern::Random);
+    let interval = bench.time(PAGES, || region.advise(0..PAGES, Advice::Cold).expect("madvise"));
+    bench.verify(&region, Pattern::Random);
+    interval
 }
 
 /// One call of mprotect(PROT_READ) over the resident region.
