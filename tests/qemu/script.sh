@@ -172,7 +172,7 @@ case_two_debuggers() {
 		./qemu-run.sh debug --no-build --timeout 60 "${given[@]}" -- "$programs/hello" >/dev/null 2>"$dir/$name" </dev/null &
 		# Until its QEMU listens.
 		for ((i = 0; i < 100; i++)); do
-			printf -v "$name" %s "$(sed -n 's/.*target remote 127.0.0.1:\([0-9]*\).*/\1/p' "$dir/$name")"
+			printf -v "$name" %s "$(sed -n 's/.*target remote 127.0.0.1:\([0-9]*\).*/\1/p' "$dir/$name" 2>/dev/null)"
 			[[ -z ${!name} ]] || ! grep -q ":$(printf %04X "${!name}") .* 0A " /proc/net/tcp || break
 			sleep 0.1
 		done
