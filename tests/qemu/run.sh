@@ -112,7 +112,7 @@ check_case() {
 		no-err) ! grep -aEq -- "$pattern" "$dir/err" || echo "stderr has: $pattern" ;;
 		once) (($(grep -aEc -- "$pattern" "$dir/err") == 1)) || echo "stderr must have once: $pattern" ;;
 		last) tail -n 1 "$dir/err" | grep -aEq -- "$pattern" || echo "stderr's last line is not: $pattern" ;;
-		at-least) check_counter $pattern ;;
+		at-least) check_counter "$pattern" ;;
 		same) keep_same "$pattern" ;;
 		esac
 	done <<<"$checks"
@@ -120,12 +120,13 @@ check_case() {
 	check_leaks "$status"
 }
 
-# check_counter NAME N [MiB]: in MiB where pages are counted.
+# check_counter "NAME N [MiB]": in MiB where pages are counted.
 check_counter() {
-	local found
-	found=$(statistic "$1")
-	[[ -z ${3:-} ]] || found=$((found * page >> 20))
-	((found >= $2)) || echo "counter $1: $found, expected $2${3:+ $3} or more"
+	local counter least unit found
+	read -r counter least unit <<<"$1"
+	found=$(statistic "$counter")
+	[[ -z $unit ]] || found=$((found * page >> 20))
+	((found >= least)) || echo "counter $counter: $found, expected $least${unit:+ $unit} or more"
 }
 
 statistic() { sed -n "s/.*\"$1\"[ ]*:[ ]*\([0-9]*\).*/\1/p" "$dir/stats.json" 2>/dev/null | grep . || echo -1; }

@@ -9,7 +9,7 @@ use ebbtide::reclaim::Advice;
 use ebbtide::space::{Access, Fault, Growth, MapError, MapRequest, Placement, Protection};
 
 use super::{Errno, Outcome};
-use crate::kernel::page::{PAGE, PageGranule};
+use crate::kernel::page::PAGE;
 use crate::kernel::{elf, global, process};
 
 /// The end of user addresses: 39 bits.
