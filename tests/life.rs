@@ -342,3 +342,27 @@ fn an_address_is_explained() {
     assert!(out.contains("\n  slot 0/") && out.contains("Out"), "{out}");
     rig.finish(space);
 }
+
+/// A space is told run by run: groups, single pages, slots.
+#[test]
+fn a_space_is_told_in_runs() {
+    let rig = Rig::<K4>::new(Setup { frames: 400, ..Setup::default() });
+    let space = rig.space();
+    let dump = || format!("{}", space.dump(&rig.mm, VirtAddr::new(0), VirtAddr::new(1 << 47)));
+    assert_eq!(dump(), "");
+    rig.map(&space, 0x40_0000, 40, RW);
+    let program = rig.program(&space);
+    [0x40_0000, 0x41_0000, 0x42_0000, 0x42_1000].iter().for_each(|&page| program.store(page, 1).expect("mapped"));
+    let at = |address| VirtAddr::new(address);
+    space.protect(&rig.mm, at(0x41_3000), 0x1000, Protection::READ).expect("mapped");
+    space.advise(&rig.mm, at(0x42_0000), 0x2000, Advice::PageOut).expect("mapped");
+    let text = dump();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 5, "{text}");
+    assert!(lines[0].starts_with("0x400000+0x10000 leaf:") && lines[0].ends_with("1 groups, 16 accessed, 16 dirty"));
+    assert!(lines[1].starts_with("0x410000+0x3000 leaf:") && lines[1].ends_with("], 3 accessed, 3 dirty"), "{text}");
+    assert!(lines[2].starts_with("0x413000+0x1000 leaf:") && lines[2].contains("[r---"), "{text}");
+    assert!(lines[3].starts_with("0x414000+0xc000 leaf:"), "{text}");
+    assert!(lines[4].starts_with("0x420000+0x2000 "), "{text}");
+    rig.finish(space);
+}

@@ -12,6 +12,9 @@ use super::{mmu, process, stack};
 /// Exit status of a panic: Rust's own.
 const STATUS: i32 = 101;
 
+/// So much of the program's space around a faulting address is told: some groups of 4 KiB pages.
+const AROUND: u64 = 256 << 10;
+
 /// What `boot/vectors.S` saves of an exception at EL1.
 #[repr(C)]
 pub struct Registers {
@@ -48,6 +51,7 @@ pub fn on_exception(what: &str, registers: &Registers) -> ! {
     backtrace(registers.x[29]);
     if registers.far & 1 << 55 == 0 {
         process::explain(registers.far);
+        process::dump(registers.far & !(AROUND - 1), (registers.far | (AROUND - 1)).saturating_add(1));
     }
     console::death(format_args!(
         "kernel panic: {what} at pc {:#x}, address {:#x}, syndrome {:#x} ({STATUS})",

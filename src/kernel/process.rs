@@ -157,6 +157,15 @@ pub extern "C" fn explain(address: u64) {
     }
 }
 
+/// Prints what a range of the program maps. In gdb: `call ebbtide_dump(START, END)`.
+#[unsafe(export_name = "ebbtide_dump")]
+pub extern "C" fn dump(start: u64, end: u64) {
+    if let (Some(process), Some(mm)) = (PROCESS.get(), global::get_mm()) {
+        let (start, end) = (VirtAddr::untagged(start), VirtAddr::untagged(end));
+        console::block(format_args!("{}", process.space.dump(mm, start, end)));
+    }
+}
+
 /// Ends the program with a signal's status.
 #[cold]
 pub fn kill(status: i32, why: fmt::Arguments<'_>) -> ! {

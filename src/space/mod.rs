@@ -15,6 +15,7 @@
 //! entry away, then the tables, behind one invalidation of the whole ASID.
 
 mod asid;
+mod dump;
 mod explain;
 mod fault;
 mod first_touch;
@@ -26,6 +27,7 @@ mod swap_in;
 mod unmap;
 
 pub(crate) use asid::Asids;
+pub use dump::Dump;
 pub use explain::Explanation;
 pub use fault::{Access, Fault, FaultError};
 pub use map::{Growth, MapError, MapRequest, Placement};

@@ -49,8 +49,8 @@ impl<M: Machine> Space<M> {
         regions.cut(mm, range.end());
         let mut flush = Flush::new(mm);
         let mut page = range.start();
-        while let Some(region) = regions.at_or_after(mm, page)
-            && region.pages.start() < range.end()
+        while page < range.end()
+            && let Some(region) = regions.at_or_after(mm, page)
         {
             let new = protection | region.protection & Protection::TAGGED;
             if new != region.protection {
@@ -68,9 +68,10 @@ impl<M: Machine> Space<M> {
     /// to one of its pages, it adds to all.
     fn heal(&self, mm: &Mm<M>, regions: &Regions, range: VpnRange, flush: &mut Flush<'_, M>) {
         let around = group::around::<M::Granule>(range);
-        let mut page = around.start();
-        while let Some(region) = regions.at_or_after(mm, page)
-            && region.pages.start() < around.end()
+        // What lies in another region than the range has not changed.
+        let mut page = range.start();
+        while page < range.end()
+            && let Some(region) = regions.at_or_after(mm, page)
         {
             let groups = group::within::<M::Granule>(region.pages.intersection(around));
             self.for_each_leaf_table(mm, groups, |table, part| {

@@ -14,6 +14,8 @@
 //! range starts; but a cut there has split that leaf already, or has left its upper part where the call removes it.
 //! After `reserve`, nothing here fails.
 
+use core::cell::Cell;
+
 use arrayvec::ArrayVec;
 
 use super::records::Records;
@@ -68,6 +70,8 @@ pub(crate) struct Regions {
     spares: ArrayVec<Records<Region>, { SPARES + 1 }>,
     /// The region of the last look-up.
     last: Region,
+    /// The place of the last look-up that went far: worth a try, whatever was inserted or removed since.
+    near: Cell<Place>,
 }
 
 /// The place of a page: a leaf, and how many of its regions start at or below the page.
@@ -79,7 +83,13 @@ struct Place {
 
 impl Regions {
     pub(crate) const fn new() -> Self {
-        Self { root: None, leaves: 0, spares: ArrayVec::new_const(), last: NOTHING }
+        Self {
+            root: None,
+            leaves: 0,
+            spares: ArrayVec::new_const(),
+            last: NOTHING,
+            near: Cell::new(Place { leaf: 0, within: 0 }),
+        }
     }
 
     /// The leaf with this index, which is below `leaves`.
@@ -93,8 +103,37 @@ impl Regions {
         }
     }
 
-    /// The last leaf that starts at or below `page`.
+    /// Where `page` belongs: in the last leaf that starts at or below it, after the last region that does. `None` below
+    /// all regions.
+    #[inline]
     fn place<M: Machine>(&self, mm: &Mm<M>, page: Vpn) -> Option<Place> {
+        let place = self.place_near(mm, page).or_else(|| self.place_afar(mm, page))?;
+        self.near.set(place);
+        Some(place)
+    }
+
+    /// [`Regions::place`], if it is that of the last look-up, or next to it.
+    #[inline]
+    fn place_near<M: Machine>(&self, mm: &Mm<M>, page: Vpn) -> Option<Place> {
+        let Place { leaf, within } = self.near.get();
+        let Leaf { regions, len, .. } = self.leaf(mm, leaf)?;
+        let starts_by_then = |index: usize| index < len && regions.get(mm, index).pages.start() <= page;
+        let within = match within.checked_sub(1) {
+            Some(before) if starts_by_then(before) => within + usize::from(starts_by_then(within)),
+            Some(before) if before > 0 && starts_by_then(before - 1) => before,
+            _ => return None,
+        };
+        // Further on within the leaf, or in the next leaf?
+        let is_last = if within < len {
+            !starts_by_then(within)
+        } else {
+            self.leaf(mm, leaf + 1).is_none_or(|next| page < next.first)
+        };
+        is_last.then_some(Place { leaf, within })
+    }
+
+    #[inline(never)]
+    fn place_afar<M: Machine>(&self, mm: &Mm<M>, page: Vpn) -> Option<Place> {
         let leaf = self.root?.partition(mm, self.leaves, |leaf| leaf.first <= page).checked_sub(1)?;
         let Leaf { regions, len, .. } = self.leaf(mm, leaf)?;
         Some(Place { leaf, within: regions.partition(mm, len, |region| region.pages.start() <= page) })
@@ -168,12 +207,17 @@ impl Regions {
 
     /// Adds a region that meets no other. After [`Regions::reserve`].
     pub(crate) fn insert<M: Machine>(&mut self, mm: &Mm<M>, region: Region) {
-        self.last = NOTHING;
         let place = self.place(mm, region.pages.start()).unwrap_or(Place { leaf: 0, within: 0 });
+        self.insert_at(mm, place, region);
+    }
+
+    /// Adds a region where it belongs.
+    fn insert_at<M: Machine>(&mut self, mm: &Mm<M>, place: Place, region: Region) {
+        self.last = NOTHING;
         let Some((place, leaf)) = self.room(mm, place) else { return debug_assert!(false, "no leaf was reserved") };
         leaf.regions.shift(mm, place.within, leaf.regions, place.within + 1, leaf.len - place.within);
         leaf.regions.set(mm, place.within, region);
-        let first = leaf.regions.get(mm, 0).pages.start();
+        let first = if place.within == 0 { region.pages.start() } else { leaf.first };
         self.set_leaf(mm, place.leaf, Leaf { first, len: leaf.len + 1, ..leaf });
     }
 
@@ -271,11 +315,16 @@ impl Regions {
 
     /// Cuts the region that spans `page`, if one does, so that one starts there. After [`Regions::reserve`].
     pub(crate) fn cut<M: Machine>(&mut self, mm: &Mm<M>, page: Vpn) {
-        let Some(region) = self.search(mm, page).filter(|region| region.pages.start() < page) else { return };
-        self.change(mm, region.pages.start(), |low| low.pages = VpnRange::between(region.pages.start(), page));
+        let Some(place) = self.place(mm, page) else { return };
+        let (Some(leaf), Some(region)) = (self.leaf(mm, place.leaf), self.below(mm, place)) else { return };
+        if region.pages.start() == page || !region.pages.contains(page) {
+            return;
+        }
+        let low = Region { pages: VpnRange::between(region.pages.start(), page), ..region };
+        leaf.regions.set(mm, place.within - 1, low);
         // Both parts of a growing region go on growing: the lower one now, the upper one once the lower is gone.
         let floor = if region.grows() { region.floor } else { page };
-        self.insert(mm, Region { pages: VpnRange::between(page, region.pages.end()), floor, ..region });
+        self.insert_at(mm, place, Region { pages: VpnRange::between(page, region.pages.end()), floor, ..region });
     }
 
     /// Joins neighbours that differ in nothing, from the one before `range` to the one after.
