@@ -10,16 +10,18 @@
 #             device.
 #   initrd    A cpio archive (newc): `init`, the ELF to run; `argv` and `envp`, its strings,
 #             each ended by a NUL; `stats-path`, the host file for the statistics (only with
-#             --stats); `bin/NAME`, every built-in program.
+#             --stats); `end-path`, a host file that the kernel makes when the program has ended;
+#             `bin/NAME`, every built-in program.
 #   stdout    What the program wrote (PL011), byte for byte. Nothing is filtered or added.
 #   stderr    The kernel's log (semihosting). The last line names the cause of any exit
 #             status but 0.
 #   status    The kernel ends the machine with the program's status: 128 + signal if it was
 #             killed, 101 for a kernel panic. This script adds 125 (bad command line, failed
-#             set-up) and 124 (timeout).
+#             set-up, a QEMU that ended before the program did), 124 (timeout), and 128 + signal
+#             if it was itself ended by one.
 set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+ROOT=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 readonly ROOT
 
 die() {
@@ -29,7 +31,11 @@ die() {
 note() { [[ -n ${QUIET:-} ]] || echo "qemu-run: $*" >&2; }
 
 # Under `cargo run` this names that cargo; here the tool chain is chosen afresh.
-unset CARGO
+unset CARGO CDPATH
+# What the environment names relative to this folder must hold in others as well.
+if [[ -n ${TMPDIR:-} ]]; then TMPDIR=$(realpath -m -- "$TMPDIR"); fi
+if [[ -n ${CARGO_TARGET_DIR:-} ]]; then CARGO_TARGET_DIR=$(realpath -m -- "$CARGO_TARGET_DIR"); fi
+if [[ ${QEMU:-} == */* ]]; then QEMU=$(realpath -ms -- "$QEMU"); fi
 
 # shellcheck source=scripts/options.sh
 source "$ROOT/scripts/options.sh"
@@ -44,8 +50,49 @@ source "$ROOT/scripts/test.sh"
 
 # Files of this run, gone at its end.
 WORK=
-work_dir() { [[ -n $WORK ]] || WORK=$(mktemp -d "${TMPDIR:-/tmp}/ebbtide.XXXXXX"); }
-trap '[[ -z $WORK ]] || rm -rf "$WORK"' EXIT
+work_dir() {
+	[[ -n $WORK ]] || WORK=$(mktemp -d "${TMPDIR:-/tmp}/ebbtide.XXXXXX" 2>/dev/null) ||
+		die "no temporary folder can be made in ${TMPDIR:-/tmp}"
+}
+
+# await COMMAND...: runs it and returns its status. A signal to this script ends it at once, with all
+# that it started: it runs in a process group of its own, and bash handles signals while it waits.
+CHILD=
+await() {
+	local status=0
+	set -m
+	"$@" </dev/null &
+	CHILD=$!
+	set +m
+	wait "$CHILD" || status=$?
+	CHILD=
+	return "$status"
+}
+
+stop_child() {
+	local i
+	[[ -n $CHILD ]] || return 0
+	kill -TERM -- "-$CHILD" 2>/dev/null || true
+	for ((i = 0; i < 50; i++)); do
+		kill -0 -- "-$CHILD" 2>/dev/null || break
+		sleep 0.1
+	done
+	kill -KILL -- "-$CHILD" 2>/dev/null || true
+	wait "$CHILD" 2>/dev/null || true
+	CHILD=
+}
+
+# on_signal NAME STATUS
+on_signal() {
+	trap '' HUP INT TERM
+	stop_child
+	echo "qemu-run: ended by SIG$1" >&2
+	exit "$2"
+}
+trap 'on_signal HUP 129' HUP
+trap 'on_signal INT 130' INT
+trap 'on_signal TERM 143' TERM
+trap 'stop_child; [[ -z $WORK ]] || rm -rf "$WORK"' EXIT
 
 # MTE is a property of QEMU's machine, and refused for a CPU that has none.
 cpu_has_mte() { [[ ${CPU%%,*} =~ ^(max|neoverse-n2|cortex-a710)$ ]]; }
@@ -54,8 +101,9 @@ cpu_is_v80() { [[ ${CPU%%,*} =~ ^cortex-a(35|53|57|72)$ ]]; }
 mte_wanted() { [[ -z $NO_MTE ]] && cpu_has_mte; }
 
 # QEMU's RAM in MiB: 24 bytes of record and 128 bytes of raw tags for each 4 KiB
-# of swap (larger pages have fewer records), rounded up, and 2 MiB for alignment.
-machine_mib() { echo $((MEMORY + SWAP + (SWAP * 256 * (24 + 128) + 1048575) / 1048576 + 2)); }
+# of swap (larger pages have fewer records), 16 for the records of clusters in each
+# MiB, rounded up, and 2 MiB for alignment.
+machine_mib() { echo $((MEMORY + SWAP + (SWAP * (256 * (24 + 128) + 16) + 1048575) / 1048576 + 2)); }
 
 boot_args() {
 	local args="memory=$MEMORY swap=$SWAP"
@@ -89,28 +137,29 @@ boot() {
 	machine_line
 	line=("${MACHINE_LINE[@]}" -serial stdio -semihosting-config "enable=on,target=native"
 		-kernel "$image" -initrd "$initrd" -append "$(boot_args)")
-	[[ -z $DEBUG ]] || line+=(-gdb "tcp::1234" -S)
+	[[ -z $DEBUG ]] || line+=(-gdb "tcp:127.0.0.1:$GDB_PORT" -S)
 	if [[ -n $DRY_RUN ]]; then
 		printf '%q ' "${line[@]}"
 		echo
 		return 0
 	fi
-	if [[ -n $TIMEOUT ]]; then
-		timeout --foreground -k 5 "$TIMEOUT" "${line[@]}" </dev/null || status=$?
-		# A QEMU that had to be killed reads as 137, which is the program's "out of memory".
-		if ((status == 124 || (status == 137 && SECONDS - started >= TIMEOUT + 4))); then
-			echo "qemu-run: no end within $TIMEOUT s: timeout" >&2
-			return 124
-		fi
-	else
-		"${line[@]}" </dev/null || status=$?
+	[[ -z $TIMEOUT ]] || line=(timeout --foreground -k 5 "$TIMEOUT" "${line[@]}")
+	rm -f "$WORK/end"
+	await "${line[@]}" || status=$?
+	# The program's own end, whatever the status. A panic, a refusal to start and a self-test leave no such file.
+	[[ ! -e $WORK/end ]] || return "$status"
+	# A QEMU that had to be killed reads as 137.
+	if [[ -n $TIMEOUT ]] && ((status == 124 || (status == 137 && SECONDS - started >= TIMEOUT))); then
+		echo "qemu-run: no end within $TIMEOUT s: timeout" >&2
+		return 124
 	fi
-	# 1 is also what QEMU says when it cannot start at all.
 	if ((status == 1)) && ! machine_starts; then
 		echo "qemu-run: QEMU cannot start this machine (-cpu $CPU, $(machine_mib) MiB)" >&2
 		return 125
 	fi
-	return $status
+	if ((status == 101 || status == 125)) || [[ -n $SELFTEST ]]; then return "$status"; fi
+	echo "qemu-run: QEMU ended before the program did (its status: $status)" >&2
+	return 125
 }
 
 # Can QEMU build the machine? It is not run.
@@ -127,13 +176,20 @@ run_program() {
 	boot "$KERNEL_IMAGE" "$WORK/initrd.cpio"
 }
 
+# Does anybody listen on that port? Asked of the kernel: a connection would stop the machine that is debugged there.
+port_is_taken() {
+	grep -Eqs "^ *[0-9]+: [0-9A-F]+:$(printf %04X "$1") [0-9A-F]+:[0-9A-F]+ 0A " /proc/net/tcp /proc/net/tcp6
+}
+
 cmd_debug() {
 	DEBUG=1
 	have gdb-multiarch || ! can_install || install gdb-multiarch
 	[[ -n $NO_BUILD ]] || build_all
 	NO_BUILD=1
+	GDB_PORT=1234
+	while port_is_taken "$GDB_PORT"; do GDB_PORT=$((GDB_PORT + 1)); done
 	printf '%s\n' "qemu-run: waiting for gdb; in another terminal:" \
-		"gdb-multiarch -batch -ex 'target remote :1234' -ex 'hbreak kmain' -ex continue -ex bt $(printf %q "$(kernel_elf)")" >&2
+		"gdb-multiarch -batch -ex 'target remote 127.0.0.1:$GDB_PORT' -ex 'hbreak kmain' -ex continue -ex bt $(printf %q "$(kernel_elf)")" >&2
 	run_program "$@"
 }
 

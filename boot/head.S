@@ -118,10 +118,11 @@ at_el1:
     b.eq    refuse_granule
 .endif
 
-    adrp    x0, __bss_start
-    add     x0, x0, :lo12:__bss_start
-    adrp    x1, __bss_end
-    add     x1, x1, :lo12:__bss_end
+    // With the MMU off stores go past the caches. Dirty lines of the same memory must be gone before, so that none is
+    // written over them, and what was fetched meanwhile after, so that nothing old is seen once the MMU is on.
+    bl      bss_range
+    bl      clean_and_invalidate
+    bl      bss_range
 1:  cmp     x0, x1
     b.hs    2f
     stp     xzr, xzr, [x0], #16
@@ -148,7 +149,9 @@ at_el1:
     str     x0, [x1], #8
     add     x5, x5, x4
     tbz     x5, #31, 1b
-    dsb     ish
+    dsb     sy
+    bl      bss_range
+    bl      clean_and_invalidate
 
     // MAIR_EL1: 0 Normal Write-Back, 1 the same with allocation tags (where there are any), 2 Device-nGnRE.
     mrs     x0, id_aa64pfr1_el1
@@ -193,6 +196,30 @@ upper_half:
     mov     x29, xzr
     mov     x30, xzr
     bl      kmain
+
+// x0 = start of .bss, x1 = its end.
+bss_range:
+    adrp    x0, __bss_start
+    add     x0, x0, :lo12:__bss_start
+    adrp    x1, __bss_end
+    add     x1, x1, :lo12:__bss_end
+    ret
+
+// clean_and_invalidate(x0 = start, x1 = end), to the point of coherency. Lines at the ends may be shared: nothing is
+// dirty there that must not reach memory.
+clean_and_invalidate:
+    mrs     x2, ctr_el0
+    ubfx    x2, x2, #16, #4             // DminLine: log2 of words
+    mov     x3, #4
+    lsl     x2, x3, x2
+    sub     x3, x2, #1
+    bic     x0, x0, x3
+1:  dc      civac, x0
+    add     x0, x0, x2
+    cmp     x0, x1
+    b.lo    1b
+    dsb     sy
+    ret
 
 // No stack, no log: one line by semihosting, and the end. x1 = the line, x2 = the exit's parameters.
 early_death:

@@ -17,6 +17,7 @@ cmd_bench() {
 	for FOLIO_ORDERS in "${lists[@]}"; do
 		run_program "${PROGRAM[@]}" >>"$WORK/bench.out" || status=$?
 		((status == 0)) || break
+		# shellcheck disable=SC2034 # run_program looks at it
 		NO_BUILD=1
 	done
 	if [[ -n $DRY_RUN ]]; then

@@ -17,12 +17,15 @@ target_rustflags() {
 	cpu_is_v80 || printf %s ' -Ctarget-feature=+lse'
 }
 
+# Flags of the environment would take the place of those above, and a kernel needs its own.
+readonly CLEAN_ENV=(-u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS -u CARGO_BUILD_RUSTFLAGS)
+
 # cargo_target SUBCOMMAND ARG...: cargo for the target.
 cargo_target() {
-	env "${TARGET_ENV[@]}" \
+	await env "${CLEAN_ENV[@]}" "${TARGET_ENV[@]}" \
 		CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_RUSTFLAGS="$(target_rustflags)" \
 		CARGO_TARGET_DIR="$(out_dir)" \
-		"$@" --target "$TARGET" --release --manifest-path "$ROOT/Cargo.toml" 1>&2
+		"$@" --target "$TARGET" --profile "${PROFILE:-release}" --manifest-path "$ROOT/Cargo.toml" 1>&2
 }
 
 # build_all: kernel, programs and the Image that this command line asks for.
@@ -32,6 +35,9 @@ build_all() {
 	need_objcopy
 	[[ -d $(release_dir) ]] || note "first build: about a minute"
 	if [[ -n $KERNEL_ELF ]]; then
+		cargo_target "${CARGO[@]}" build --quiet --package user || die "the build failed"
+	elif [[ -n $DEV ]]; then
+		PROFILE=dev build_kernel --package ebbtide --bin ebbtide-kernel
 		cargo_target "${CARGO[@]}" build --quiet --package user || die "the build failed"
 	elif [[ -n $SELFTEST ]]; then
 		build_kernel --package ebbtide --bin ebbtide-kernel --features selftest
@@ -46,18 +52,20 @@ build_all() {
 # name and keeps what it made for other features, so each is copied away after its build, before another run of this
 # script can build the next.
 build_kernel() {
-	local features=()
+	local features=() profile=${PROFILE:-release} built lock
 	[[ $GRANULE == 4k ]] || features=(--features "granule-$GRANULE")
-	mkdir -p "$(image_dir)"
-	(
-		flock 9
-		cargo_target "${CARGO[@]}" build --quiet "${features[@]}" "$@" || die "the build failed"
-		cmp -s "$(release_dir)/ebbtide-kernel" "$(kernel_elf)" || cp "$(release_dir)/ebbtide-kernel" "$(kernel_elf)"
-	) 9>"$(image_dir)/lock" || exit
+	built=$(out_dir)/$TARGET/${profile/#dev/debug}/ebbtide-kernel
+	mkdir -p "$(image_dir)" || die "$(image_dir) cannot be made"
+	exec {lock}>"$(image_dir)/lock" || die "$(image_dir)/lock cannot be written"
+	await flock "$lock"
+	cargo_target "${CARGO[@]}" build --quiet "${features[@]}" "$@" || die "the build failed"
+	cmp -s "$built" "$(kernel_elf)" || cp "$built" "$(kernel_elf)" || die "$(kernel_elf) cannot be written"
+	exec {lock}>&-
 }
 
 # build_for_tests: all that the in-QEMU suite runs.
 build_for_tests() {
+	[[ -z $DEV ]] || { build_all && return; }
 	SELFTEST=any build_all
 	SELFTEST='' build_all
 	build_test_programs
@@ -68,15 +76,17 @@ test_program_dir() { echo "$(image_dir)/programs"; }
 build_test_programs() {
 	local source
 	need_cc
-	mkdir -p "$(test_program_dir)"
+	mkdir -p "$(test_program_dir)" || die "$(test_program_dir) cannot be made"
 	for source in "$ROOT"/tests/programs/*.c; do
-		build_test_program "$source" "$(basename "$source" .c)" -Wl,-z,max-page-size=65536
+		build_test_program "$source" "$(basename "$source" .c)" -static -Wl,-z,max-page-size=65536
 	done
 	# Made for pages of 4 KiB: in a larger one the segments of both meet, and those of the second lie elsewhere than in
 	# the file's.
 	source=$ROOT/tests/programs/hello.c
-	build_test_program "$source" hello-4k -Wl,-z,max-page-size=4096
-	build_test_program "$source" hello-4k-odd -Wl,-z,max-page-size=4096 -Wl,-Ttext-segment=0x401000
+	build_test_program "$source" hello-4k -static -Wl,-z,max-page-size=4096
+	build_test_program "$source" hello-4k-odd -static -Wl,-z,max-page-size=4096 -Wl,-Ttext-segment=0x401000
+	# For any place in memory; it needs no relocation.
+	build_test_program "$ROOT/tests/programs/brk.c" brk-pie -static-pie -fPIE -Wl,-z,max-page-size=65536
 }
 
 # build_test_program SOURCE NAME FLAG...
@@ -85,7 +95,7 @@ build_test_program() {
 	program=$(test_program_dir)/$2
 	shift 2
 	[[ ! $program -nt $source || ! $program -nt $ROOT/tests/programs/ebb.h ]] || return 0
-	"$CC_AARCH64" -O2 -Wall -Wextra -Werror -ffreestanding -fno-stack-protector -static -nostdlib "$@" \
+	"$CC_AARCH64" -O2 -Wall -Wextra -Werror -ffreestanding -fno-stack-protector -nostdlib "$@" \
 		-o "$program" "$source" || die "$source does not compile"
 }
 
@@ -93,6 +103,8 @@ build_test_program() {
 kernel_elf() {
 	if [[ -n $KERNEL_ELF ]]; then
 		echo "$KERNEL_ELF"
+	elif [[ -n $DEV ]]; then
+		echo "$(image_dir)/dev-$GRANULE.elf"
 	elif [[ -n $SELFTEST ]]; then
 		echo "$(image_dir)/selftest-$GRANULE.elf"
 	else
@@ -112,7 +124,7 @@ make_image() {
 	fi
 	[[ $image -nt $elf ]] || {
 		"${OBJCOPY[@]}" -O binary "$elf" "$image.$$" || die "$elf: not a kernel"
-		mv "$image.$$" "$image"
+		mv "$image.$$" "$image" || die "$image cannot be written"
 	}
 }
 
@@ -124,10 +136,10 @@ built_ins() {
 	done
 }
 
-# Is $1 a 64-bit little-endian AArch64 executable?
+# Is $1 a 64-bit little-endian AArch64 executable, at a fixed place or at any (ET_EXEC, ET_DYN)?
 is_aarch64_elf() {
 	[[ $(od -An -tx1 -N6 "$1" 2>/dev/null | tr -d ' \n') == 7f454c460201 ]] &&
-		[[ $(od -An -tx1 -j16 -N4 "$1" | tr -d ' \n') == 0200b700 ]]
+		[[ $(od -An -tx1 -j16 -N4 "$1" | tr -d ' \n') == 0[23]00b700 ]]
 }
 
 # pick_program NAME: sets PROGRAM_FILE and KERNEL_IMAGE. A file goes before a built-in of that name.
@@ -153,16 +165,20 @@ pick_program() {
 pack_initrd() {
 	local file=$1 tree=$WORK/initrd name
 	shift
-	mkdir -p "$tree/bin"
+	mkdir -p "$tree/bin" || die "$tree cannot be made"
 	for name in $(built_ins); do
-		[[ ! -f $(release_dir)/$name ]] || cp "$(release_dir)/$name" "$tree/bin/$name"
+		[[ ! -f $(release_dir)/$name ]] || cp "$(release_dir)/$name" "$tree/bin/$name" || die "$name cannot be copied"
 	done
-	cp -- "$PROGRAM_FILE" "$tree/init"
-	printf '%s\0' "$@" >"$tree/argv"
-	printf '%s\0' PATH=/bin HOME=/ >"$tree/envp"
+	cp -- "$PROGRAM_FILE" "$tree/init" || die "$PROGRAM_FILE cannot be copied"
+	{
+		printf '%s\0' "$@" >"$tree/argv" &&
+			printf '%s\0' PATH=/bin HOME=/ >"$tree/envp" &&
+			printf %s "$WORK/end" >"$tree/end-path" &&
+			{ [[ -z $STATS ]] || printf %s "$STATS" >"$tree/stats-path"; }
+	} || die "$tree cannot be written"
 	if [[ -n $STATS ]]; then
-		printf %s "$STATS" >"$tree/stats-path"
-		rm -f -- "$STATS"
+		# What an earlier run left must not look like this one's.
+		[[ -n $DRY_RUN ]] || : >"$STATS" || die "--stats $STATS: cannot be written"
 	fi
 	(cd "$tree" && find . -mindepth 1 -printf '%P\n' | LC_ALL=C sort |
 		cpio --quiet -o -H newc -R 0:0 >"$file") || die "could not pack the initrd"

@@ -8,7 +8,7 @@ usage() {
 		./qemu-run.sh -- PROGRAM [ARG...]       boot and run at EL0: a static AArch64 ELF file, or a built-in by name
 		./qemu-run.sh test [FILTER]             every test: host, then in QEMU
 		./qemu-run.sh bench [NAME]              instruction counts, table and JSON
-		./qemu-run.sh debug [-- PROGRAM ...]    the same as run, waiting for gdb on :1234
+		./qemu-run.sh debug [-- PROGRAM ...]    the same as run, waiting for gdb on port 1234 or above
 
 		Options, before or after the subcommand:
 		  --memory MIB         RAM of the machine, with all kernel overhead (128)
@@ -29,7 +29,7 @@ usage() {
 
 		The program's output is stdout, the kernel's log is stderr, the exit status is the
 		program's: 128+signal if killed (139 bad access, 137 out of memory), 101 kernel panic,
-		124 timeout, 125 bad command line or failed set-up.
+		124 timeout, 125 bad command line or failed set-up, 130 after Ctrl-C.
 		QEMU= in the environment names another QEMU (8.0 or newer; older only with --no-mte).
 	TEXT
 }
@@ -47,11 +47,16 @@ number() {
 	echo "$n"
 }
 
-# host_file FILE: its absolute path; it must be writable.
+# host_file FILE: its absolute path; an ordinary file that can be written, or room for one.
 host_file() {
 	local dir
 	dir=$(cd "$(dirname -- "$1")" 2>/dev/null && pwd) || die "--stats $1: no such folder"
-	[[ ! -d $1 && -w $dir ]] || die "--stats $1: cannot be written"
+	if [[ -e $1 || -L $1 ]]; then
+		[[ -f $1 ]] || die "--stats $1: not an ordinary file"
+		[[ -w $1 ]] || die "--stats $1: cannot be written"
+	else
+		[[ -w $dir ]] || die "--stats $1: cannot be written"
+	fi
 	echo "${dir%/}/$(basename -- "$1")"
 }
 
@@ -68,14 +73,14 @@ folio_orders() {
 
 parse_command_line() {
 	MEMORY=128 SWAP='' GRANULE=4k CPU=max EL2='' NO_MTE='' TAG_CHECKS='' NO_HAFDBS='' ICOUNT='' TIMEOUT='' STATS='' QUIET=''
-	FOLIO_ORDERS='' KERNEL_ELF='' SELFTEST='' NO_BUILD='' DRY_RUN='' DEBUG=''
+	FOLIO_ORDERS='' KERNEL_ELF='' SELFTEST='' DEV='' NO_BUILD='' DRY_RUN='' DEBUG=''
 	COMMAND='' OPERAND='' PROGRAM=() MACHINE_OPTIONS=()
 	local memory_given='' words=()
 	while (($#)); do
 		local option=$1 value='' takes_value=1
 		case $option in
 		--) break ;;
-		--el2 | --no-mte | --no-hafdbs | --icount | --quiet | --no-build | --build-only | --dry-run | --help | -h) takes_value='' ;;
+		--el2 | --no-mte | --no-hafdbs | --icount | --quiet | --dev | --no-build | --build-only | --dry-run | --help | -h) takes_value='' ;;
 		--memory | --swap | --cpu | --tag-checks | --timeout | --stats | --kernel-elf | --selftest | --cpus | --granule | --folio-orders | --trace) ;;
 		--*=*) # the other way to write a value
 			value=${option#*=}
@@ -135,6 +140,7 @@ parse_command_line() {
 			KERNEL_ELF=$(realpath -- "$value")
 			;;
 		--selftest) SELFTEST=$value ;;
+		--dev) DEV=1 ;; # the kernel as plain cargo builds it
 		--no-build) NO_BUILD=1 ;;
 		--build-only) COMMAND=build ;;
 		--dry-run) DRY_RUN=1 ;;
@@ -163,6 +169,8 @@ parse_command_line() {
 		[[ -n $SWAP || -n $memory_given ]] || SWAP=1024
 	fi
 	SWAP=${SWAP:-$((2 * MEMORY))}
+	# The kernel's map is 512 GiB, of which RAM does not begin before the second.
+	(($(machine_mib) <= 511 * 1024)) || die "--memory $MEMORY and --swap $SWAP need more than the kernel's map of 511 GiB"
 }
 
 # parse_words WORD...: the subcommand and its operand.

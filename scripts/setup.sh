@@ -46,20 +46,30 @@ need_command() { have "$1" || install "$2"; }
 rust_has_target() { [[ -d $("$1" --print target-libdir --target "$TARGET" 2>/dev/null) ]]; }
 rust_has_source() { [[ -f $("$1" --print sysroot 2>/dev/null)/lib/rustlib/src/rust/library/Cargo.lock ]]; }
 
+# Is the rustc at $1 as new as Cargo.toml asks?
+rust_is_new() {
+	local found
+	found=$("$1" --version 2>/dev/null | awk '{ print $2 }')
+	[[ -n $found && $(printf '%s\n' "$RUST_VERSION" "$found" | sort -V | head -n 1) == "$RUST_VERSION" ]]
+}
+RUST_VERSION=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$ROOT/Cargo.toml")
+
 # need_rust: a cargo that can build for the host and for the target.
 # Sets CARGO, CLIPPY, FMT (commands) and TARGET_ENV (variables for target builds).
 need_rust() {
 	[[ -z ${CARGO:-} ]] || return 0
 	TARGET_ENV=()
-	if have rustc && have cargo && rust_has_target rustc; then
+	if have rustc && have cargo && rust_has_target rustc && rust_is_new rustc; then
 		CARGO=(cargo) CLIPPY=(cargo clippy) FMT=(cargo fmt)
 		return
 	fi
-	if ! { [[ -x /usr/bin/cargo ]] && rust_has_source /usr/bin/rustc && have ld.lld; }; then
+	if ! { [[ -x /usr/bin/cargo ]] && rust_has_source /usr/bin/rustc && rust_is_new /usr/bin/rustc && have ld.lld; }; then
 		if ! can_install; then
-			die "missing: Rust 1.88 or newer with the target $TARGET (with rustup: rustup target add $TARGET)"
+			die "missing: Rust $RUST_VERSION or newer with the target $TARGET (with rustup: rustup target add $TARGET)"
 		fi
 		install rustc-web cargo-web rust-web-src lld ca-certificates
+		rust_is_new /usr/bin/rustc ||
+			die "/usr/bin/rustc is $(/usr/bin/rustc --version), but Rust $RUST_VERSION or newer is needed"
 	fi
 	# A rustup of the machine must not get in between: its compiler and this source do not fit.
 	export PATH=/usr/bin:$PATH
@@ -113,7 +123,7 @@ need_qemu() {
 		have "$QEMU" || die "QEMU=$QEMU: no such command"
 		QEMU_CMD=("$QEMU")
 	else
-		find_qemu || fetch_qemu
+		find_qemu "$old_ok" || fetch_qemu
 		return
 	fi
 	major=$(qemu_major "${QEMU_CMD[@]}" || true)
@@ -122,11 +132,11 @@ need_qemu() {
 		die "$QEMU is version $major, whose MTE is broken: 8.0 or newer is needed (or --no-mte)"
 }
 
-# find_qemu: the system's, if new enough, else the one unpacked before.
+# find_qemu OLD_OK: the system's, if new enough, else the one unpacked before.
 find_qemu() {
-	local major unpacked=$QEMU_CACHE/ready
+	local old_ok=$1 major unpacked=$QEMU_CACHE/ready
 	major=$(qemu_major qemu-system-aarch64 || true)
-	if ((${major:-0} >= 8)); then
+	if ((${major:-0} >= 8)) || [[ -n $major && -n $old_ok ]]; then
 		QEMU_CMD=(qemu-system-aarch64)
 	elif [[ -x $unpacked/usr/bin/qemu-system-aarch64 ]]; then
 		QEMU_CMD=("$unpacked/usr/bin/qemu-system-aarch64" -L "$unpacked/usr/share/qemu")
@@ -148,7 +158,7 @@ fetch_qemu() {
 	else
 		unpack_backports_qemu
 	fi
-	find_qemu || die "no QEMU 8.0 or newer, though one was installed"
+	find_qemu '' || die "no QEMU 8.0 or newer, though one was installed"
 }
 
 # main_sources: the entries "URI SUITE [KEYRING]" of the machine's own Debian sources, either format.

@@ -4,15 +4,16 @@
 # Three parts: format, lints and documentation, the host tests, the in-QEMU suite (tests/qemu). Each prints
 # PASS or FAIL and a name; FILTER is a substring of the names.
 
-PASSED=0 FAILED=0
+PASSED=0 FAILED=0 SKIPPED=
 
 pass() { PASSED=$((PASSED + 1)) && echo "PASS $1"; }
 fail() { FAILED=$((FAILED + 1)) && echo "FAIL $1"; }
 
 cmd_test() {
 	local filter=$1
-	[[ -z $STATS && -z $KERNEL_ELF && -z $SELFTEST && -z $TAG_CHECKS ]] ||
-		die "test takes no --stats, --kernel-elf, --selftest, --tag-checks"
+	[[ -z $STATS$TIMEOUT$QUIET$TAG_CHECKS ]] || die "test takes no --stats, --timeout, --quiet, --tag-checks"
+	[[ -z $KERNEL_ELF$SELFTEST$DEV$NO_BUILD$DRY_RUN ]] ||
+		die "test takes no --kernel-elf, --selftest, --dev, --no-build, --dry-run"
 	work_dir
 	need_checkers
 	cd "$ROOT" || exit 125
@@ -25,6 +26,10 @@ cmd_test() {
 		"${CARGO[@]}" doc --quiet --no-deps --package ebbtide --lib --features emu
 	host_tests "$filter"
 	qemu_tests "$filter"
+	if ((PASSED + FAILED == 0)) && [[ -z $SKIPPED ]]; then
+		echo "qemu-run: no test is called '$filter'" >&2
+		return 125
+	fi
 	echo "$PASSED passed, $FAILED failed"
 	((FAILED == 0))
 }
@@ -34,7 +39,7 @@ test_step() {
 	local filter=$1 name=$2
 	shift 2
 	[[ $name == *"$filter"* ]] || return 0
-	if "$@" >"$WORK/step.log" 2>&1; then
+	if await "$@" >"$WORK/step.log" 2>&1; then
 		pass "$name"
 	else
 		cat "$WORK/step.log"
@@ -44,21 +49,19 @@ test_step() {
 
 # clippy_target FEATURES
 clippy_target() {
-	env "${TARGET_ENV[@]}" "${CLIPPY[@]}" --quiet --workspace --features "$1" --release --target "$TARGET" -- -D warnings
+	env "${CLEAN_ENV[@]}" "${TARGET_ENV[@]}" "${CLIPPY[@]}" --quiet --workspace --features "$1" --release \
+		--target "$TARGET" -- -D warnings
 }
 
 host_tests() {
-	cargo_tests "$1" --package ebbtide
-	if [[ -f tests/race.rs ]] && grep -q '^shuttle' Cargo.toml; then
-		cargo_tests "$1" --package ebbtide --features shuttle --test race
-	fi
+	cargo_tests "$1" --workspace
 }
 
 # cargo_tests FILTER ARG...: cargo's own lines become ours; its counts are taken from its results.
 cargo_tests() {
 	local filter=$1 status=0 passed failed
 	shift
-	"${CARGO[@]}" test --quiet --no-fail-fast "$@" -- --format pretty ${filter:+"$filter"} >"$WORK/host.log" 2>&1 || status=$?
+	await "${CARGO[@]}" test --quiet --no-fail-fast "$@" -- --format pretty ${filter:+"$filter"} >"$WORK/host.log" 2>&1 || status=$?
 	awk '
 		/^test result:/ { passed += $4; failed += $6; next }
 		/^test .* \.\.\. ok$/ { sub(/^test /, ""); sub(/ \.\.\. ok$/, ""); print "PASS host " $0; next }
@@ -72,9 +75,14 @@ cargo_tests() {
 	((failed > 0)) || fail "host tests: cargo test"
 }
 
+run_suite() {
+	"$ROOT/tests/qemu/run.sh" "${MACHINE_OPTIONS[@]}" -- "$1" | tee "$WORK/qemu.log" | grep -v '^@counts '
+}
+
 qemu_tests() {
 	local passed failed
-	"$ROOT/tests/qemu/run.sh" "${MACHINE_OPTIONS[@]}" -- "$1" </dev/null | tee "$WORK/qemu.log" | grep -v '^@counts ' || true
+	await run_suite "$1" || true
 	read -r _ passed failed < <(grep '^@counts ' "$WORK/qemu.log" || echo "@counts 0 1")
 	PASSED=$((PASSED + passed)) FAILED=$((FAILED + failed))
+	! grep -q '^SKIP ' "$WORK/qemu.log" || SKIPPED=1
 }

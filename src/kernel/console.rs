@@ -22,14 +22,14 @@ static QUIET: AtomicBool = AtomicBool::new(false);
 ///
 /// # Safety
 /// It is a PL011, mapped as device memory in the linear map, and used by nothing else.
-pub unsafe fn start(uart: u64) {
-    let Some(registers) = NonNull::new(mmu::linear(uart).cast()) else { return };
+pub unsafe fn start(uart: u64) -> Result<(), &'static str> {
+    let registers = NonNull::new(mmu::linear(uart).cast()).ok_or("the UART has no address")?;
     // SAFETY: the caller's promise.
     let mut driver = Uart::new(unsafe { UniqueMmioPointer::new(registers) });
     let line = LineConfig { data_bits: DataBits::Bits8, parity: Parity::None, stop_bits: StopBits::One };
-    if driver.enable(line, 115_200, UART_CLOCK).is_ok() {
-        *UART.lock() = Some(driver);
-    }
+    driver.enable(line, 115_200, UART_CLOCK).map_err(|_| "the UART cannot be enabled")?;
+    *UART.lock() = Some(driver);
+    Ok(())
 }
 
 /// The program's output, byte for byte.
@@ -51,8 +51,8 @@ pub fn write_host(bytes: &[u8]) {
 }
 
 /// From now on only warnings and deaths are logged.
-pub fn set_quiet(quiet: bool) {
-    QUIET.store(quiet, Ordering::Relaxed);
+pub fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
 }
 
 /// Whether only warnings and deaths are logged.

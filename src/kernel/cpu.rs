@@ -5,9 +5,10 @@ use aarch64_cpu::registers::{
     CNTKCTL_EL1, CPACR_EL1, ID_AA64ISAR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1, Readable, SCTLR_EL1, VBAR_EL1,
     Writeable,
 };
+use ebbtide::machine::Tags;
 use ebbtide::space::Access;
 
-/// Bits of SCTLR_EL1 (Arm ARM, D24.2.158).
+/// Bits of SCTLR_EL1 (Arm ARM, "SCTLR_EL1, System Control Register (EL1)").
 mod sctlr {
     pub const M: u64 = 1 << 0;
     pub const C: u64 = 1 << 2;
@@ -92,13 +93,13 @@ fn has_pan() -> bool {
 }
 
 /// Sets what is the same for every program.
-pub fn set_controls(mte: bool) {
+pub fn set_controls(tags: Tags) {
     let mut wanted = sctlr::WANTED;
     if !has_pan() {
         // RES1 without FEAT_PAN.
         wanted |= sctlr::SPAN;
     }
-    if mte {
+    if tags == Tags::Include {
         wanted |= sctlr::ATA | sctlr::ATA0;
         set_random_tags();
         // What EL0's wrong tags are noted in starts as anything.

@@ -14,6 +14,7 @@ use core::fmt;
 use ebbtide::Mm;
 use ebbtide::Space;
 use ebbtide::addr::VirtAddr;
+use ebbtide::machine::Machine;
 use ebbtide::space::{Growth, MapError, MapRequest, Placement, Protection};
 use elf::ElfBytes;
 use elf::abi;
@@ -29,7 +30,7 @@ use super::{Hardware, hwcap, random, uaccess};
 const STACK_TOP: u64 = (1 << 39) - (64 << 10);
 /// How far the stack may grow.
 pub const STACK_LIMIT: u64 = 8 << 20;
-/// Longest argv and envp, strings and pointers together.
+/// Longest argv and envp, strings and pointers together, and the program's path once more.
 const ARGUMENTS_LIMIT: usize = 128 << 10;
 /// Where a position-independent program goes.
 const PIE_BASE: u64 = 0x40_0000;
@@ -233,12 +234,12 @@ pub fn build_stack(
     space: &Space<Hardware>,
     loaded: &Loaded,
     files: &Files,
-    mte: bool,
 ) -> Result<u64, LoadError> {
     const NUL: &[u8] = b"\0";
     let (argv, envp) = (files.strings("argv"), files.strings("envp"));
     let length = |strings: &mut dyn Iterator<Item = &[u8]>| strings.map(|string| string.len() + 1 + 8).sum::<usize>();
-    let arguments = length(&mut argv.clone()) + length(&mut envp.clone());
+    let path = argv.clone().next().unwrap_or(b"init");
+    let arguments = length(&mut argv.clone()) + length(&mut envp.clone()) + path.len() + 1;
     if arguments > ARGUMENTS_LIMIT {
         return Err(LoadError::Unsuitable("its arguments are longer than 128 KiB"));
     }
@@ -249,7 +250,7 @@ pub fn build_stack(
     random::fill(&mut seed);
     let random = block.add(&seed, &[]);
     let platform = block.add(b"aarch64", NUL);
-    let execfn = block.add(argv.clone().next().unwrap_or(b"init"), NUL);
+    let execfn = block.add(path, NUL);
 
     let mut words = Vec::new();
     words.push(argv.clone().count() as u64);
@@ -274,7 +275,7 @@ pub fn build_stack(
         (at::EGID, 0),
         (at::SECURE, 0),
         (at::RANDOM, random),
-        (at::HWCAP2, hwcap::second(mte)),
+        (at::HWCAP2, hwcap::second(mm.machine().features())),
         (at::EXECFN, execfn),
         (at::PLATFORM, platform),
         (at::NULL, 0),

@@ -2,6 +2,8 @@
 //!
 //! Only under exact instruction counts, where the counter's ticks are instructions.
 
+use core::arch::asm;
+
 #[cfg(feature = "selftest")]
 use ebbtide::addr::{Pfn, PhysAddr};
 
@@ -26,14 +28,23 @@ unsafe extern "C" {
 
 struct Scratch {
     pages: [u64; 2],
-    icount: bool,
+    counter: Counter,
+}
+
+/// What the counter counts.
+#[derive(Copy, Clone, Eq, PartialEq)]
+pub enum Counter {
+    /// Time.
+    Time,
+    /// Instructions: QEMU runs with exact counts.
+    Instructions,
 }
 
 static SCRATCH: Late<Scratch> = Late::new();
 
 /// Sets two pages aside.
-pub fn start(ground: &mut Ground, icount: bool) {
-    SCRATCH.set(Scratch { pages: [ground.take(PAGE), ground.take(PAGE)], icount });
+pub fn start(ground: &mut Ground, counter: Counter) {
+    SCRATCH.set(Scratch { pages: [ground.take(PAGE), ground.take(PAGE)], counter });
 }
 
 /// Two frames that nothing else uses.
@@ -44,7 +55,7 @@ pub fn scratch() -> Option<[Pfn; 2]> {
 
 /// Whether the counter counts instructions.
 pub fn is_exact() -> bool {
-    SCRATCH.get().is_some_and(|scratch| scratch.icount)
+    SCRATCH.get().is_some_and(|scratch| scratch.counter == Counter::Instructions)
 }
 
 /// The pointer with 0 in bits 59:56, which DC GZVA would write as the tag.
@@ -52,12 +63,35 @@ fn untagged(physical: u64) -> *mut u8 {
     mmu::linear(physical).map_addr(|address| address & !(0xf << 56))
 }
 
-/// Instructions of one operation on 4 KiB; `None` for an unknown kind, without exact counts, or without the CPU's
-/// support.
+/// Whether this CPU's blocks are those for which `boot/floors.S` is unrolled: DC ZVA of 64 bytes, LDGM of 256.
+fn fits(kind: u64) -> bool {
+    // DCZID_EL0: DZP prohibits DC ZVA and DC GZVA, BS is log2 of a block's words.
+    let zva = || {
+        let dczid: u64;
+        // SAFETY: DCZID_EL0 is a read-only identification register.
+        unsafe { asm!("mrs {}, dczid_el0", out(reg) dczid, options(nomem, nostack, preserves_flags)) };
+        dczid & 0b1_1111 == 4
+    };
+    let tags = || {
+        let gmid: u64;
+        // SAFETY: GMID_EL1 (S3_1_C0_C0_4) is an identification register of MTE2, which has been seen.
+        unsafe { asm!("mrs {}, S3_1_C0_C0_4", out(reg) gmid, options(nomem, nostack, preserves_flags)) };
+        gmid & 0xf == 6
+    };
+    match kind {
+        0 => zva(),
+        1 => cpu::has_mte() && zva(),
+        3 | 4 => cpu::has_mte() && tags(),
+        _ => true,
+    }
+}
+
+/// Instructions of one operation on 4 KiB; `None` for an unknown kind, without exact counts, or where the CPU has not
+/// what the floor is made of.
 pub fn measure(kind: u64) -> Option<u64> {
-    let scratch = SCRATCH.get().filter(|scratch| scratch.icount)?;
+    let scratch = SCRATCH.get().filter(|scratch| scratch.counter == Counter::Instructions)?;
     let [first, second] = scratch.pages.map(untagged);
-    if matches!(kind, 1 | 3 | 4) && !cpu::has_mte() {
+    if !fits(kind) {
         return None;
     }
     // SAFETY: the scratch pages are mapped, at least as large as what the functions work on, and nobody else's; 16 words

@@ -3,6 +3,7 @@
 //! Each is set once, on the boot thread, before anything that reads it can run.
 
 use core::cell::UnsafeCell;
+use core::convert::Infallible;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,11 +28,24 @@ impl<T> Late<T> {
 
     /// Fills it.
     pub fn set(&'static self, value: T) -> &'static T {
+        match self.fill(|| Ok::<_, Infallible>(value)) {
+            Ok(shared) => shared,
+            Err(never) => match never {},
+        }
+    }
+
+    /// Fills it with what `make` returns, which is moved as seldom as can be: it may be large.
+    pub fn fill<E>(&'static self, make: impl FnOnce() -> Result<T, E>) -> Result<&'static T, E> {
         assert!(!self.set.load(Ordering::Relaxed), "set twice");
-        // SAFETY: not set, so nobody has a reference; one CPU, not preempted, so nobody else is setting it.
-        let shared = unsafe { (*self.value.get()).write(value) };
+        let place: *mut T = self.value.get().cast();
+        match make() {
+            // SAFETY: not set, so nobody has a reference; one CPU, not preempted, so nobody else is setting it.
+            Ok(value) => unsafe { place.write(value) },
+            Err(error) => return Err(error),
+        }
         self.set.store(true, Ordering::Release);
-        shared
+        // SAFETY: just written, and only shared from here on.
+        Ok(unsafe { &*place })
     }
 
     /// The value, if it is set.
@@ -53,9 +67,9 @@ impl<T> Late<T> {
 
 static MM: Late<Mm<Hardware>> = Late::new();
 
-/// Makes `mm` the kernel's.
-pub fn set_mm(mm: Mm<Hardware>) -> &'static Mm<Hardware> {
-    MM.set(mm)
+/// Makes the kernel's memory: once, by what `make` does.
+pub fn set_mm<E>(make: impl FnOnce() -> Result<Mm<Hardware>, E>) -> Result<&'static Mm<Hardware>, E> {
+    MM.fill(make)
 }
 
 /// The kernel's memory, on paths that may run before there is any.

@@ -4,6 +4,7 @@
 //! emulation.
 
 use aarch64_cpu::registers::{ID_AA64ISAR0_EL1, ID_AA64ISAR1_EL1, ID_AA64MMFR2_EL1, ID_AA64PFR0_EL1, Readable};
+use ebbtide::machine::Features;
 
 use super::cpu;
 
@@ -69,8 +70,8 @@ pub fn first() -> u64 {
 }
 
 /// AT_HWCAP2.
-pub fn second(mte: bool) -> u64 {
+pub fn second(features: Features) -> u64 {
     let asymmetric = if cpu::has_asymmetric_checks() { MTE3 } else { 0 };
-    let tags = if mte { MTE2 | asymmetric } else { 0 };
+    let tags = if features.contains(Features::MTE) { MTE2 | asymmetric } else { 0 };
     tags | bits(ID_AA64ISAR0_EL1.get(), ISAR0_2) | bits(ID_AA64ISAR1_EL1.get(), ISAR1_2)
 }

@@ -1,7 +1,7 @@
 //! The files that came along: a cpio archive (newc).
 //!
 //! `init` is the program, `argv` and `envp` its strings, each ended by a NUL, `stats-path` the host file for the
-//! statistics, `bin/*` the built-in programs.
+//! statistics, `end-path` one that is made when the program has ended, `bin/*` the built-in programs.
 
 /// The archive.
 pub struct Files {

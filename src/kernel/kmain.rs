@@ -41,11 +41,12 @@ mod uaccess;
 use core::arch::global_asm;
 
 use ebbtide::machine::aarch64::Aarch64;
-use ebbtide::machine::{Features, Machine};
+use ebbtide::machine::{Features, Machine, Tags};
 
 use board::Virt;
 use bootargs::BootArgs;
 use console::{alert, log};
+use floor::Counter;
 
 global_asm!(
     include_str!("../../boot/head.S"),
@@ -93,9 +94,13 @@ extern "C" fn kmain(device_tree: u64) -> ! {
         Err(what) => cannot_start(format_args!("the device tree is of no use: {what}")),
     };
     // SAFETY: the device tree's UART; the early map shows the first gigabyte of devices, and later maps keep it.
-    unsafe { console::start(tree.uart) };
+    if let Err(why) = unsafe { console::start(tree.uart) } {
+        cannot_start(format_args!("{why}"));
+    }
     let args = BootArgs::parse(tree.boot_args());
-    console::set_quiet(args.quiet);
+    if args.quiet {
+        console::be_quiet();
+    }
 
     let (plan, mut ground) = match layout::plan(&tree, &args) {
         Ok(planned) => planned,
@@ -103,13 +108,13 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     };
     // SAFETY: nothing else uses memory above the image yet; the device tree was read.
     let initrd = unsafe { layout::relocate_initrd(&tree, &mut ground) };
-    let mte_wanted = !args.no_mte && cpu::has_mte();
-    if args.tag_checks == cpu::TagChecks::Asymm && !(mte_wanted && cpu::has_asymmetric_checks()) {
+    let tags = if !args.no_mte && cpu::has_mte() { Tags::Include } else { Tags::Ignore };
+    if args.tag_checks == cpu::TagChecks::Asymm && !(tags == Tags::Include && cpu::has_asymmetric_checks()) {
         cannot_start(format_args!("this CPU has no asymmetric tag checks (FEAT_MTE3)"));
     }
     // SAFETY: called once, on the early map, with memory of which nothing is in use but what `ground` has given out.
-    unsafe { mmu::install(&plan, &tree, &mut ground, mte_wanted) };
-    cpu::set_controls(mte_wanted);
+    unsafe { mmu::install(&plan, &tree, &mut ground, tags) };
+    cpu::set_controls(tags);
     heap::start();
     log!(
         "{} MiB of memory, {} MiB of swap, pages of {} KiB, {} CPU{}, EL1, PSCI {} by {}",
@@ -121,7 +126,9 @@ extern "C" fn kmain(device_tree: u64) -> ! {
         tree.psci_version(),
         tree.psci
     );
-    if mte_wanted && let Err(why) = mte::self_check(&mut ground) {
+    if tags == Tags::Include
+        && let Err(why) = mte::self_check(&mut ground)
+    {
         cannot_start(format_args!("{why}"));
     }
     if !args.no_mte && !cpu::has_mte() {
@@ -138,7 +145,7 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     }
     log!("features: {:?}, {} ASID bits", machine.features(), machine.asid_bits());
     random::seed(if args.icount { 0 } else { tree.seed });
-    floor::start(&mut ground, args.icount);
+    floor::start(&mut ground, if args.icount { Counter::Instructions } else { Counter::Time });
 
     let mm = layout::start_mm(machine, &plan, &mut ground);
     if let Err(why) = ramswap::start(mm, &plan) {

@@ -24,7 +24,7 @@ use ebbtide::{Memory, Mm};
 use super::bootargs::BootArgs;
 use super::dt::Tree;
 use super::page::{PAGE, PageGranule};
-use super::{Hardware, cannot_start, global, initrd, mmu};
+use super::{Hardware, cannot_start, global, initrd, mmu, stack};
 
 const MIB: u64 = 1 << 20;
 
@@ -55,6 +55,8 @@ pub enum PlanError {
         /// What was asked for, in MiB.
         needs: u64,
     },
+    /// RAM ends above what the kernel's map can show.
+    TooHigh,
     /// RAM is not where the image is linked.
     Elsewhere,
 }
@@ -65,6 +67,7 @@ impl fmt::Display for PlanError {
             Self::TooSmall { has, needs } => {
                 write!(f, "the machine has {has} MiB, memory= and swap= ask for {needs} MiB")
             }
+            Self::TooHigh => write!(f, "the machine's RAM ends above {} GiB", mmu::LINEAR_BYTES >> 30),
             Self::Elsewhere => f.write_str("the image does not lie in the managed part of RAM"),
         }
     }
@@ -79,6 +82,9 @@ fn pages(start: u64, end: u64) -> PfnRange {
 /// Divides RAM up.
 pub fn plan(tree: &Tree, args: &BootArgs<'_>) -> Result<(Plan, Ground), PlanError> {
     let (start, bytes) = tree.ram;
+    if bytes > mmu::LINEAR_BYTES.saturating_sub(start) {
+        return Err(PlanError::TooHigh);
+    }
     let swap_bytes = args.swap_mib.saturating_mul(MIB);
     let managed_bytes = args.memory_mib.map_or(bytes.saturating_sub(swap_bytes), |mib| mib.saturating_mul(MIB));
     let asked = managed_bytes.saturating_add(swap_bytes);
@@ -128,7 +134,12 @@ pub unsafe fn relocate_initrd(tree: &Tree, ground: &mut Ground) -> Option<initrd
     Some(initrd::Files::new(unsafe { core::slice::from_raw_parts(to, bytes as usize) }))
 }
 
-/// Hands the managed machine to the library.
+/// The root object is on the stack twice while it is made: as the library builds it, and as it is returned.
+const _: () = assert!(3 * size_of::<Mm<Hardware>>() <= stack::STACK);
+
+/// Hands the managed machine to the library. Not inlined: its frame holds the library's root object while that is made,
+/// and shall not lie below all that follows.
+#[inline(never)]
 pub fn start_mm(machine: Hardware, plan: &Plan, ground: &mut Ground) -> &'static Mm<Hardware> {
     let bytes = plan.managed.pages() * size_of::<FrameRecord>() as u64;
     let records = ground.take(bytes);
@@ -143,8 +154,8 @@ pub fn start_mm(machine: Hardware, plan: &Plan, ground: &mut Ground) -> &'static
     ground.end = ground.next;
     // SAFETY: the two free runs are RAM that nothing uses: below the image, and above all that the ground gave out. The
     // records are zeroed, one for each managed frame, and nobody else's.
-    match unsafe { Mm::new(machine, Memory { span: plan.managed, records, free: &free }) } {
-        Ok(mm) => global::set_mm(mm),
+    match global::set_mm(|| unsafe { Mm::new(machine, Memory { span: plan.managed, records, free: &free }) }) {
+        Ok(mm) => mm,
         Err(error) => cannot_start(format_args!("memory= is of no use: {error:?}")),
     }
 }

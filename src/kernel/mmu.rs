@@ -11,7 +11,8 @@ use core::ops::Range;
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{TTBR0_EL1, Writeable};
 use ebbtide::granule::{Granule, Level};
-use ebbtide::machine::aarch64::{ATTR_DEVICE, ATTR_NORMAL, ATTR_TAGGED};
+use ebbtide::machine::Tags;
+use ebbtide::machine::aarch64::{ATTR_NORMAL, ATTR_TAGGED};
 
 use super::dt::Tree;
 use super::layout::{Ground, Plan};
@@ -20,10 +21,15 @@ use super::stack;
 
 /// Where physical address 0 is.
 const LINEAR_BASE: u64 = 0xffff_ff80_0000_0000;
+/// The physical addresses that the map can show: all of the upper half, 39 bits.
+pub const LINEAR_BYTES: u64 = LINEAR_BASE.wrapping_neg();
 
 const ROOT: Level = Level::root::<PageGranule>(39);
 /// Bytes of a block: every granule has them at level 2, and above it not all do.
 const BLOCK: u64 = 1 << Level::L2.shift::<PageGranule>();
+
+/// AttrIndx of Device-nGnRE memory: the kernel's own part of MAIR_EL1 (`boot/head.S`).
+const ATTR_DEVICE: u64 = 2;
 
 /// Descriptor bits of a leaf (Arm ARM, D8.3.2, "Page descriptor and Block descriptor").
 mod bits {
@@ -81,7 +87,7 @@ enum Rights {
     Text,
     Constants,
     Data,
-    Ram { tagged: bool },
+    Ram(Tags),
     Device,
 }
 
@@ -92,8 +98,8 @@ impl Rights {
         match self {
             Self::Text => normal | ATTR_NORMAL << bits::ATTR_SHIFT | bits::READ_ONLY,
             Self::Constants => normal | ATTR_NORMAL << bits::ATTR_SHIFT | bits::READ_ONLY | bits::PXN,
-            Self::Data | Self::Ram { tagged: false } => normal | ATTR_NORMAL << bits::ATTR_SHIFT | bits::PXN,
-            Self::Ram { tagged: true } => normal | ATTR_TAGGED << bits::ATTR_SHIFT | bits::PXN,
+            Self::Data | Self::Ram(Tags::Ignore) => normal | ATTR_NORMAL << bits::ATTR_SHIFT | bits::PXN,
+            Self::Ram(Tags::Include) => normal | ATTR_TAGGED << bits::ATTR_SHIFT | bits::PXN,
             Self::Device => common | ATTR_DEVICE << bits::ATTR_SHIFT | bits::PXN,
         }
     }
@@ -164,12 +170,12 @@ fn index(at: u64, level: Level) -> usize {
 ///
 /// # Safety
 /// Called once, on the early map of `boot/head.S`; what `ground` has not given out is not in use.
-pub unsafe fn install(plan: &Plan, tree: &Tree, ground: &mut Ground, tagged: bool) {
+pub unsafe fn install(plan: &Plan, tree: &Tree, ground: &mut Ground, tags: Tags) {
     let ram = plan.ram.start().number() * PAGE..plan.ram.end().number() * PAGE;
     let image = image();
     let root = Map::table(ground);
     let mut map = Map { root, ground };
-    map.add(ram.start..image.start, Rights::Ram { tagged });
+    map.add(ram.start..image.start, Rights::Ram(tags));
     map.add(physical(&raw const __text_start)..physical(&raw const __text_end), Rights::Text);
     map.add(physical(&raw const __rodata_start)..physical(&raw const __rodata_end), Rights::Constants);
     let data_end = physical(&raw const __bss_end).next_multiple_of(PAGE);
@@ -177,7 +183,7 @@ pub unsafe fn install(plan: &Plan, tree: &Tree, ground: &mut Ground, tagged: boo
     for stack in stack::all() {
         map.add(physical(stack.start as *const u8)..physical(stack.end as *const u8), Rights::Data);
     }
-    map.add(image.end..ram.end, Rights::Ram { tagged });
+    map.add(image.end..ram.end, Rights::Ram(tags));
     map.add(tree.uart & !(PAGE - 1)..(tree.uart & !(PAGE - 1)) + PAGE, Rights::Device);
     barrier::dsb(barrier::ISHST);
 

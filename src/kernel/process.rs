@@ -6,7 +6,6 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use ebbtide::addr::VirtAddr;
-use ebbtide::machine::{Features, Machine};
 use ebbtide::{Mm, Space, Totals};
 
 use super::bootargs::BootArgs;
@@ -31,6 +30,7 @@ struct Process {
     tag_control: AtomicU64,
     preferred_tag_checks: TagChecks,
     stats_path: Option<&'static [u8]>,
+    end_path: Option<&'static [u8]>,
     /// `memory=`, in bytes.
     memory: u64,
     before: Totals,
@@ -90,13 +90,22 @@ pub fn memory() -> u64 {
     process().memory
 }
 
-/// Loads `init` and goes to EL0. The machine ends with the program.
+/// What the log calls the program: the last part of its path, so short and plain that a line has room for what happened.
+fn name_of(path: &[u8]) -> String {
+    const LONGEST: usize = 64;
+    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
+    let plain = |&byte: &u8| if byte == b' ' || byte.is_ascii_graphic() { byte.into() } else { '?' };
+    name.iter().take(LONGEST).map(plain).collect()
+}
+
+/// Loads `init` and goes to EL0. The machine ends with the program. Not inlined: what it needs of the
+/// stack shall not be part of `kmain`'s frame, nor that of the loader.
+#[inline(never)]
 pub fn run(mm: &'static Mm<Hardware>, files: &Files, args: &BootArgs<'_>, memory: u64) -> ! {
     let Some(image) = files.get("init") else {
         cannot_start(format_args!("the initrd has no file named init"));
     };
     let path = files.strings("argv").next().unwrap_or(b"init");
-    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
     let before = mm.totals();
     let space = match Space::new(mm) {
         Ok(space) => space,
@@ -104,12 +113,13 @@ pub fn run(mm: &'static Mm<Hardware>, files: &Files, args: &BootArgs<'_>, memory
     };
     let process = PROCESS.set(Process {
         space,
-        name: String::from_utf8_lossy(name).into_owned(),
+        name: name_of(path),
         break_start: AtomicU64::new(0),
         break_now: AtomicU64::new(0),
         tag_control: AtomicU64::new(0),
         preferred_tag_checks: args.tag_checks,
         stats_path: files.get("stats-path"),
+        end_path: files.get("end-path"),
         memory,
         before,
     });
@@ -120,8 +130,7 @@ pub fn run(mm: &'static Mm<Hardware>, files: &Files, args: &BootArgs<'_>, memory
     };
     process.break_start.store(loaded.end, Ordering::Relaxed);
     process.break_now.store(loaded.end, Ordering::Relaxed);
-    let mte = mm.machine().features().contains(Features::MTE);
-    let stack_pointer = match elf::build_stack(mm, &process.space, &loaded, files, mte) {
+    let stack_pointer = match elf::build_stack(mm, &process.space, &loaded, files) {
         Ok(stack_pointer) => stack_pointer,
         Err(error) => cannot_start(format_args!("{} cannot be started: {error}", process.name)),
     };
@@ -167,7 +176,7 @@ pub fn kill(status: i32, why: fmt::Arguments<'_>) -> ! {
     let name = process().name.to_owned();
     finish();
     console::death(format_args!("{name} killed: {why} ({status})"));
-    console::exit(status)
+    end(status)
 }
 
 /// Ends the program with its own status.
@@ -176,6 +185,17 @@ pub fn exit(status: i32) -> ! {
     finish();
     if status != 0 {
         console::death(format_args!("{name} ended with status {status}"));
+    }
+    end(status)
+}
+
+/// Ends the machine, with a file to say that it was for the program's end: without it the script would have to take
+/// the status of a QEMU that was itself killed for the program's.
+fn end(status: i32) -> ! {
+    if let Some(path) = process().end_path
+        && !stats::write_host_file(path, b"")
+    {
+        alert!("the program's end could not be told to {}", String::from_utf8_lossy(path));
     }
     console::exit(status)
 }

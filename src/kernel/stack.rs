@@ -1,15 +1,15 @@
-//! Stacks: slots in the image, of which the upper half is mapped and the lower half is the guard.
+//! Stacks: slots of 128 KiB in the image, of which the upper half is mapped and the lower half is the guard.
 //!
 //! The vector for EL1's own exceptions tells a good stack pointer by one bit of it (`boot/vectors.S`), hence sizes
 //! and alignment. The last slot is the emergency stack, on which an overflow is reported.
 
 use core::ops::Range;
 
-use super::page;
-
-/// log2 of a stack's bytes, and of its guard's: 32 KiB, or a page where that is more.
-pub const SHIFT: u32 = if page::SHIFT > 15 { page::SHIFT } else { 15 };
-const STACK: usize = 1 << SHIFT;
+/// log2 of a stack's bytes, and of its guard's: a page of the largest granule. Boot needs the most, in an unoptimised
+/// build: the library's root object is made on the stack.
+pub const SHIFT: u32 = 16;
+/// Bytes of a stack.
+pub const STACK: usize = 1 << SHIFT;
 const SLOT: usize = 2 * STACK;
 /// Boot thread, two kernel threads, emergency.
 const SLOTS: usize = 4;

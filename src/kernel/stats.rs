@@ -51,9 +51,12 @@ pub fn write_file(path: &[u8], mm: &Mm<Hardware>, leaks: &Leaks, instructions: O
         row("instructions", instructions);
     }
     text.push_str("\n}\n");
-    let name = path.strip_suffix(b"\n").unwrap_or(path);
-    let written = CString::new(name).is_ok_and(|name| semihosting::fs::write(&*name, text.as_bytes()).is_ok());
-    if !written {
-        alert!("the statistics could not be written to {}", String::from_utf8_lossy(name));
+    if !write_host_file(path, text.as_bytes()) {
+        alert!("the statistics could not be written to {}", String::from_utf8_lossy(path));
     }
+}
+
+/// Writes a file of the host; whether that worked.
+pub fn write_host_file(path: &[u8], contents: &[u8]) -> bool {
+    CString::new(path).is_ok_and(|path| semihosting::fs::write(&*path, contents).is_ok())
 }

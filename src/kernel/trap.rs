@@ -172,16 +172,14 @@ fn other_exception(abort: Abort, far: u64) {
         }
         class::DATA_ABORT if abort.status() == status::TAG_CHECK => tag_check(abort, far),
         class::DATA_ABORT if abort.status() == status::ALIGNMENT => {
-            process::kill_at(far, killed::ACCESS, format_args!("{} at {far:#x}, which is misaligned", verb(abort)))
+            process::kill_at(far, killed::BUS, format_args!("{} at {far:#x}, which is misaligned", verb(abort)))
         }
         class::DATA_ABORT | class::INSTRUCTION_ABORT => {
             let code = abort.status();
             process::kill_at(far, killed::ACCESS, format_args!("{} at {far:#x}: fault status {code:#x}", verb(abort)))
         }
-        class::PC_ALIGNMENT => {
-            process::kill(killed::ACCESS, format_args!("execution at {far:#x}, which is misaligned"))
-        }
-        class::SP_ALIGNMENT => process::kill(killed::ACCESS, format_args!("misaligned stack pointer at pc {pc:#x}")),
+        class::PC_ALIGNMENT => process::kill(killed::BUS, format_args!("execution at {far:#x}, which is misaligned")),
+        class::SP_ALIGNMENT => process::kill(killed::BUS, format_args!("misaligned stack pointer at pc {pc:#x}")),
         class::FP => process::kill(killed::FLOAT, format_args!("floating-point exception at pc {pc:#x}")),
         class::BRK => process::kill(killed::TRAP, format_args!("breakpoint {:#x} at pc {pc:#x}", abort.0 & 0xffff)),
         other => process::kill(

@@ -34,19 +34,17 @@ use invalidate::Invalidate;
 pub const ATTR_NORMAL: u64 = 0;
 /// AttrIndx of Normal Tagged memory: PROT_MTE pages, and the kernel's map of all frames.
 pub const ATTR_TAGGED: u64 = 1;
-/// AttrIndx of Device-nGnRE memory, for the kernel.
-pub const ATTR_DEVICE: u64 = 2;
 
-/// What the low 24 bits of MAIR_EL1 must hold: attributes 0 to 2. Without MTE attribute 1 is the same as 0, as its
+/// What the low 16 bits of MAIR_EL1 must hold: attributes 0 and 1; the others are the kernel's. Without MTE attribute 1 is the same as 0, as its
 /// encoding is reserved there (Arm ARM, D24.2.109).
-pub const MAIR: u64 = 0x04_f0_ff;
+pub const MAIR: u64 = 0xf0_ff;
 /// [`MAIR`] of a CPU without MTE2.
-pub const MAIR_WITHOUT_MTE: u64 = 0x04_ff_ff;
+pub const MAIR_WITHOUT_MTE: u64 = 0xff_ff;
 
 /// Bits of a user address: T0SZ = 25 gives three levels at 4 KiB.
 const VA_BITS: u32 = 39;
 
-/// SCTLR_EL1 (Arm ARM, D24.2.138).
+/// Bits of SCTLR_EL1 (Arm ARM, "SCTLR_EL1, System Control Register (EL1)").
 mod sctlr {
     pub const ATA: u64 = 1 << 43;
 }
@@ -109,13 +107,7 @@ impl<B: Board> Aarch64<B> {
         features.set(Features::TLB_RANGE, ID_AA64ISAR0_EL1.get() >> 56 & 0xf >= 2);
         features.remove(without);
         let asid_bits = if ID_AA64MMFR0_EL1.get() >> 4 & 0xf >= 2 { 16 } else { 8 };
-        Self {
-            board,
-            blocks: Blocks::probe(features.contains(Features::MTE)),
-            features,
-            asid_bits,
-            invalidate: Invalidate::probe(features.contains(Features::TLB_RANGE)),
-        }
+        Self { board, blocks: Blocks::probe(features), features, asid_bits, invalidate: Invalidate::probe(features) }
     }
 
     /// The board.
@@ -129,7 +121,7 @@ impl<B: Board> Aarch64<B> {
     /// # Errors
     /// What the CPU or the kernel's set-up lacks; nothing was changed then.
     pub fn start_cpu(&self) -> Result<(), StartError> {
-        let mair = MAIR_EL1.get() & 0xff_ffff;
+        let mair = MAIR_EL1.get() & 0xffff;
         let tagged = self.features.contains(Features::MTE);
         if mair != MAIR && (tagged || mair != MAIR_WITHOUT_MTE) {
             return Err(StartError::MemoryAttributes { found: mair });
@@ -177,8 +169,8 @@ impl<B: Board> Aarch64<B> {
     }
 
     #[inline]
-    fn tagged(&self, tags: Tags) -> bool {
-        tags == Tags::Include && self.features.contains(Features::MTE)
+    fn tagged(&self, tags: Tags) -> Tags {
+        if self.features.contains(Features::MTE) { tags } else { Tags::Ignore }
     }
 }
 

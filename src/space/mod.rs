@@ -122,6 +122,7 @@ impl<M: Machine> Space<M> {
     ///
     /// # Errors
     /// The space, as it was, when another CPU runs it: that one must [`Mm::deactivate`] it, or activate another, first.
+    #[expect(clippy::result_large_err, reason = "the space itself is the error: it goes back to its owner")]
     pub fn destroy(mut self, mm: &Mm<M>) -> Result<(), Self> {
         let here = mm.machine().cpu();
         if mm.running(self.node).any(|cpu| cpu != here) {

@@ -56,6 +56,13 @@ int main(int argc, char **argv, char **envp, u64 *auxv)
 		*tagged_page() = 1;
 	} else if (equal(how, "tag-load")) {
 		(void)*tagged_page();
+	} else if (equal(how, "misaligned-data")) {
+		u64 old;
+
+		/* 135: an exclusive access must not cross 16 bytes */
+		__asm__ volatile("ldxr %0, [%1]" : "=r"(old) : "r"((char *)map(PAGE, RW) + 12) : "memory");
+	} else if (equal(how, "misaligned-pc")) {
+		__asm__ volatile("br %0" : : "r"((u64)main + 2)); /* 135 */
 	} else if (equal(how, "undefined")) {
 		__asm__ volatile("udf #0"); /* 132: illegal instruction */
 	} else if (equal(how, "privileged")) {

@@ -2,6 +2,7 @@
 #include "ebb.h"
 
 #define PAGES 256
+#define KERNEL 0xffffff8040200000UL
 
 static u64 word(u64 page, u64 i) { return (page * 0x9e3779b97f4a7c15UL) ^ (i * 0xbf58476d1ce4e5b9UL); }
 
@@ -93,6 +94,13 @@ static void errors(void)
 	expect(call(SYS_madvise, p + 1, PAGE, MADV_DONTNEED), -EINVAL);
 	expect(call(SYS_madvise, p, 0, MADV_DONTNEED), 0);
 	expect(call(SYS_madvise, p, -1UL, MADV_DONTNEED), -EINVAL);
+	/* The kernel's half: the number is looked at first, then the address's alignment, then the length. */
+	expect(call(SYS_madvise, KERNEL, PAGE, 4711), -EINVAL);
+	expect(call(SYS_madvise, KERNEL + 1, PAGE, MADV_DONTNEED), -EINVAL);
+	expect(call(SYS_madvise, KERNEL, 0, MADV_DONTNEED), 0);
+	expect(call(SYS_madvise, KERNEL, PAGE, MADV_DONTNEED), -ENOMEM);
+	expect(call(SYS_madvise, KERNEL, PAGE, MADV_WILLNEED), -ENOMEM);
+	expect(call(SYS_madvise, -PAGE, 2 * PAGE, MADV_DONTNEED), -EINVAL);
 	expect(p[0], 1);
 	/* A length is rounded up. */
 	expect(call(SYS_madvise, p, 1, MADV_DONTNEED), 0);

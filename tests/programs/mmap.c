@@ -1,6 +1,8 @@
 /* mmap, munmap, mprotect: where memory comes to lie, what remains of it, which errors. */
 #include "ebb.h"
 
+#define KERNEL 0xffffff8040200000UL
+
 static void placing(void)
 {
 	char *p = map(8 * PAGE, RW), *q;
@@ -67,6 +69,22 @@ static void errors(void)
 	expect(call(SYS_mprotect, p, 0, RW), 0);
 	expect(call(SYS_mprotect, p, PAGE, 0x100), -EINVAL);
 	expect(call(SYS_mprotect, p, -PAGE, RW), -ENOMEM);
+	/* What is allowed, and what is looked at first. */
+	expect(call(SYS_mprotect, p, PAGE, RW | PROT_SEM), 0);
+	expect(call(SYS_mprotect, p, 0, 0x100), 0);
+	expect(call(SYS_mprotect, p + 1, 0, RW), -EINVAL);
+	expect(call(SYS_mprotect, p, -PAGE, 0x100), -ENOMEM);
+	/* The kernel's half. */
+	expect(call(SYS_munmap, KERNEL, PAGE), -EINVAL);
+	expect(call(SYS_mprotect, KERNEL, PAGE, RW), -ENOMEM);
+	expect(call(SYS_mprotect, KERNEL, 0, RW), 0);
+	expect(call(SYS_mprotect, KERNEL, PAGE, 0x100), -EINVAL);
+	expect(call(SYS_mprotect, KERNEL + 1, PAGE, RW), -EINVAL);
+	expect(call(SYS_mprotect, -PAGE, PAGE, RW), -ENOMEM);
+	/* The first pages are nobody's, so that a null pointer is a mistake; under Linux root may have them. */
+	long low = (long)map_at(0, PAGE, RW, ANON | MAP_FIXED);
+	check(low == -EPERM || low == 0);
+	expect(call(SYS_munmap, 0, PAGE), 0);
 	/* Nothing there: munmap does not mind, mprotect does. */
 	expect(call(SYS_munmap, p, PAGE), 0);
 	expect(call(SYS_munmap, p, PAGE), 0);

@@ -59,6 +59,9 @@ static void randomness(void)
 	check(zeros < 2);
 	expect(call(SYS_getrandom, words, 0, 0), 0);
 	expect(call(SYS_getrandom, words, 8, 0x100), -EINVAL);
+	/* The number and the flags are 32 bits wide. */
+	expect(call(SYS_getrandom, words, 8, 1UL << 32), 8);
+	expect(call(SYS_getrandom | 1UL << 32, words, 8, 0), 8);
 }
 
 static void writing(void)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The in-QEMU suite: run.sh [MACHINE OPTION...] [-- FILTER]
 #
-# Runs the cases of the file `cases` beside this one (its head explains the
-# format), two machines side by side, and prints PASS or FAIL for each. Without
+# Runs the cases of the files `cases` and `script.sh` beside this one (their heads
+# explain them), two machines side by side, and prints PASS or FAIL for each. Without
 # machine options each case runs on the machines that it names; with some (say
 # `--cpu neoverse-n2`) each runs once, with those. With `--granule SIZE` the machines
 # stay, and get pages of that size. The last line, `@counts PASSED FAILED`, is for the
@@ -25,6 +25,9 @@ while (($#)); do
 	given+=("$1")
 	shift
 done
+# What was asked for, for runs that are no case's.
+asked=(--granule "${granule:-4k}" "${given[@]}")
+readonly asked
 
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/ebbtide-suite.XXXXXX")
 trap 'rm -rf "$WORK"' EXIT
@@ -109,7 +112,7 @@ check_case() {
 		no-err) ! grep -aEq -- "$pattern" "$dir/err" || echo "stderr has: $pattern" ;;
 		once) (($(grep -aEc -- "$pattern" "$dir/err") == 1)) || echo "stderr must have once: $pattern" ;;
 		last) tail -n 1 "$dir/err" | grep -aEq -- "$pattern" || echo "stderr's last line is not: $pattern" ;;
-		at-least) check_counter $pattern ;;
+		at-least) check_counter "$pattern" ;;
 		same) keep_same "$pattern" ;;
 		esac
 	done <<<"$checks"
@@ -117,12 +120,13 @@ check_case() {
 	check_leaks "$status"
 }
 
-# check_counter NAME N [MiB]: in MiB where pages are counted.
+# check_counter "NAME N [MiB]": in MiB where pages are counted.
 check_counter() {
-	local found
-	found=$(statistic "$1")
-	[[ -z ${3:-} ]] || found=$((found * page >> 20))
-	((found >= $2)) || echo "counter $1: $found, expected $2${3:+ $3} or more"
+	local counter least unit found
+	read -r counter least unit <<<"$1"
+	found=$(statistic "$counter")
+	[[ -z $unit ]] || found=$((found * page >> 20))
+	((found >= least)) || echo "counter $counter: $found, expected $least${unit:+ $unit} or more"
 }
 
 statistic() { sed -n "s/.*\"$1\"[ ]*:[ ]*\([0-9]*\).*/\1/p" "$dir/stats.json" 2>/dev/null | grep . || echo -1; }
@@ -167,7 +171,8 @@ run_case() {
 	rm -rf "$dir"
 }
 
-# build_for OPTION...: each page size, and the CPUs of Armv8.0, have builds of their own; made when the first case asks.
+# build_for OPTION...: each page size, the CPUs of Armv8.0, and cargo's dev profile have builds of their own; made when
+# the first case asks.
 built=''
 build_for() {
 	local key of
@@ -175,6 +180,7 @@ build_for() {
 	[[ $of =~ ^(4|16|64)k$ ]] || return 0
 	key=(--granule "$of")
 	has_lse "$@" || key+=(--cpu cortex-a72)
+	[[ " $* " != *" --dev "* ]] || key+=(--dev)
 	[[ $built != *"<${key[*]}>"* ]] || return 0
 	built+="<${key[*]}>"
 	./qemu-run.sh --build-only "${key[@]}" >/dev/null || verdict FAIL "qemu build for ${key[*]}"
@@ -204,10 +210,14 @@ start_case() {
 	done
 }
 
+# shellcheck source=tests/qemu/script.sh
+source tests/qemu/script.sh
+
 # any_selected: does the filter leave anything to do? If not, nothing need be built.
 selected='' only_select=''
 any_selected() {
 	[[ "qemu debug" != *"$filter"* ]] || return 0
+	! script_selected || return 0
 	only_select=1
 	run_cases
 	only_select=''
@@ -265,7 +275,7 @@ debug_case() {
 		echo "SKIP $title: gdb-multiarch is not installed"
 		return 0
 	fi
-	./qemu-run.sh debug --no-build --timeout 60 --granule "${granule:-4k}" "${given[@]}" >"$WORK/debug.out" 2>"$WORK/debug.err" </dev/null &
+	./qemu-run.sh debug --no-build --timeout 60 "${asked[@]}" >"$WORK/debug.out" 2>"$WORK/debug.err" </dev/null &
 	pid=$!
 	for ((i = 0; i < 100; i++)); do
 		line=$(grep -a '^gdb-multiarch ' "$WORK/debug.err" || true)
@@ -287,9 +297,11 @@ mkdir "$WORK/same"
 shopt -s nullglob
 if ! any_selected; then
 	: # nothing of this suite was asked for
-elif programs=$(./qemu-run.sh --build-only --granule "${granule:-4k}" "${given[@]}"); then
+elif ./qemu-run.sh --build-only "${asked[@]}" >"$WORK/programs"; then
+	programs=$(<"$WORK/programs")
 	run_cases
 	same_everywhere
+	script_cases
 	debug_case
 else
 	verdict FAIL "qemu build"

@@ -32,8 +32,8 @@ pub const SWAP_IN: usize = 2;
 /// The kernel's counters since boot. A kernel that has fewer leaves the rest 0.
 pub fn stats() -> Option<[u64; COUNTERS.len()]> {
     let mut values = [0; COUNTERS.len()];
-    let args = [values.as_mut_ptr() as usize, size_of_val(&values), 0, 0, 0, 0];
-    // SAFETY: (address, bytes) is the array; the kernel writes u64 values there and nothing past it.
+    let args = [values.as_mut_ptr() as usize, values.len(), 0, 0, 0, 0];
+    // SAFETY: (address, words) is the array; the kernel writes at most that many u64 values.
     unsafe { sys::call(STATS, args) }.ok()?;
     Some(values)
 }

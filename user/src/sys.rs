@@ -106,11 +106,6 @@ impl Prot {
     pub const READ_WRITE: Self = Self(3);
     /// Memory with allocation tags. Once given it stays: `mprotect` cannot take it away.
     pub const MTE: Self = Self(0x20);
-
-    /// This permission, with tags if `tagged`.
-    pub fn tagged(self, tagged: bool) -> Self {
-        if tagged { self | Self::MTE } else { self }
-    }
 }
 
 impl BitOr for Prot {

@@ -9,7 +9,7 @@ use ebbtide::reclaim::Advice;
 use ebbtide::space::{Access, Fault, Growth, MapError, MapRequest, Placement, Protection};
 
 use super::{Errno, Outcome};
-use crate::kernel::page::{PAGE, PageGranule};
+use crate::kernel::page::PAGE;
 use crate::kernel::{elf, global, process};
 
 /// The end of user addresses: 39 bits.
@@ -20,8 +20,10 @@ mod prot {
     pub const READ: u64 = 1;
     pub const WRITE: u64 = 2;
     pub const EXEC: u64 = 4;
+    /// Of no meaning, but allowed.
+    pub const SEM: u64 = 8;
     pub const MTE: u64 = 0x20;
-    pub const ALL: u64 = READ | WRITE | EXEC | MTE;
+    pub const ALL: u64 = READ | WRITE | EXEC | SEM | MTE;
 }
 
 /// Flags of mmap (include/uapi/asm-generic/mman-common.h, mman.h).
@@ -70,10 +72,14 @@ fn round_up(bytes: u64) -> u64 {
 }
 
 /// A pointer's address without its tag: munmap, mprotect and madvise take tagged pointers, mmap and brk do not (Linux's
-/// Documentation/arch/arm64/tagged-address-abi.rst).
-fn untagged(pointer: u64) -> Result<VirtAddr, Errno> {
-    // Bit 55 tells the upper half, where a program has nothing.
-    if pointer & 1 << 55 != 0 { Err(Errno::EINVAL) } else { Ok(VirtAddr::untagged(pointer)) }
+/// Documentation/arch/arm64/tagged-address-abi.rst). Bit 55 says which half it is in, as for the CPU.
+fn untagged(pointer: u64) -> u64 {
+    ((pointer << 8).cast_signed() >> 8).cast_unsigned()
+}
+
+/// The start of a range that lies within the user's half.
+fn in_user_half(start: u64, length: u64) -> Option<VirtAddr> {
+    (start <= USER_END && length <= USER_END - start).then(|| VirtAddr::new(start))
 }
 
 /// Moves the end of the data; returns where it is, moved or not.
@@ -145,7 +151,11 @@ pub fn mmap(hint: u64, bytes: u64, bits: u64, flags: u64, offset: u64) -> Outcom
         if flags & flag::GROWSDOWN != 0 { Growth::Down { limit_bytes: elf::STACK_LIMIT } } else { Growth::Fixed };
     let protection = protection(bits);
     let request = MapRequest { placement, bytes: length, protection, growth };
-    let start = process::space().map(global::mm(), request).map_err(map_errno)?;
+    let start = process::space().map(global::mm(), request).map_err(|error| match error {
+        // Below the user's half's end, so it is below the lowest address: Linux's vm.mmap_min_addr.
+        MapError::OutOfRange(_) if fixed => Errno::EPERM,
+        other => map_errno(other),
+    })?;
     if flags & flag::POPULATE != 0 {
         populate(start, length, protection);
     }
@@ -171,37 +181,38 @@ fn populate(start: VirtAddr, length: u64, protection: Protection) {
 
 /// Unmaps whatever lies in a range.
 pub fn munmap(pointer: u64, bytes: u64) -> Outcome {
-    let start = untagged(pointer)?;
-    let length = round_up(bytes);
-    let at = start.bytes();
-    if !at.is_multiple_of(PAGE) || length == 0 || at > USER_END || length > USER_END - at {
+    let (start, length) = (untagged(pointer), round_up(bytes));
+    if !start.is_multiple_of(PAGE) || length == 0 {
         return Err(Errno::EINVAL);
     }
+    let start = in_user_half(start, length).ok_or(Errno::EINVAL)?;
     process::space().unmap(global::mm(), start, length).map_err(map_errno)?;
     Ok(0)
 }
 
 /// Changes what may be done with a range.
 pub fn mprotect(pointer: u64, bytes: u64, bits: u64) -> Outcome {
-    let start = untagged(pointer)?;
-    let unsupported = if has_tags() { !prot::ALL } else { !prot::ALL | prot::MTE };
-    if !start.is_page_aligned::<PageGranule>() || bits & unsupported != 0 {
+    let (start, length) = (untagged(pointer), round_up(bytes));
+    if !start.is_multiple_of(PAGE) {
         return Err(Errno::EINVAL);
     }
     if bytes == 0 {
         return Ok(0);
     }
-    let length = round_up(bytes);
-    if length == 0 || start.bytes() > USER_END || length > USER_END - start.bytes() {
+    if length == 0 || start.checked_add(length).is_none() {
         return Err(Errno::ENOMEM);
     }
+    let unsupported = if has_tags() { !prot::ALL } else { !prot::ALL | prot::MTE };
+    if bits & unsupported != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let start = in_user_half(start, length).ok_or(Errno::ENOMEM)?;
     process::space().protect(global::mm(), start, length, protection(bits)).map_err(map_errno)?;
     Ok(0)
 }
 
 /// Takes advice about a range.
 pub fn madvise(pointer: u64, bytes: u64, advice: u64) -> Outcome {
-    let start = untagged(pointer)?;
     // Numbers of include/uapi/asm-generic/mman-common.h. `None` are hints that change nothing here: NORMAL, RANDOM,
     // SEQUENTIAL, WILLNEED, HUGEPAGE, NOHUGEPAGE.
     let advice = match advice {
@@ -212,16 +223,14 @@ pub fn madvise(pointer: u64, bytes: u64, advice: u64) -> Outcome {
         21 => Some(Advice::PageOut),
         _ => return Err(Errno::EINVAL),
     };
-    let length = round_up(bytes);
-    if !start.is_page_aligned::<PageGranule>() || (bytes != 0 && length == 0) {
+    let (start, length) = (untagged(pointer), round_up(bytes));
+    if !start.is_multiple_of(PAGE) || (bytes != 0 && length == 0) || start.checked_add(length).is_none() {
         return Err(Errno::EINVAL);
     }
     if length == 0 {
         return Ok(0);
     }
-    if start.bytes() > USER_END || length > USER_END - start.bytes() {
-        return Err(Errno::ENOMEM);
-    }
+    let start = in_user_half(start, length).ok_or(Errno::ENOMEM)?;
     match advice {
         Some(advice) => process::space().advise(global::mm(), start, length, advice),
         None => process::space().check_mapped(global::mm(), start, length),

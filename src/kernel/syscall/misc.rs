@@ -136,6 +136,7 @@ pub fn getrandom(into: u64, bytes: u64, flags: u64) -> Outcome {
     /// GRND_NONBLOCK, GRND_RANDOM, GRND_INSECURE.
     const FLAGS: u64 = 0b111;
     const RANDOM_AND_INSECURE: u64 = 0b110;
+    let flags = flags & 0xffff_ffff;
     if flags & !FLAGS != 0 || flags & RANDOM_AND_INSECURE == RANDOM_AND_INSECURE {
         return Err(Errno::EINVAL);
     }

@@ -24,6 +24,8 @@ struct Frame {
 pub struct Errno(u16);
 
 impl Errno {
+    /// Not permitted.
+    pub const EPERM: Self = Self(1);
     /// Bad file descriptor.
     pub const EBADF: Self = Self(9);
     /// Out of memory, or no such mapping.
@@ -87,7 +89,8 @@ mod number {
 #[unsafe(no_mangle)]
 extern "C" fn el0_system_call(frame: &Frame) -> u64 {
     let [a, b, c, d, e, f, ..] = frame.x;
-    let outcome = match frame.x[8] {
+    // As Linux: the low half of x8 is the number.
+    let outcome = match frame.x[8] & 0xffff_ffff {
         number::WRITE => misc::write(a, b, c),
         number::WRITEV => misc::writev(a, b, c),
         number::EXIT | number::EXIT_GROUP => process::exit(a as i32 & 0xff),

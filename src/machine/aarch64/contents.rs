@@ -4,6 +4,8 @@
 
 use core::arch::{asm, global_asm};
 
+use crate::machine::{Features, Tags};
+
 global_asm!(include_str!("contents.S"));
 
 unsafe extern "C" {
@@ -48,15 +50,15 @@ pub(super) struct Blocks {
 
 impl Blocks {
     /// Reads the sizes. GMID_EL1 exists only with MTE2.
-    pub(super) fn probe(mte: bool) -> Self {
+    pub(super) fn probe(features: Features) -> Self {
         let dczid: u64;
         // SAFETY: DCZID_EL0 is a read-only identification register.
         unsafe { asm!("mrs {}, dczid_el0", out(reg) dczid, options(nomem, nostack, preserves_flags)) };
         // DZP (bit 4) prohibits DC ZVA, DC GVA and DC GZVA; BS (3:0) is log2 of the block in words.
         let zva = if dczid >> 4 & 1 == 1 { 0 } else { 4 << (dczid & 0xf) };
-        let tags = if mte {
+        let tags = if features.contains(Features::MTE) {
             let gmid: u64;
-            // SAFETY: GMID_EL1 (S3_1_C0_C0_4) is readable at EL1 where MTE2 is implemented, and the caller says so.
+            // SAFETY: GMID_EL1 (S3_1_C0_C0_4) is readable at EL1 where MTE2 is implemented, as `features` says.
             unsafe { asm!("mrs {}, S3_1_C0_C0_4", out(reg) gmid, options(nomem, nostack, preserves_flags)) };
             4 << (gmid & 0xf)
         } else {
@@ -71,22 +73,22 @@ impl Blocks {
         Self { zva, tags, data_line, code_line }
     }
 
-    /// Zeroes `bytes` bytes, and their tags if `tags`.
+    /// Zeroes `bytes` bytes, with [`Tags::Include`] their tags as well.
     ///
     /// # Safety
-    /// Whole pages, mapped writable; with `tags`, MTE2 and Normal Tagged memory.
+    /// Whole pages, mapped writable; with tags, MTE2 and Normal Tagged memory.
     #[inline]
-    pub(super) unsafe fn zero(&self, at: *mut u8, bytes: usize, tags: bool) {
+    pub(super) unsafe fn zero(&self, at: *mut u8, bytes: usize, tags: Tags) {
         let at = untagged(at);
         // SAFETY: the caller's promise; the block sizes are this CPU's.
         unsafe {
             match (self.zva, tags) {
-                (64, true) => ebbtide_zero_gzva(at, bytes),
-                (64, false) => ebbtide_zero_zva(at, bytes),
-                (1..=512, true) => ebbtide_zero_gzva_any(at, bytes, self.zva.into()),
-                (1..=512, false) => ebbtide_zero_zva_any(at, bytes, self.zva.into()),
-                (_, true) => ebbtide_zero_stz2g(at, bytes),
-                (_, false) => ebbtide_zero_stp(at, bytes),
+                (64, Tags::Include) => ebbtide_zero_gzva(at, bytes),
+                (64, Tags::Ignore) => ebbtide_zero_zva(at, bytes),
+                (1..=512, Tags::Include) => ebbtide_zero_gzva_any(at, bytes, self.zva.into()),
+                (1..=512, Tags::Ignore) => ebbtide_zero_zva_any(at, bytes, self.zva.into()),
+                (_, Tags::Include) => ebbtide_zero_stz2g(at, bytes),
+                (_, Tags::Ignore) => ebbtide_zero_stp(at, bytes),
             }
         }
     }
@@ -101,15 +103,15 @@ impl Blocks {
         unsafe { ebbtide_zero_tags(untagged(at), bytes, self.tags.into()) }
     }
 
-    /// Copies `bytes` bytes, and their tags if `tags`.
+    /// Copies `bytes` bytes, with [`Tags::Include`] their tags as well.
     ///
     /// # Safety
-    /// Whole pages that do not overlap, mapped readable and writable; with `tags` as in [`Blocks::zero`].
+    /// Whole pages that do not overlap, mapped readable and writable; with tags as in [`Blocks::zero`].
     #[inline]
-    pub(super) unsafe fn copy(&self, to: *mut u8, from: *mut u8, bytes: usize, tags: bool) {
+    pub(super) unsafe fn copy(&self, to: *mut u8, from: *mut u8, bytes: usize, tags: Tags) {
         // SAFETY: the caller's promise; the block size is this CPU's.
         unsafe {
-            if !tags {
+            if tags == Tags::Ignore {
                 return ebbtide_copy(to, from, bytes);
             }
             let (to, from) = (untagged(to), untagged(from));

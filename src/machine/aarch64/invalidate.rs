@@ -7,7 +7,7 @@ use aarch64_cpu::registers::{ID_AA64MMFR2_EL1, Readable};
 use crate::addr::VpnRange;
 use crate::granule::{Granule, Level};
 use crate::machine::tlbi::{self, Operation};
-use crate::machine::{Asid, Cached, Reach};
+use crate::machine::{Asid, Cached, Features, Reach};
 
 macro_rules! issue {
     ($operation:literal, $operand:expr) => {
@@ -31,10 +31,10 @@ pub(super) struct Invalidate {
 }
 
 impl Invalidate {
-    /// Reads what the CPU has; `ranges` says whether to use range operations.
-    pub(super) fn probe(ranges: bool) -> Self {
+    /// Reads what the CPU has; range operations are used where `features` has them.
+    pub(super) fn probe(features: Features) -> Self {
         let has_ttl = ID_AA64MMFR2_EL1.get() >> 48 & 0xf >= 1;
-        Self { ranges, hint_mask: if has_ttl { !0 } else { !(0xf << 44) } }
+        Self { ranges: features.contains(Features::TLB_RANGE), hint_mask: if has_ttl { !0 } else { !(0xf << 44) } }
     }
 
     /// Invalidates a run of pages.

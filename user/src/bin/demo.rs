@@ -56,7 +56,8 @@ fn run(env: &Env) -> i32 {
     if !tagged {
         println!("no MTE on this machine: data only");
     }
-    let region = match Region::map(mib * PAGES_PER_MIB, Prot::READ_WRITE.tagged(tagged)) {
+    let tags = if tagged { Prot::MTE } else { Prot::NONE };
+    let region = match Region::map(mib * PAGES_PER_MIB, Prot::READ_WRITE | tags) {
         Ok(region) => region,
         Err(error) => {
             eprintln!("mmap of {mib} MiB: {error}");

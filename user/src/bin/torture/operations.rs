@@ -127,19 +127,19 @@ fn forget(walk: &mut Walk, mut range: Range<usize>) -> Result<(), Errno> {
 }
 
 fn protect(walk: &mut Walk, range: Range<usize>) -> Result<(), Errno> {
-    let access = walk.random(3);
-    set_access(walk, range, access > 0, access > 1)
+    let access = [Prot::NONE, Prot::READ, Prot::READ_WRITE][walk.random(3)];
+    set_access(walk, range, access)
 }
 
 fn protect_back(walk: &mut Walk, range: Range<usize>) -> Result<(), Errno> {
-    set_access(walk, range, true, true)
+    set_access(walk, range, Prot::READ_WRITE)
 }
 
-fn set_access(walk: &mut Walk, mut range: Range<usize>, readable: bool, writable: bool) -> Result<(), Errno> {
+fn set_access(walk: &mut Walk, mut range: Range<usize>, access: Prot) -> Result<(), Errno> {
+    let (readable, writable) = (access != Prot::NONE, access == Prot::READ_WRITE);
     let change = |record| Unit { readable, writable, ..record };
-    while let Some((mte, units)) = walk.next_run(&mut range, |unit| unit.mapped.then_some(unit.mte)) {
-        let prot = change(Unit::mapped(mte)).prot();
-        walk.area.protect(walk.pages_of(&units), prot)?;
+    while let Some((tagging, units)) = walk.next_run(&mut range, |unit| unit.mapped.then_some(unit.tagging())) {
+        walk.area.protect(walk.pages_of(&units), access | tagging)?;
         walk.update(units, change);
     }
     Ok(())
@@ -154,7 +154,7 @@ fn add_mte(walk: &mut Walk, mut range: Range<usize>) -> Result<(), Errno> {
     while let Some(((readable, writable), units)) =
         walk.next_run(&mut range, |unit| (unit.mapped && !unit.mte).then_some((unit.readable, unit.writable)))
     {
-        let prot = Unit { readable, writable, ..Unit::mapped(true) }.prot();
+        let prot = Unit { readable, writable, ..Unit::mapped(Prot::MTE) }.prot();
         walk.area.protect(walk.pages_of(&units), prot)?;
         walk.update(units, change);
     }
@@ -169,8 +169,8 @@ fn unmap(walk: &mut Walk, range: Range<usize>) -> Result<(), Errno> {
 
 /// mmap with MAP_FIXED, over holes and mapped memory alike.
 fn map_over(walk: &mut Walk, range: Range<usize>) -> Result<(), Errno> {
-    let mte = walk.has_mte && walk.random(4) != 0;
-    walk.area.remap(walk.pages_of(&range), Prot::READ_WRITE.tagged(mte))?;
-    walk.update(range, |_| Unit::mapped(mte));
+    let tagging = if walk.has_mte && walk.random(4) != 0 { Prot::MTE } else { Prot::NONE };
+    walk.area.remap(walk.pages_of(&range), Prot::READ_WRITE | tagging)?;
+    walk.update(range, |_| Unit::mapped(tagging));
     Ok(())
 }

@@ -16,13 +16,14 @@ pub struct Unit {
 }
 
 impl Unit {
-    /// As mmap makes it.
-    pub const fn mapped(mte: bool) -> Self {
+    /// As mmap makes it, with [`Prot::MTE`] or [`Prot::NONE`] beside the right to read and write.
+    pub const fn mapped(tagging: Prot) -> Self {
+        let mte = matches!(tagging, Prot::MTE);
         Self { contents: 0, tags: 0, store: 0, mapped: true, readable: true, writable: true, mte }
     }
 
     /// Nothing is mapped here.
-    pub const HOLE: Self = Self { mapped: false, readable: false, writable: false, ..Self::mapped(false) };
+    pub const HOLE: Self = Self { mapped: false, readable: false, writable: false, ..Self::mapped(Prot::NONE) };
 
     /// The record's stored form.
     pub fn to_words(self) -> [u64; 3] {
@@ -54,6 +55,11 @@ impl Unit {
             (true, false) => Prot::READ,
             (false, false) => Prot::NONE,
         };
-        access.tagged(self.mte)
+        access | self.tagging()
+    }
+
+    /// The part of its permission that tells whether it has tags.
+    pub fn tagging(self) -> Prot {
+        if self.mte { Prot::MTE } else { Prot::NONE }
     }
 }

@@ -49,9 +49,10 @@ impl Walk {
         let pages = (mib << 20) / PAGE;
         let units = pages / unit_pages;
         let has_mte = env.has_mte();
+        let tagging = if has_mte { Prot::MTE } else { Prot::NONE };
         let record_pages = (units * 3).div_ceil(WORDS).next_multiple_of(unit_pages);
         let mut walk = Self {
-            area: Region::map(pages, Prot::READ_WRITE.tagged(has_mte))?,
+            area: Region::map(pages, Prot::READ_WRITE | tagging)?,
             records: Region::map(record_pages, Prot::READ_WRITE)?,
             units,
             unit_pages,
@@ -64,7 +65,7 @@ impl Walk {
             contents: Contents::new(env.page_size()),
         };
         for unit in 0..units {
-            walk.set(unit, Unit::mapped(has_mte));
+            walk.set(unit, Unit::mapped(tagging));
         }
         Ok(walk)
     }
@@ -199,8 +200,8 @@ impl Walk {
     /// Makes all that is mapped readable, and checks it.
     pub fn check_everything(&mut self) -> Result<(), Errno> {
         let mut rest = 0..self.units;
-        while let Some((mte, units)) = self.next_run(&mut rest, |unit| unit.mapped.then_some(unit.mte)) {
-            self.area.protect(self.pages_of(&units), Prot::READ.tagged(mte))?;
+        while let Some((tagging, units)) = self.next_run(&mut rest, |unit| unit.mapped.then_some(unit.tagging())) {
+            self.area.protect(self.pages_of(&units), Prot::READ | tagging)?;
             self.update(units, |record| Unit { readable: true, writable: false, ..record });
         }
         let mut progress = Progress::new("check everything", self.units);
