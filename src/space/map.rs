@@ -149,7 +149,7 @@ impl<M: Machine> Space<M> {
             }
         };
         regions.insert(mm, Region { pages: range, floor, protection: usable(mm, request.protection) });
-        regions.join(mm, range);
+        let _ = regions.join(mm, range);
         Ok(range.start().base::<M::Granule>())
     }
 

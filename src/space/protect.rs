@@ -11,7 +11,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::regions::{Region, Regions};
+use super::regions::Region;
 use super::{MapError, Protection, Space};
 use crate::addr::{VirtAddr, Vpn, VpnRange};
 use crate::frame::flag;
@@ -49,38 +49,41 @@ impl<M: Machine> Space<M> {
         regions.cut(mm, range.end());
         let mut flush = Flush::new(mm);
         let mut page = range.start();
+        let new = |old: Protection| protection | old & Protection::TAGGED;
         while page < range.end()
-            && let Some(region) = regions.at_or_after(mm, page)
+            && let Some(region) = regions.protect(mm, page, new)
         {
-            let new = protection | region.protection & Protection::TAGGED;
-            if new != region.protection {
-                regions.change(mm, region.pages.start(), |region| region.protection = new);
-                self.protect_pages(mm, region, new, &mut flush);
+            if new(region.protection) != region.protection {
+                self.protect_pages(mm, region, new(region.protection), &mut flush);
             }
             page = region.pages.end();
         }
-        regions.join(mm, range);
-        self.heal(mm, regions, range, &mut flush);
+        let around = group::around::<M::Granule>(range);
+        match regions.join(mm, range) {
+            Some(region) if range.end() <= region.pages.end() => self.heal(mm, region, around, &mut flush),
+            _ => {
+                let mut page = range.start();
+                while page < range.end()
+                    && let Some(region) = regions.at_or_after(mm, page)
+                {
+                    self.heal(mm, region, around, &mut flush);
+                    page = region.pages.end();
+                }
+            }
+        }
         done
     }
 
-    /// Folds the groups in and around `range` that have become uniform. A group lies in one region: what a fault adds
-    /// to one of its pages, it adds to all.
-    fn heal(&self, mm: &Mm<M>, regions: &Regions, range: VpnRange, flush: &mut Flush<'_, M>) {
-        let around = group::around::<M::Granule>(range);
-        // What lies in another region than the range has not changed.
-        let mut page = range.start();
-        while page < range.end()
-            && let Some(region) = regions.at_or_after(mm, page)
-        {
-            let groups = group::within::<M::Granule>(region.pages.intersection(around));
-            self.for_each_leaf_table(mm, groups, |table, part| {
-                if let Some(mut cursor) = table.lock(mm) {
-                    cursor.refold(part, self.asid, flush);
-                }
-            });
-            page = region.pages.end();
-        }
+    /// Folds the groups of `region` in `around` that have become uniform. A group lies in one region: what a fault adds to
+    /// one of its pages, it adds to all. What lies in another region than the changed range has not changed.
+    #[inline]
+    fn heal(&self, mm: &Mm<M>, region: Region, around: VpnRange, flush: &mut Flush<'_, M>) {
+        let groups = group::within::<M::Granule>(region.pages.intersection(around));
+        self.for_each_leaf_table(mm, groups, |table, part| {
+            if let Some(mut cursor) = table.lock(mm) {
+                cursor.refold(part, self.asid, flush);
+            }
+        });
     }
 
     /// Gives the pages of `region` another protection than it had.

@@ -297,6 +297,26 @@ impl Regions {
         }
     }
 
+    /// Gives the first region that ends above `page` the protection that `change` makes of its own. Returns it as it was.
+    #[inline]
+    pub(crate) fn protect<M: Machine>(
+        &mut self,
+        mm: &Mm<M>,
+        page: Vpn,
+        change: impl FnOnce(Protection) -> Protection,
+    ) -> Option<Region> {
+        let place = self.place(mm, page).unwrap_or(Place { leaf: 0, within: 0 });
+        let holds = self.below(mm, place).is_some_and(|region| region.pages.contains(page));
+        let place = if holds { place } else { self.after(mm, place)? };
+        let (leaf, region) = (self.leaf(mm, place.leaf)?, self.below(mm, place)?);
+        let protection = change(region.protection);
+        if protection != region.protection {
+            self.last = NOTHING;
+            leaf.regions.set(mm, place.within - 1, Region { protection, ..region });
+        }
+        Some(region)
+    }
+
     /// Changes the region that starts at `start`; its first page may change only while it stays in place among the
     /// others.
     pub(crate) fn change<M: Machine>(&mut self, mm: &Mm<M>, start: Vpn, change: impl FnOnce(&mut Region)) {
@@ -326,23 +346,43 @@ impl Regions {
         self.insert_at(mm, place, Region { pages: VpnRange::between(page, region.pages.end()), floor, ..region });
     }
 
-    /// Joins neighbours that differ in nothing, from the one before `range` to the one after.
-    pub(crate) fn join<M: Machine>(&mut self, mm: &Mm<M>, range: VpnRange) {
-        let Some(mut low) = self.before(mm, range.start()).or_else(|| self.at_or_after(mm, range.start())) else {
-            return;
-        };
+    /// The place of the region after the one at `place`.
+    #[inline]
+    fn after<M: Machine>(&self, mm: &Mm<M>, place: Place) -> Option<Place> {
+        let next = Place { within: place.within + 1, ..place };
+        if place.within < self.leaf(mm, place.leaf)?.len {
+            return Some(next);
+        }
+        Some(Place { leaf: place.leaf + 1, within: 1 }).filter(|next| next.leaf < self.leaves)
+    }
+
+    /// Joins neighbours that differ in nothing, from the one before `range` to the one after. Returns the region that
+    /// holds the first page of `range` then.
+    pub(crate) fn join<M: Machine>(&mut self, mm: &Mm<M>, range: VpnRange) -> Option<Region> {
+        let before = range.start().number().checked_sub(1).and_then(|page| self.place(mm, Vpn::new(page)));
+        let mut place = before.or_else(|| self.place(mm, range.start()))?;
+        let mut low = self.below(mm, place)?;
+        let mut first = None;
         while low.pages.start() < range.end() {
-            let Some(high) = self.at_or_after(mm, low.pages.end()) else { return };
+            if low.pages.contains(range.start()) {
+                first = Some(low);
+            }
+            let Some(next) = self.after(mm, place) else { break };
+            let Some(high) = self.below(mm, next) else { break };
             let same = high.protection == low.protection && !low.grows() && !high.grows();
             if same && high.pages.start() == low.pages.end() {
                 self.remove(mm, high.pages.start());
                 let pages = VpnRange::between(low.pages.start(), high.pages.end());
                 self.change(mm, low.pages.start(), |region| region.pages = pages);
                 low.pages = pages;
+                place = self.place(mm, pages.start())?;
             } else {
-                low = high;
+                (low, place) = (high, next);
             }
         }
+        // The next call is mostly for what comes after.
+        self.near.set(place);
+        first
     }
 
     /// Gives back the list's own frames; the list is empty afterwards.
