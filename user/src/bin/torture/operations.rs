@@ -15,13 +15,14 @@ use crate::{unit::Unit, walk::Walk};
 pub type Operation = fn(&mut Walk, Range<usize>) -> Result<(), Errno>;
 
 /// Name, weight in the choice, and what it does.
-pub const OPERATIONS: [(&str, u32, Operation); 12] = [
+pub const OPERATIONS: [(&str, u32, Operation); 13] = [
     ("write data", 24, write_data),
     ("write tags", 16, write_tags),
     ("store a word", 8, store_word),
     ("check", 16, check),
     ("tagged pointer", 4, tagged_pointer),
     ("page out", 8, page_out),
+    ("cool down", 4, cool_down),
     ("forget", 4, forget),
     ("mprotect", 6, protect),
     ("mprotect back", 6, protect_back),
@@ -113,6 +114,13 @@ fn tagged_pointer(walk: &mut Walk, range: Range<usize>) -> Result<(), Errno> {
 fn page_out(walk: &mut Walk, mut range: Range<usize>) -> Result<(), Errno> {
     while let Some(((), units)) = walk.next_run(&mut range, |unit| unit.mapped.then_some(())) {
         walk.area.advise(walk.pages_of(&units), Advice::PageOut)?;
+    }
+    Ok(())
+}
+
+fn cool_down(walk: &mut Walk, mut range: Range<usize>) -> Result<(), Errno> {
+    while let Some(((), units)) = walk.next_run(&mut range, |unit| unit.mapped.then_some(())) {
+        walk.area.advise(walk.pages_of(&units), Advice::Cold)?;
     }
     Ok(())
 }
