@@ -101,8 +101,8 @@ pub fn encode<G: Granule>(tags: &[u64]) -> Encoded {
     if found == 1 { Encoded::Uniform((packed & 0xf) as u8) } else { Encoded::Packed(packed) }
 }
 
-/// The tags that `packed` stands for, in the saved form.
-pub fn unpack<G: Granule>(packed: u64) -> G::TagWords {
+/// Writes the tags that `packed` stands for, in the saved form.
+pub fn unpack<G: Granule>(packed: u64, tags: &mut G::TagWords) {
     let bits = start_bits::<G>();
     let runs = max_runs::<G>();
     let granules = 1 << bits;
@@ -118,7 +118,6 @@ pub fn unpack<G: Granule>(packed: u64) -> G::TagWords {
             start => start,
         }
     };
-    let mut tags = G::ZERO_TAGS;
     let mut run = 0;
     let mut end = start_of(1);
     for (index, word) in tags.as_mut().iter_mut().enumerate() {
@@ -140,7 +139,6 @@ pub fn unpack<G: Granule>(packed: u64) -> G::TagWords {
             end = start_of(run + 1);
         }
     }
-    tags
 }
 
 #[cfg(test)]
@@ -165,7 +163,11 @@ mod tests {
         let tags = tags_of_runs::<G>(runs);
         let back = match encode::<G>(&tags) {
             Encoded::Uniform(tag) => vec![repeated(tag); G::TAG_WORDS],
-            Encoded::Packed(packed) => unpack::<G>(packed).as_ref().to_vec(),
+            Encoded::Packed(packed) => {
+                let mut tags = G::ZERO_TAGS;
+                unpack::<G>(packed, &mut tags);
+                tags.as_ref().to_vec()
+            }
             Encoded::Raw => {
                 assert!(runs.len() as u32 > max_runs::<G>(), "{runs:?} should fit");
                 return;

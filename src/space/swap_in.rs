@@ -13,7 +13,7 @@ use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry};
 use crate::rmap::Home;
-use crate::swap::{Area, SlotRecord, SlotState};
+use crate::swap::{Area, Kept, SlotRecord, SlotState};
 use crate::sync::{Ordering, assert_may_sleep};
 
 /// A page that is out.
@@ -98,17 +98,14 @@ impl<M: Machine> Space<M> {
             return Err(missing.unreadable());
         }
         let record = mm.frames().record(folio.frame());
-        match area.load_tags(slot) {
-            Some(tags) => {
-                mm.machine().store_tags(folio.pfn(), &tags);
-                record.set(flag::TAGS_VALID);
-            }
-            None if missing.at.protection.contains(Protection::TAGGED) => {
+        match area.load_tags(slot, |tags| mm.machine().store_tags(folio.pfn(), tags)) {
+            Kept::Tags => record.set(flag::TAGS_VALID),
+            Kept::None if missing.at.protection.contains(Protection::TAGGED) => {
                 // Untagged when it left; the region has become tagged since.
                 mm.machine().zero_tags(folio.pfn());
                 record.set(flag::TAGS_VALID);
             }
-            None => {}
+            Kept::None => {}
         }
         Home::new(self.node, missing.at.page).store(&record.home);
         Ok(())

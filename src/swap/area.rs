@@ -87,6 +87,15 @@ unsafe impl<M: Machine> Send for Area<M> {}
 // SAFETY: as above.
 unsafe impl<M: Machine> Sync for Area<M> {}
 
+/// What was kept of a page's tags.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(crate) enum Kept {
+    /// The page had none of its own.
+    None,
+    /// All of them.
+    Tags,
+}
+
 impl<M: Machine> Area<M> {
     /// # Safety
     /// `area.memory` is `area.bytes` bytes that stay mapped, and are the area's alone, for its life.
@@ -279,19 +288,25 @@ impl<M: Machine> Area<M> {
         self.free_slot(slot);
     }
 
-    /// The tags that were kept of a slot; `None` for a page that had none of its own.
+    /// Hands the tags that were kept of a slot to `show`, if the page had some of its own: at 64 KiB they
+    /// are 2 KiB, which nobody should copy.
     #[inline]
-    pub(crate) fn load_tags(&self, slot: &SlotRecord) -> Option<TagWords<M>> {
+    pub(crate) fn load_tags(&self, slot: &SlotRecord, show: impl FnOnce(&TagWords<M>)) -> Kept {
         match slot.tags() {
-            TagImage::Untagged => None,
+            TagImage::Untagged => return Kept::None,
             TagImage::Uniform(tag) => {
                 let mut words = M::Granule::ZERO_TAGS;
                 words.as_mut().fill(crate::mte::repeated(tag));
-                Some(words)
+                show(&words);
             }
-            TagImage::Packed(runs) => Some(crate::mte::unpack::<M::Granule>(runs)),
-            TagImage::Raw(room) => Some(self.rooms.load(room)),
+            TagImage::Packed(runs) => {
+                let mut words = M::Granule::ZERO_TAGS;
+                crate::mte::unpack::<M::Granule>(runs, &mut words);
+                show(&words);
+            }
+            TagImage::Raw(room) => show(&self.rooms.load(room)),
         }
+        Kept::Tags
     }
 
     /// Gives back a room that was reserved and is not needed.

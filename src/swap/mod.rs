@@ -28,7 +28,7 @@ pub use area::{Area, SwapArea, SwapOnError, memory_needed};
 pub use device::{DeviceError, DeviceFlags, SwapDevice};
 pub use slot::SlotRecord;
 
-pub(crate) use area::Prepared;
+pub(crate) use area::{Kept, Prepared};
 pub(crate) use out::{Leaving, Written};
 pub(crate) use slot::SlotState;
 

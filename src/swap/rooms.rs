@@ -89,7 +89,7 @@ impl<G: Granule> Rooms<G> {
     }
 
     /// Reads the image in a room that the caller's slot names.
-    #[inline]
+    #[inline(always)]
     pub(super) fn load(&self, room: u32) -> G::TagWords {
         let mut image = G::ZERO_TAGS;
         for (word, from) in image.as_mut().iter_mut().zip(self.words(room).unwrap_or(&[])) {
