@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod entries;
+pub mod folding;
 pub mod op;
 pub mod script;
 pub mod small;
