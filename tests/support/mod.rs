@@ -3,6 +3,8 @@
 // Each test file is a program of its own, and none uses all of this.
 #![allow(dead_code)]
 
+pub mod entries;
+pub mod folding;
 pub mod op;
 pub mod script;
 pub mod small;

@@ -246,8 +246,15 @@ impl<G: Granule> State<G> {
         self.log.violate(Law::ReadWhileWritable, std::format!("{doing} of {frame:?}; {by}"));
     }
 
-    /// The kernel writes a page's contents or tags: no program may reach it.
+    /// The kernel writes a page's contents: no program may reach it, and the instruction side has something older.
     pub(super) fn write_contents(&mut self, cpu: usize, frame: Pfn, doing: &str) {
+        self.write_tags(cpu, frame, doing);
+        let slot = self.ram.slot(frame);
+        self.frames[slot].code = Code::Stale;
+    }
+
+    /// The kernel writes a page's tags alone, which instruction fetches know nothing of: no program may reach it.
+    pub(super) fn write_tags(&mut self, cpu: usize, frame: Pfn, doing: &str) {
         self.check_unreachable(frame, Law::WrittenWhileMapped, doing);
         if self.frames[self.ram.slot(frame)].table.is_some() {
             self.log.violate(Law::TableAfterDetach, std::format!("{doing} at {frame:?}, which is a linked table"));
@@ -256,7 +263,7 @@ impl<G: Granule> State<G> {
         let epoch = self.cpus[cpu].epoch;
         let slot = self.ram.slot(frame);
         let known = &mut self.frames[slot];
-        (known.writer, known.epoch, known.code) = (cpu as u8, epoch, Code::Stale);
+        (known.writer, known.epoch) = (cpu as u8, epoch);
     }
 
     /// A frame's owner gives it back.

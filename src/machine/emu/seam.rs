@@ -122,7 +122,7 @@ unsafe impl<G: Granule> Machine for Emu<G> {
 
     fn zero_tags(&self, frame: Pfn) {
         self.logged(Op::ZeroTags { frame }, |state, cpu| {
-            state.write_contents(cpu, frame, "zero_tags");
+            state.write_tags(cpu, frame, "zero_tags");
             self.ram.zero_tags(frame);
             let slot = self.ram.slot(frame);
             state.frames[slot].tags_set = true;
@@ -166,7 +166,7 @@ unsafe impl<G: Granule> Machine for Emu<G> {
 
     fn store_tags(&self, frame: Pfn, tags: &G::TagWords) {
         self.logged(Op::StoreTags { frame }, |state, cpu| {
-            state.write_contents(cpu, frame, "store_tags");
+            state.write_tags(cpu, frame, "store_tags");
             self.ram.write_tags(frame, tags.as_ref());
             let slot = self.ram.slot(frame);
             state.frames[slot].tags_set = true;
