@@ -45,7 +45,7 @@ pub struct Stage<G: Granule> {
 }
 
 /// Longer than anybody sleeps who is woken.
-const NIGHT: Duration = Duration::from_secs(20);
+const NIGHT: Duration = Duration::from_secs(10);
 
 impl<G: Granule> Stage<G> {
     pub fn new(emu: Emu<G>) -> Self {
