@@ -47,6 +47,8 @@ source "$ROOT/scripts/image.sh"
 source "$ROOT/scripts/bench.sh"
 # shellcheck source=scripts/test.sh
 source "$ROOT/scripts/test.sh"
+# shellcheck source=scripts/mutants.sh
+source "$ROOT/scripts/mutants.sh"
 
 # Files of this run, gone at its end.
 WORK=
@@ -200,6 +202,7 @@ main() {
 	debug) cmd_debug "${PROGRAM[@]}" ;;
 	bench) cmd_bench "$OPERAND" ;;
 	test) cmd_test "$OPERAND" ;;
+	mutants) cmd_mutants "$OPERAND" ;;
 	help) usage ;;
 	build) # inner: everything the in-QEMU suite needs, and where its programs lie
 		need_qemu "$(mte_wanted || echo old)"

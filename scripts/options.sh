@@ -7,6 +7,7 @@ usage() {
 		./qemu-run.sh                           build, boot, run the demo: a tagged workload twice the size of RAM
 		./qemu-run.sh -- PROGRAM [ARG...]       boot and run at EL0: a static AArch64 ELF file, or a built-in by name
 		./qemu-run.sh test [FILTER]             every test: host, then in QEMU
+		./qemu-run.sh mutants [FILTER]          the library with one mistake at a time: is a host test red?
 		./qemu-run.sh bench [NAME]              instruction counts, table and JSON
 		./qemu-run.sh debug [-- PROGRAM ...]    the same as run, waiting for gdb on port 1234 or above
 
@@ -178,7 +179,7 @@ parse_words() {
 	COMMAND=${1:-run} OPERAND=${2:-}
 	case $COMMAND in
 	run | debug) (($# <= 1)) || die "'$OPERAND': a program goes after --" ;;
-	test | bench)
+	test | bench | mutants)
 		(($# <= 2)) || die "$COMMAND takes one operand"
 		((${#PROGRAM[@]} == 0)) || die "$COMMAND takes no program"
 		;;

@@ -45,6 +45,7 @@ use std::sync::{Arc, Mutex};
 
 use ebbtide::Space;
 use ebbtide::addr::VirtAddr;
+use ebbtide::frame::FolioOrders;
 use ebbtide::granule::{Granule, K4, K16, K64};
 use ebbtide::machine::emu::{Access, Adversary, Emu, Law, Mode, TagCheck};
 use ebbtide::reclaim::Advice;
@@ -242,6 +243,24 @@ fn the_highest_and_the_lowest_page_at_every_granule() {
     visit::<K4>();
     visit::<K16>();
     visit::<K64>();
+}
+
+/// More runs than a flush notes at one time, in one call: none of them is forgotten.
+#[test]
+fn a_call_on_many_scattered_pages_reaches_all_of_them() {
+    let rig = Rig::<K4>::new(Setup { frames: 300, cpus: 2, orders: Some(FolioOrders::SINGLE), ..Setup::default() });
+    let space = rig.space();
+    rig.map(&space, BASE, 400, RW);
+    let pages = || (0..400).step_by(2);
+    for page in pages() {
+        rig.program(&space).store(at(page), page).unwrap();
+        assert_eq!(rig.program_on(1, &space).store(at(page), page), Ok(()));
+    }
+    space.protect(&rig.mm, VirtAddr::new(BASE), 400 * PAGE, Protection::READ).unwrap();
+    for page in pages() {
+        assert!(rig.emu().access(1, at(page), Access::Store(1)).is_err(), "page {page} is read-only");
+    }
+    rig.finish(space);
 }
 
 /// Something that the library is asked for.

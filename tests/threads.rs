@@ -22,6 +22,8 @@ use support::{Dice, RW, RWT, Rig, Setup, Stage, tagged};
 
 const BASE: u64 = 0x4000_0000;
 const PAGE: u64 = 4096;
+/// A region with tables of its own.
+const FAR: u64 = 1 << 40;
 
 fn range(page: u64) -> VirtAddr {
     VirtAddr::new(BASE + page * PAGE)
@@ -147,6 +149,8 @@ enum Intruder {
     Balance,
     Forbid,
     Unmap,
+    /// The region, and with it the tables.
+    UnmapAll,
 }
 
 impl Intruder {
@@ -171,9 +175,18 @@ impl Intruder {
                 assert!(rig.emu().access(2, BASE + 32, Access::Store(9)).is_err(), "a store after mprotect");
                 true
             }
-            Self::Unmap => {
-                space.unmap(&rig.mm, range(0), PAGE).unwrap();
+            Self::Unmap | Self::UnmapAll => {
+                let pages = if self == Self::Unmap { 1 } else { 4 };
+                space.unmap(&rig.mm, range(0), pages * PAGE).unwrap();
                 assert!(rig.emu().access(2, BASE + 32, Access::Load).is_err(), "a load after munmap");
+                if self == Self::UnmapAll {
+                    // What was a table is a page now, of nothing that a walk could use.
+                    for page in 0..8 {
+                        let place = FAR + page * PAGE;
+                        let stored = [0, 8].map(|word| rig.program_on(1, space).store(place + word, !0));
+                        assert_eq!(stored, [Ok(()), Ok(())]);
+                    }
+                }
                 true
             }
         }
@@ -207,6 +220,10 @@ fn interrupt_by(
             (0..3).for_each(|cpu| rig.activate(cpu, &space));
             rig.map(&space, BASE, 4, region);
             start.prepare(&rig, &space);
+            if intruder == Intruder::UnmapAll {
+                rig.map(&space, FAR, 9, RW);
+                assert_eq!(rig.program(&space).load(FAR + 8 * PAGE), Ok(0));
+            }
             // CPU 2 keeps a translation, if there is one.
             if start != Start::Out && start != Start::Empty {
                 let _ =
@@ -294,7 +311,7 @@ fn reclaim_is_interrupted() {
 /// its flush is still to come.
 #[test]
 fn rights_are_gone_when_the_call_returns() {
-    for intruder in [Intruder::Forbid, Intruder::Unmap] {
+    for intruder in [Intruder::Forbid, Intruder::Unmap, Intruder::UnmapAll] {
         interrupt_by(&[intruder], RWT, &HERE, false, |rig, _| {
             // CPU 2 uses the page between reclaim's look at it and its unmapping, now and then.
             rig.emu().set_background(|emu, _| _ = emu.access(2, BASE + 48, Access::Store(1)));

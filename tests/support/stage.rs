@@ -6,10 +6,11 @@
 //! other with one change of turns is so tried in full, not by luck.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use ebbtide::addr::{Pfn, PfnRange};
@@ -38,11 +39,17 @@ pub struct Stage<G: Granule> {
     pub emu: Emu<G>,
     /// A valid entry was taken away, and no flush has been completed since.
     pub unflushed: AtomicBool,
+    /// How often who sleeps on a word was woken, by the word's place.
+    woken: Mutex<HashMap<usize, u64>>,
+    waking: Condvar,
 }
+
+/// Longer than anybody sleeps who is woken.
+const NIGHT: Duration = Duration::from_secs(10);
 
 impl<G: Granule> Stage<G> {
     pub fn new(emu: Emu<G>) -> Self {
-        Self { emu, unflushed: AtomicBool::new(false) }
+        Self { emu, unflushed: AtomicBool::new(false), woken: Mutex::default(), waking: Condvar::new() }
     }
 
     fn step(&self) {
@@ -234,11 +241,25 @@ unsafe impl<G: Granule> Machine for Stage<G> {
     }
 
     fn wait(&self, word: &AtomicU32, seen: u32) {
-        self.emu.wait(word, seen);
+        // Unlike the emulated machine's, this sleep ends by `wake` alone: a kernel's may.
+        let place = std::ptr::from_ref(word).addr();
+        let mut woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *woken.entry(place).or_default();
+        if word.load(Ordering::Acquire) != seen {
+            return;
+        }
+        let (woken, late) = self
+            .waking
+            .wait_timeout_while(woken, NIGHT, |woken| woken.get(&place) == Some(&before))
+            .unwrap_or_else(PoisonError::into_inner);
+        drop(woken);
+        assert!(!late.timed_out(), "nobody woke who slept until a word was no more {seen:#x}");
     }
 
     fn wake(&self, word: &AtomicU32) {
-        self.emu.wake(word);
+        let place = std::ptr::from_ref(word).addr();
+        *self.woken.lock().unwrap_or_else(PoisonError::into_inner).entry(place).or_default() += 1;
+        self.waking.notify_all();
     }
 }
 
