@@ -30,7 +30,7 @@
 //! | room | what is there |
 //! |---|---|
 //! | [`addr`], [`granule`] | addresses, page numbers and ranges as types; every size that follows from the page size |
-//! | [`machine`] | the seam: what a porter writes, what the library calls; the real machine and the emulated one |
+//! | [`machine`] | the seam: what a porter writes, what the library calls; the real machine, the emulated one, and the recorder |
 //! | [`sync`] | the only file that names atomics and locks |
 //! | [`pte`] | one descriptor: what its bits mean, and the only makers of leaves and swap entries. Pure |
 //! | [`frame`] | the frame records, the buddy allocator, folio counts and locks, slabs |

@@ -5,7 +5,8 @@
 //! - [`Board`] is what a porter writes: six facts about a kernel (where a frame is mapped, which CPU this is, what
 //!   time it is, how to spin, how to sleep, how to wake). `aarch64::Aarch64` makes a [`Machine`] of it.
 //! - [`Machine`] is what the library calls: descriptors, barriers and TLB invalidation, page contents, and the rest.
-//!   Besides the real one there is the emulated machine of [`emu`] (feature `emu`).
+//!   Besides the real one there is the emulated machine of [`emu`] (feature `emu`), and [`recorder`] wraps any of them
+//!   and checks the order of what is asked of it.
 //!
 //! **What the library promises a `Machine`.** It names frames only from the ranges handed to
 //! [`Mm::new`](crate::Mm::new) or [`Mm::swap_on`](crate::Mm::swap_on). It touches a table's entries only through the
@@ -19,6 +20,7 @@
 pub mod aarch64;
 #[cfg(any(test, feature = "emu"))]
 pub mod emu;
+pub mod recorder;
 pub mod tlbi;
 
 use core::marker::PhantomData;
