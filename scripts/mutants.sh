@@ -60,11 +60,12 @@ cmd_mutants() {
 	mkdir -p "$ROOT/target/mutants"
 	exec {MUTANTS_LOCK}>"$ROOT/target/mutants/lock"
 	flock -n "$MUTANTS_LOCK" || die "mutants are being tried already"
-	# A place of its own that is always the same: cargo builds again only what a mutant changes.
+	# A place that is always the same: cargo builds again only what a mutant changes. What the last mutant of an earlier
+	# run left there is older than these files.
 	COPY=$ROOT/target/mutants/source
 	rm -rf "$COPY"
 	mkdir "$COPY"
-	tar -C "$ROOT" --exclude=./target --exclude=./.git -cf - . | tar -C "$COPY" -xf -
+	tar -C "$ROOT" --exclude=./target --exclude=./.git -cf - . | tar -C "$COPY" -xmf -
 	cd "$COPY" || exit 125
 	# The kernel is not under test here, and nobody debugs a mutant.
 	MUTANT_CARGO=(env CARGO_TARGET_DIR="$ROOT/target/mutants" CARGO_PROFILE_DEV_DEBUG=0 "${CARGO[@]}" test --no-run
@@ -130,11 +131,11 @@ red_test() {
 # try_mutant INDEX: true if it is caught.
 try_mutant() {
 	local name=${M_NAME[$1]} file=${M_FILE[$1]} old=${M_OLD[$1]} text rest test_file filter first tried=''
-	if ! grep -q "^| ${M_LAW[$1]} |" docs/INVARIANTS.md; then
-		echo "BROKEN $name: there is no law ${M_LAW[$1]}"
+	if ! grep -qF "| ${M_LAW[$1]} | \`$name\` |" docs/INVARIANTS.md; then
+		echo "BROKEN $name: docs/INVARIANTS.md does not list it under law ${M_LAW[$1]}"
 		return 1
 	fi
-	text=$(cat "$ROOT/$file") || return 1
+	text=$(cat "$file") || return 1
 	rest=${text#*"$old"}
 	if [[ $rest == "$text" || $rest != "${rest#*"$old"}" ]]; then
 		echo "STALE $name: its lines are not in $file exactly once"
@@ -150,16 +151,16 @@ try_mutant() {
 		if ! build_test "$test_file"; then
 			echo "BROKEN $name: it does not build"
 			grep -m 3 -A 6 '^error' "$WORK/build.log"
-			cp "$ROOT/$file" "$file"
+			printf '%s\n' "$text" >"$file"
 			return 1
 		fi
 		if red_test "$test_file" "$filter"; then
 			echo "caught $name by $RED"
-			cp "$ROOT/$file" "$file"
+			printf '%s\n' "$text" >"$file"
 			return 0
 		fi
 	done
 	echo "MISSED $name: ${M_WHAT[$1]}"
-	cp "$ROOT/$file" "$file"
+	printf '%s\n' "$text" >"$file"
 	return 1
 }
