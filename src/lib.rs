@@ -41,6 +41,7 @@
 //! | [`rmap`] | who may map a folio: home, node, unmapping for reclaim |
 //! | [`space`] | address spaces: regions, faults, swap-in, protect, unmap |
 //! | [`reclaim`] | which pages leave: the list, the watermarks, eviction, advice. Policy: no `unsafe` |
+//! | [`conformance`] | checks that a porter runs on a machine of theirs |
 
 #![no_std]
 // A module's head names the private types that keep its protocol: it is for readers of the source as well.
@@ -70,6 +71,8 @@ pub mod rmap;
 pub mod space;
 
 pub mod reclaim;
+
+pub mod conformance;
 
 mod mm;
 

@@ -296,3 +296,50 @@ pub unsafe trait Machine: Send + Sync + Sized + 'static {
     /// See [`Board::wake`].
     fn wake(&self, word: &AtomicU32);
 }
+
+/// Forwards to the machine within: a kernel that has handed its machine to an [`Mm`](crate::Mm) can lend it.
+macro_rules! forward {
+    ($(fn $name:ident(&self $(, $argument:ident: $type:ty)*) $(-> $result:ty)?;)*) => {
+        $(#[inline]
+        fn $name(&self $(, $argument: $type)*) $(-> $result)? {
+            M::$name(self $(, $argument)*)
+        })*
+    };
+}
+
+// SAFETY: each function is that of the machine behind the reference.
+unsafe impl<M: Machine> Machine for &'static M {
+    type Granule = M::Granule;
+
+    forward! {
+        fn load_entry(&self, at: EntryAt) -> u64;
+        fn store_entry(&self, at: EntryAt, raw: u64);
+        fn exchange_entry(&self, at: EntryAt, raw: u64) -> u64;
+        fn compare_exchange_entry(&self, at: EntryAt, seen: u64, raw: u64) -> Result<(), u64>;
+        fn fence_tables(&self);
+        fn fence_contents(&self);
+        fn fence_invalidations(&self);
+        fn invalidate(&self, asid: Asid, scope: Scope, cached: Cached, reach: Reach);
+        fn install_root(&self, root: Pfn, asid: Asid);
+        fn zero(&self, run: crate::addr::PfnRange, tags: Tags);
+        fn zero_tags(&self, frame: Pfn);
+        fn copy_page(&self, from: Pfn, to: Pfn, tags: Tags);
+        fn repeated_word(&self, frame: Pfn) -> Option<u64>;
+        fn store_tags(&self, frame: Pfn, tags: &TagWords<Self>);
+        fn window(&self, frame: Pfn) -> Window<'_>;
+        fn sync_code(&self, run: crate::addr::PfnRange);
+        fn features(&self) -> Features;
+        fn asid_bits(&self) -> u32;
+        fn va_bits(&self) -> u32;
+        fn cpu(&self) -> usize;
+        fn now_ns(&self) -> u64;
+        fn relax(&self);
+        fn wait(&self, word: &AtomicU32, seen: u32);
+        fn wake(&self, word: &AtomicU32);
+    }
+
+    #[inline]
+    fn load_tags<'a>(&self, frame: Pfn, into: &'a mut MaybeUninit<TagWords<Self>>) -> &'a TagWords<Self> {
+        M::load_tags(self, frame, into)
+    }
+}

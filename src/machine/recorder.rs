@@ -47,13 +47,14 @@ pub struct Log {
     account: Spin<Account>,
     hook: fn(&Violation),
     violations: AtomicU64,
+    first: Spin<Option<(Rule, Operation)>>,
 }
 
 impl Log {
     /// An empty log. `hook` is called with each broken rule, before the operation is done where that is possible: a test
     /// panics there, a kernel prints.
     pub const fn new(hook: fn(&Violation)) -> Self {
-        Self { account: Spin::new(Account::new()), hook, violations: AtomicU64::new(0) }
+        Self { account: Spin::new(Account::new()), hook, violations: AtomicU64::new(0), first: Spin::new(None) }
     }
 
     /// Broken rules so far.
@@ -71,9 +72,15 @@ impl Log {
         self.account.lock().pending()
     }
 
+    /// The first rule that was broken since this was last asked, and by what.
+    pub fn take_first(&self) -> Option<(Rule, Operation)> {
+        self.first.lock().take()
+    }
+
     #[cold]
     fn report(&self, violation: &Violation) {
         self.violations.fetch_add(1, Ordering::Relaxed);
+        self.first.lock().get_or_insert((violation.rule, violation.operation));
         (self.hook)(violation);
     }
 }

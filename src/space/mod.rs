@@ -154,6 +154,11 @@ impl<M: Machine> Space<M> {
         self.asid
     }
 
+    /// The frame of its root table.
+    pub(crate) fn root(&self) -> Pfn {
+        self.root
+    }
+
     /// Every page that a program could map.
     fn pages(&self, mm: &Mm<M>) -> VpnRange {
         VpnRange::new(Vpn::new(0), 1 << (mm.machine().va_bits() - M::Granule::SHIFT))

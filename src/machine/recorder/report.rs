@@ -111,7 +111,7 @@ impl fmt::Display for Lacking {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::TableFence => "its removal was not fenced before an invalidation",
-            Self::Invalidation => "no invalidation included it",
+            Self::Invalidation => "no invalidation after its fence included it",
             Self::Broadcast => "only one CPU was invalidated",
             Self::Completion => "its invalidation has not been completed by a fence",
         })
