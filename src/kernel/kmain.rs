@@ -158,7 +158,7 @@ extern "C" fn kmain(device_tree: u64) -> ! {
 
     #[cfg(feature = "selftest")]
     if let Some(name) = args.selftest() {
-        selftest::run(name, mm);
+        selftest::run(name, mm, &plan);
     }
     #[cfg(not(feature = "selftest"))]
     if let Some(name) = args.selftest() {

@@ -2,18 +2,22 @@
 
 use core::hint::black_box;
 use core::mem::MaybeUninit;
+use core::ptr::NonNull;
 
 use ebbtide::Mm;
 use ebbtide::addr::{Pfn, PfnRange};
+use ebbtide::conformance::{self, FEWEST_FRAMES, Scratch, Walker, memory_needed};
 use ebbtide::granule::Granule;
+use ebbtide::machine::recorder::Log;
 use ebbtide::machine::{Features, Machine, Tags};
 
 use super::console::{self, alert, log};
-use super::page::PageGranule;
+use super::layout::Plan;
+use super::page::{PAGE, PageGranule};
 use super::{Hardware, cannot_start, floor, mmu};
 
 /// Runs the test of that name.
-pub fn run(name: &str, mm: &'static Mm<Hardware>) -> ! {
+pub fn run(name: &str, mm: &'static Mm<Hardware>, plan: &Plan) -> ! {
     log!("self-test {name}");
     match name {
         "text-write" => text_write(),
@@ -25,6 +29,7 @@ pub fn run(name: &str, mm: &'static Mm<Hardware>) -> ! {
         "panic" => panic!("forced by the self-test"),
         "tag-digest" => tag_digest(mm.machine()),
         "contents" => contents(mm.machine()),
+        "conformance" => conformance(mm.machine(), plan.swap),
         _ => cannot_start(format_args!("there is no self-test named {name}")),
     }
     // Whoever comes here was not stopped.
@@ -98,6 +103,35 @@ fn contents(machine: &Hardware) -> ! {
         assert_eq!(machine.repeated_word(first), None, "word {index}");
         write(first, index, 0x1234_5678);
     }
+    console::exit(0)
+}
+
+/// The library's own checks of this machine, over the pages of the swap device: no program runs, so nothing is there.
+fn conformance(machine: &'static Hardware, pages: PfnRange) -> ! {
+    static LOG: Log = Log::new(|violation| alert!("{violation}"));
+    let bytes = memory_needed::<&Hardware>(FEWEST_FRAMES);
+    if pages.pages() < FEWEST_FRAMES + (bytes as u64).div_ceil(PAGE) {
+        cannot_start(format_args!("conformance needs more swap="));
+    }
+    let frames = PfnRange::new(pages.start(), FEWEST_FRAMES);
+    let Some(memory) = NonNull::new(mmu::linear(frames.end().base::<PageGranule>().bytes())) else {
+        unreachable!("the linear map starts above 0")
+    };
+    let mut first = None;
+    // SAFETY: the swap device's pages are mapped for ever, and no slot of it is in use: there is no space.
+    let summary = unsafe {
+        conformance::run(machine, Scratch { frames, memory, bytes, log: &LOG }, &Walker, &mut |name, outcome| {
+            if let Err(failure) = outcome {
+                alert!("{name}: {failure}");
+                first.get_or_insert(name);
+            }
+        })
+    };
+    if let Some(name) = first {
+        console::death(format_args!("self-test conformance failed: {name} (1)"));
+        console::exit(1);
+    }
+    alert!("conformance: {} checks passed", summary.passed);
     console::exit(0)
 }
 
