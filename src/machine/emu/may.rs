@@ -154,7 +154,7 @@ impl<G: Granule> State<G> {
             }
             Desc::Leaf(_) => {
                 if let Some(shown) = self.shown(old, place.level, vpn) {
-                    self.count(&shown, -1);
+                    self.count(&shown, vpn, -1);
                     // An entry that still shows the same frames as permissively keeps the old one's translations live.
                     let covered = before == after
                         && is_grouped(old, place.level) == is_grouped(raw, place.level)
@@ -174,7 +174,7 @@ impl<G: Granule> State<G> {
             }
             Desc::Leaf(_) => {
                 if let Some(shown) = self.shown(raw, place.level, vpn) {
-                    self.count(&shown, 1);
+                    self.count(&shown, vpn, 1);
                 }
             }
             _ => {}
@@ -184,14 +184,21 @@ impl<G: Granule> State<G> {
         }
     }
 
-    fn count(&mut self, shown: &Shown, by: i32) {
+    /// Counts what the entry of page `vpn` shows.
+    fn count(&mut self, shown: &Shown, vpn: Vpn, by: i32) {
+        // Of a group each entry says for its own page that programs may fetch.
+        let grouped = is_grouped(shown.raw, shown.level);
+        let own = self.ram.slot(if grouped { shown.frame(vpn) } else { shown.pfn });
+        let fetched = own..own + if grouped { 1 } else { shown.pages.pages() as usize };
+        if by > 0 && shown.raw & UXN == 0 {
+            for frame in self.frames[fetched].iter_mut().filter(|frame| frame.code == Code::Syncing) {
+                frame.code = Code::Synced;
+            }
+        }
         let (first, pages) = (self.ram.slot(shown.pfn), shown.pages.pages() as usize);
         let writable = self.is_writable(shown.raw);
         for frame in &mut self.frames[first..first + pages] {
             frame.live = frame.live.wrapping_add_signed(by);
-            if by > 0 && shown.raw & UXN == 0 && frame.code == Code::Syncing {
-                frame.code = Code::Synced;
-            }
             if writable {
                 frame.writable = frame.writable.wrapping_add_signed(by);
             }
@@ -238,7 +245,7 @@ impl<G: Granule> State<G> {
                 _ => {
                     self.check_leaf(cpu, place, at, 0, raw);
                     if let Some(shown) = self.shown(raw, place.level, vpn) {
-                        self.count(&shown, 1);
+                        self.count(&shown, vpn, 1);
                     }
                 }
             }
@@ -264,7 +271,7 @@ impl<G: Granule> State<G> {
                 }
                 Desc::Leaf(_) => {
                     let Some(shown) = self.shown(raw, place.level, vpn) else { continue };
-                    self.count(&shown, -1);
+                    self.count(&shown, vpn, -1);
                     Kind::Leaf(shown)
                 }
             };

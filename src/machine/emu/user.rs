@@ -98,7 +98,11 @@ impl<G: Granule, E, H: FnMut(Fault) -> Result<(), E>> User<'_, G, H> {
     /// The access cannot be done; see [`Death`].
     pub fn access(&mut self, pointer: u64, access: Access) -> Result<u64, Death<E>> {
         let mut last = None;
-        for _ in 0..RETRIES {
+        for tries in 0..RETRIES {
+            if tries == RETRIES / 2 {
+                // No store is under way for ever: so many faults take longer than any.
+                self.emu.locked(|state| (0..state.cpus.len()).for_each(|cpu| state.arrive(cpu)));
+            }
             let fault = match self.emu.access(self.cpu, pointer, access) {
                 Ok(value) => return Ok(value),
                 Err(fault) => fault,

@@ -191,8 +191,11 @@ impl<G: Granule> State<G> {
             }
             Access::Store(value) => {
                 self.ram.word(frame, offset).store(value, Relaxed);
-                // What a program stores where it may execute, it syncs itself; elsewhere it may rely on the kernel.
-                if self.ram.entry(entry.at).load(Relaxed) & UXN != 0 {
+                // What a program stores where it may execute, it syncs itself; elsewhere it may rely on the kernel. The
+                // page's own entry says which, not one of its group that is still to be changed.
+                let vpn = VirtAddr::untagged(pointer).vpn::<G>();
+                let at = EntryAt { index: index_of::<G>(vpn.number(), entry.level), ..entry.at };
+                if self.ram.entry(at).load(Relaxed) & UXN != 0 {
                     let known = &mut self.frames[self.ram.slot(frame)];
                     if known.code == Code::Synced {
                         known.code = Code::Stale;
