@@ -16,6 +16,8 @@ pub enum What {
     Fetch,
     CheckPage,
     Map,
+    /// A region of whole groups: others seldom have one. Not in [`What::ALL`].
+    MapGroups,
     Unmap,
     Protect,
     DontNeed,

@@ -533,6 +533,13 @@ impl<G: Granule> World<G> {
             What::WrongTag => self.wrong_tag(cpu, page, index, op.choice),
             What::CheckPage => self.check_page(cpu, page),
             What::Map => self.map(cpu, op, page, pages),
+            What::MapGroups => {
+                let group = G::GROUP_PAGES as u64;
+                // In place of what is there.
+                let op = Op { choice: op.choice | 3, ..op };
+                let (first, groups) = (page & !(group - 1), 1 + u64::from(op.pages) % 3);
+                self.map(cpu, op, first, (groups * group).min(limit - first));
+            }
             What::Unmap => self.unmap(actor, page, pages),
             What::Protect => self.protect(actor, op, page, pages),
             What::DontNeed => self.advise(actor, page, pages, Advice::DontNeed),
