@@ -252,6 +252,65 @@ fn hundreds_of_regions() {
     rig.finish(space);
 }
 
+/// One region becomes many by munmap or mprotect alone: each such call makes sure of what its cuts need.
+#[test]
+fn a_region_falls_into_pieces() {
+    for unmaps in [true, false] {
+        let rig = Rig::<K4>::new(Setup { frames: 2000, ..Setup::default() });
+        let space = rig.space();
+        rig.map(&space, STACK, 1200, RW);
+        let program = rig.program(&space);
+        let place = |page: u64| STACK + page * 4096;
+        for page in (0..1200).step_by(2) {
+            let start = VirtAddr::new(place(page));
+            if unmaps {
+                space.unmap(&rig.mm, start, 4096).unwrap();
+            } else {
+                space.protect(&rig.mm, start, 4096, Protection::READ).unwrap();
+            }
+        }
+        let refused = if unmaps { FaultError::NotMapped } else { FaultError::Protection };
+        for page in (0..1200).step_by(2) {
+            assert_eq!(refusal(program.store(place(page), 1)), refused);
+            assert_eq!(program.store(place(page + 1), page), Ok(()));
+        }
+        rig.finish(space);
+    }
+}
+
+/// What a program gives up of a group goes, and what it did not give up stays.
+#[test]
+fn a_part_of_a_group_is_given_up() {
+    let rig = Rig::<K4>::new(Setup::default());
+    let space = rig.space();
+    let program = rig.program(&space);
+    let place = |page: u64| STACK + page * 4096;
+    rig.map(&space, STACK, 16, RW);
+    (0..16).for_each(|page| program.store(place(page), page + 1).unwrap());
+    assert_eq!(rig.count("large_folios"), 1);
+    space.advise(&rig.mm, VirtAddr::new(place(4)), 8 * 4096, Advice::Free).unwrap();
+    rig.map(&space, place(16), 300, RW);
+    (16..216).for_each(|page| program.store(place(page), 1).unwrap());
+    assert!(rig.count("clean_discards") > 0);
+    for page in 0..16 {
+        let seen = program.load(place(page));
+        assert!(seen == Ok(page + 1) || seen == Ok(0) && (4..12).contains(&page), "page {page} holds {seen:?}");
+    }
+    rig.finish(space);
+}
+
+/// A space does not end under a CPU that runs it.
+#[test]
+fn a_space_in_use_does_not_end() {
+    let rig = Rig::<K4>::new(Setup { cpus: 2, ..Setup::default() });
+    let space = rig.space();
+    rig.map(&space, STACK, 1, RW);
+    rig.program(&space).store(STACK, 5).unwrap();
+    let Err(space) = space.destroy(&rig.mm) else { panic!("CPU 1 runs it") };
+    assert_eq!(rig.program_on(1, &space).load(STACK), Ok(5));
+    rig.finish(space);
+}
+
 /// Tables come back with what they mapped, not only with the space.
 #[test]
 fn tables_come_back_with_munmap() {

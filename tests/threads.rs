@@ -339,10 +339,18 @@ fn the_end_of_a_space_meets_reclaim() {
                 }
             }
             (0..3).for_each(|cpu| rig.idle(cpu));
+            let other = rig.try_space().unwrap();
+            rig.activate(1, &other);
+            rig.map(&other, FAR, 9, RW);
+            rig.emu().on_cpu(1, || rig.program_on(1, &other).store(FAR + 8 * PAGE, 1)).unwrap();
             let ending = Mutex::new(Some(space));
             let end = || {
                 let space = ending.lock().unwrap().take();
                 space.into_iter().for_each(|space| assert!(space.destroy(&rig.mm).is_ok()));
+                if !end_is_interrupted {
+                    // What was a table is a page now, of nothing that a walk could use.
+                    (0..8).for_each(|page| rig.program_on(1, &other).store(FAR + page * PAGE, !0).unwrap());
+                }
             };
             let reclaim = || {
                 rig.mm.balance();
@@ -353,6 +361,7 @@ fn the_end_of_a_space_meets_reclaim() {
             } else {
                 raise(&mut || reclaim(), &|| on_cpu_1(&end));
             }
+            rig.destroy(other);
             rig.check_nothing_leaked();
             evicted += rig.count("swap_out");
         });
