@@ -7,7 +7,7 @@ use ebbtide::addr::VirtAddr;
 use ebbtide::granule::{Granule, K4, K64};
 use ebbtide::machine::Features;
 use ebbtide::machine::emu::{Adversary, Death};
-use ebbtide::reclaim::Advice;
+use ebbtide::reclaim::{Advice, Watermarks};
 use ebbtide::space::{FaultError, MapError, Protection, SpaceError};
 use ebbtide::{Space, Totals};
 
@@ -217,6 +217,23 @@ fn reclaim_makes_progress_when_every_page_is_referenced() {
         (0..200).for_each(|page| assert_eq!(program.load(at(page)), Ok(page)));
         rig.finish(space);
     }
+}
+
+/// The background reclaimer's work ends at the high watermark: not before, and no more than a batch behind it.
+#[test]
+fn background_reclaim_ends_at_the_high_watermark() {
+    let rig = Rig::<K4>::new(Setup { frames: 4096, slots: 1024, ..Setup::default() });
+    let space = rig.space();
+    rig.map(&space, BASE, 4096, RW);
+    let marks = Watermarks::of(rig.mm.totals().frames);
+    let program = rig.program(&space);
+    (0..4096).take_while(|_| rig.count("direct_reclaims") == 0).for_each(|page| program.store(at(page), page).unwrap());
+    assert!(rig.mm.totals().frames_free < marks.low && rig.count("background_wakes") > 0);
+    rig.mm.balance();
+    // Some of what is free lies in a magazine, where the watermarks do not see it.
+    let free = rig.mm.totals().frames_free;
+    assert!(marks.high <= free && free <= marks.high + 2 * 64, "{free} frames are free, {marks:?}");
+    rig.finish(space);
 }
 
 // ---- Devices that fail. ----

@@ -299,6 +299,20 @@ fn a_part_of_a_group_is_given_up() {
     rig.finish(space);
 }
 
+/// Pages of one folio, in two regions, whose entries are alike until one region's right to execute is used.
+#[test]
+fn a_group_ends_with_its_region() {
+    let rig = Rig::<K4>::new(Setup::default());
+    let space = rig.space();
+    let program = rig.program(&space);
+    rig.map(&space, STACK, 16, RW);
+    (0..16).for_each(|page| program.store(STACK + page * 4096, page).unwrap());
+    space.protect(&rig.mm, VirtAddr::new(STACK), 8 * 4096, RW | Protection::EXEC).unwrap();
+    assert_eq!(program.fetch(STACK + 7 * 4096), Ok(7));
+    assert_eq!(refusal(program.fetch(STACK + 8 * 4096)), FaultError::Protection);
+    rig.finish(space);
+}
+
 /// A space does not end under a CPU that runs it.
 #[test]
 fn a_space_in_use_does_not_end() {

@@ -12,9 +12,10 @@ use std::thread;
 
 use ebbtide::Space;
 use ebbtide::addr::VirtAddr;
+use ebbtide::frame::FolioOrders;
 use ebbtide::granule::K4;
 use ebbtide::machine::emu::{Access, Adversary};
-use ebbtide::reclaim::Advice;
+use ebbtide::reclaim::{Advice, Watermarks};
 use ebbtide::space::Protection;
 
 use support::stage::meanwhile;
@@ -387,4 +388,87 @@ fn becoming_tagged_lends_no_right() {
             rig.finish(space);
         });
     }
+}
+
+/// What the device refused, and nobody wants any more when that is known, goes.
+#[test]
+fn a_refused_write_is_interrupted() {
+    interrupt(RWT, &[Start::Dirty], false, |rig, space| {
+        rig.device.fail_after(0);
+        space.advise(&rig.mm, range(0), PAGE, Advice::PageOut).unwrap();
+        rig.device.fail_after(u64::MAX / 2);
+    });
+}
+
+/// A program takes a part of a large folio away while reclaim comes to what is left of it.
+#[test]
+fn a_large_folio_is_taken_apart_by_two() {
+    let calls: [fn(&Rig, &Space<Stage<K4>>); 2] = [
+        |rig, space| space.unmap(&rig.mm, range(0), 8 * PAGE).unwrap(),
+        |rig, space| space.advise(&rig.mm, range(0), 8 * PAGE, Advice::DontNeed).unwrap(),
+    ];
+    for call in calls {
+        let mut splits = 0;
+        meanwhile(|raise| {
+            let rig = Rig::<K4>::new(Setup { frames: 80, cpus: 2, ..Setup::default() });
+            let space = rig.space();
+            rig.map(&space, BASE, 16, RW);
+            for page in 0..16 {
+                rig.program(&space).store(BASE + page * PAGE, page).unwrap();
+            }
+            assert_eq!(rig.count("large_folios"), 1);
+            // Memory is short from here on, and nothing has left yet.
+            rig.map(&space, FAR, 15, RW);
+            rig.map(&space, FAR + 16 * PAGE, 128, RW);
+            let more = |page: &u64| rig.program(&space).store(FAR + page * PAGE, 1).is_ok();
+            (0..15).chain(16..144).take_while(|_| rig.count("background_wakes") == 0).all(|page| more(&page));
+            assert_eq!(rig.count("scanned"), 0);
+            space.advise(&rig.mm, range(0), 16 * PAGE, Advice::Cold).unwrap();
+            raise(&mut || call(&rig, &space), &|| rig.emu().on_cpu(1, || rig.mm.balance()));
+            for page in 0..16 {
+                let seen = rig.program(&space).load(BASE + page * PAGE).ok();
+                assert!(if page < 8 { seen.unwrap_or(0) == 0 } else { seen == Some(page) }, "page {page}: {seen:?}");
+            }
+            splits += rig.count("splits");
+            rig.finish(space);
+        });
+        assert!(splits > 0);
+    }
+}
+
+/// "No memory" is not said while another CPU has in hand all that reclaim can have.
+#[test]
+fn memory_in_other_hands_is_waited_for() {
+    let mut waited = false;
+    meanwhile(|raise| {
+        let setup = Setup { frames: 120, cpus: 2, orders: Some(FolioOrders::SINGLE), ..Setup::default() };
+        let rig = Rig::<K4>::new(setup);
+        let (space, other) = (rig.try_space().unwrap(), rig.try_space().unwrap());
+        // CPU 1 has no frame at hand: its space gets its tables on CPU 0.
+        rig.activate(0, &other);
+        rig.map(&other, BASE, 2, RW);
+        rig.program(&other).store(BASE, 1).unwrap();
+        rig.activate(0, &space);
+        rig.activate(1, &other);
+        let reserve = Watermarks::of(rig.mm.totals().frames).reserve;
+        let left = || rig.mm.totals().frames_free - reserve;
+        // Each page has three tables of its own, so that all pages together are one batch.
+        let place = |number: u64| (number + 1) << 39;
+        let mut places = 0;
+        while left() > 6 {
+            rig.map(&space, place(places), 3, RW);
+            rig.program(&space).store(place(places), 1).unwrap();
+            places += 1;
+        }
+        (0..left()).for_each(|number| rig.program(&space).store(place(number) + PAGE, 1).unwrap());
+        assert_eq!(rig.count("direct_reclaims"), 0);
+        raise(&mut || rig.program(&space).store(place(0) + 2 * PAGE, 1).unwrap(), &|| {
+            let stored = rig.emu().on_cpu(1, || rig.program_on(1, &other).store(BASE + PAGE, 2));
+            assert_eq!(stored, Ok(()));
+        });
+        waited |= rig.count("direct_reclaims") > 1;
+        rig.destroy(other);
+        rig.finish(space);
+    });
+    assert!(waited);
 }
