@@ -439,3 +439,16 @@ fn a_space_is_told_in_runs() {
     assert!(lines[4].starts_with("0x420000+0x2000 "), "{text}");
     rig.finish(space);
 }
+
+/// The right to load is all that a read-only region can lose, and it is gone from the TLBs when mprotect returns.
+#[test]
+fn a_read_only_region_loses_the_right_to_load() {
+    let rig = Rig::<K4>::new(Setup::default());
+    let space = rig.space();
+    rig.map(&space, 0x40_0000, 1, Protection::READ);
+    let program = rig.program(&space);
+    assert_eq!(program.load(0x40_0000), Ok(0));
+    space.protect(&rig.mm, VirtAddr::new(0x40_0000), 0x1000, Protection::empty()).expect("mapped");
+    assert_eq!(refusal(program.load(0x40_0000)), FaultError::Protection);
+    rig.finish(space);
+}
