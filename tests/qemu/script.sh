@@ -77,7 +77,7 @@ gone() {
 # signalled SIGNAL STATUS: the script ends with it, and QEMU with the script.
 signalled() {
 	local script qemu status=0
-	start_endless
+	start_endless env "--default-signal=$1"
 	kill "-$1" "$script"
 	wait "$script" || status=$?
 	((status == $2)) || echo "status $status, expected $2"
