@@ -99,12 +99,11 @@ without_mutant() {
 
 # build_test FILE: sets TEST_BINARY.
 build_test() {
-	local target=(--test "$1")
+	local target=(--test "$1") status=0
 	[[ $1 != lib ]] || target=(--lib)
-	if ! "${MUTANT_CARGO[@]}" "${target[@]}" >"$WORK/build.log" 2>&1; then
-		! grep -qE 'signal: (2|9|15),' "$WORK/build.log" || die "the build was ended from outside"
-		return 1
-	fi
+	"${MUTANT_CARGO[@]}" "${target[@]}" >"$WORK/build.log" 2>&1 || status=$?
+	if ((status > 128)) || grep -qE 'signal: (2|9|15),' "$WORK/build.log"; then die "the build was ended from outside"; fi
+	((status == 0)) || return 1
 	TEST_BINARY=$(sed -n 's/^ *Executable .*(\(.*\))$/\1/p' "$WORK/build.log")
 }
 

@@ -235,6 +235,9 @@ fn the_highest_and_the_lowest_page_at_every_granule() {
             assert_eq!(rig.program_on(1, &space).load(place), Ok(5));
             space.protect(&rig.mm, page, G::SIZE as u64, Protection::READ).unwrap();
             assert!(rig.emu().access(1, place, Access::Store(1)).is_err(), "{place:#x} is read-only");
+            assert_eq!(rig.program_on(1, &space).load(place), Ok(5));
+            space.protect(&rig.mm, page, G::SIZE as u64, Protection::empty()).unwrap();
+            assert!(rig.emu().access(1, place, Access::Load).is_err(), "{place:#x} is shut");
             space.unmap(&rig.mm, page, G::SIZE as u64).unwrap();
             assert!(rig.emu().access(1, place, Access::Load).is_err(), "{place:#x} is gone");
         }
