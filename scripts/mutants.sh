@@ -69,8 +69,8 @@ cmd_mutants() {
 	cd "$COPY" || exit 125
 	# The kernel is not under test here, and nobody debugs a mutant. Builds of a part of a crate gain little, and one
 	# that is cut short may leave parts that do not fit.
-	MUTANT_CARGO=(env CARGO_TARGET_DIR="$ROOT/target/mutants" CARGO_PROFILE_DEV_DEBUG=0 CARGO_INCREMENTAL=0 "${CARGO[@]}" test --no-run
-		--package ebbtide --no-default-features)
+	MUTANT_CARGO=(env CARGO_TARGET_DIR="$ROOT/target/mutants" CARGO_PROFILE_DEV_DEBUG=0 CARGO_INCREMENTAL=0
+		"${CARGO[@]}" test --no-run --package ebbtide --no-default-features)
 	without_mutant
 	MUTANT_CARGO+=(--offline)
 	for index in "${!M_NAME[@]}"; do
@@ -107,7 +107,8 @@ build_test() {
 	TEST_BINARY=$(sed -n 's/^ *Executable .*(\(.*\))$/\1/p' "$WORK/build.log")
 }
 
-# red_test FILE FILTER: runs TEST_BINARY, built from FILE, until one test is red, and sets RED to that. False if none is.
+# red_test FILE FILTER: runs TEST_BINARY, built from FILE, until one test is red, and sets RED to that. False if none
+# is.
 red_test() {
 	local file=$1 filter=$2 line status=0 limit running
 	# A hang is red too. Other work on this machine is not.
