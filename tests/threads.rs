@@ -403,7 +403,8 @@ fn a_refused_write_is_interrupted() {
 /// A program takes a part of a large folio away while reclaim comes to what is left of it.
 #[test]
 fn a_large_folio_is_taken_apart_by_two() {
-    let calls: [fn(&Rig, &Space<Stage<K4>>); 2] = [
+    type Call = fn(&Rig, &Space<Stage<K4>>);
+    let calls: [Call; 2] = [
         |rig, space| space.unmap(&rig.mm, range(0), 8 * PAGE).unwrap(),
         |rig, space| space.advise(&rig.mm, range(0), 8 * PAGE, Advice::DontNeed).unwrap(),
     ];
