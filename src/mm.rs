@@ -9,9 +9,8 @@ use crate::frame::{
     FolioOrders, Frame, FrameRecord, Frames, Kind, MAP, Maps, OwnedFrame, Pressure, REFERENCE, Urgency,
 };
 use crate::machine::{Asid, MAX_CPUS, Machine, Tags};
+use crate::node::{Asids, Node, NodeId};
 use crate::reclaim::Reclaim;
-use crate::rmap::{Node, NodeId};
-use crate::space::Asids;
 use crate::stats::Stats;
 use crate::swap::{AreaId, Swap, SwapArea, SwapOnError};
 use crate::sync::{AtomicU32, Ordering};
@@ -210,6 +209,17 @@ impl<M: Machine> Mm<M> {
         self.runs(None);
     }
 
+    /// Makes the space of `node`, whose root table is `root`, that of the calling CPU.
+    pub(crate) fn activate(&self, id: NodeId, root: Pfn) {
+        let Some(node) = self.node(id) else { return };
+        self.deactivate();
+        let asid = self.asids.enter(&self.machine, node);
+        self.runs(Some(id));
+        // The identifier is visible before this CPU walks under it (see `node::asid`).
+        self.machine.fence_tables();
+        self.machine.install_root(root, asid);
+    }
+
     /// Notes which space the calling CPU runs from now on.
     pub(crate) fn runs(&self, node: Option<NodeId>) {
         if let Some(running) = self.running.get(self.machine.cpu()) {
@@ -227,6 +237,12 @@ impl<M: Machine> Mm<M> {
     #[inline]
     pub(crate) fn node(&self, id: NodeId) -> Option<&Node> {
         self.nodes.get(&self.machine, id.0)
+    }
+
+    /// The identifier that the space's translations carry now: see [`Node::asid`].
+    #[inline]
+    pub(crate) fn asid(&self, id: NodeId) -> Asid {
+        self.node(id).map_or(Asid::EMPTY, Node::asid)
     }
 
     /// Takes a free node, dead.

@@ -16,8 +16,9 @@ use arrayvec::ArrayVec;
 use crate::addr::{Vpn, VpnRange};
 use crate::frame::{Frame, Maps};
 use crate::granule::Level;
-use crate::machine::{Asid, Cached, Machine, Reach, Scope};
+use crate::machine::{Cached, Machine, Reach, Scope};
 use crate::mm::Mm;
+use crate::node::NodeId;
 
 /// Folios, and tables, that one flush owns at most. Two barriers over 64 folios are below one instruction a page.
 pub(crate) const CAPACITY: usize = 64;
@@ -29,7 +30,7 @@ const RUNS: usize = CAPACITY;
 const LEAVES: Cached = Cached::Leaf(Level::LEAF);
 
 struct Run {
-    asid: Asid,
+    node: NodeId,
     pages: VpnRange,
     cached: Cached,
 }
@@ -43,7 +44,7 @@ pub(crate) struct Flush<'a, M: Machine> {
     folios: ArrayVec<Maps, CAPACITY>,
     tables: ArrayVec<Frame, CAPACITY>,
     /// A space of which no translation is left: what is noted of it needs nothing more.
-    retired: Option<Asid>,
+    retired: Option<NodeId>,
 }
 
 impl<'a, M: Machine> Flush<'a, M> {
@@ -55,25 +56,25 @@ impl<'a, M: Machine> Flush<'a, M> {
 
     /// Notes that the translations of `pages` lost something.
     #[inline]
-    pub(crate) fn note(&mut self, asid: Asid, pages: VpnRange) {
+    pub(crate) fn note(&mut self, node: NodeId, pages: VpnRange) {
         if let Some(last) = self.runs.last_mut()
-            && last.asid == asid
+            && last.node == node
             && last.pages.end() == pages.start()
             && last.cached == LEAVES
         {
             last.pages = VpnRange::new(last.pages.start(), last.pages.pages() + pages.pages());
             return;
         }
-        self.note_run(Run { asid, pages, cached: LEAVES });
+        self.note_run(Run { node, pages, cached: LEAVES });
     }
 
     /// Notes that a table which mapped `pages` was detached.
-    pub(crate) fn note_table(&mut self, asid: Asid, pages: VpnRange) {
-        self.note_run(Run { asid, pages, cached: Cached::Walk });
+    pub(crate) fn note_table(&mut self, node: NodeId, pages: VpnRange) {
+        self.note_run(Run { node, pages, cached: Cached::Walk });
     }
 
     fn note_run(&mut self, run: Run) {
-        if self.retired == Some(run.asid) {
+        if self.retired == Some(run.node) {
             return;
         }
         if let Err(full) = self.runs.try_push(run) {
@@ -84,13 +85,13 @@ impl<'a, M: Machine> Flush<'a, M> {
 
     /// Removes every translation of a space that no CPU has installed, tables' as well, and waits until that is done.
     /// As no walker can enter its tables again, what is taken out of them from now on needs no invalidation.
-    pub(crate) fn retire(&mut self, asid: Asid) {
+    pub(crate) fn retire(&mut self, node: NodeId) {
         let machine = self.mm.machine();
         machine.fence_tables();
-        machine.invalidate(asid, Scope::Space, Cached::Walk, Reach::Broadcast);
+        machine.invalidate(self.mm.asid(node), Scope::Space, Cached::Walk, Reach::Broadcast);
         machine.fence_invalidations();
         self.mm.stats().flushes.bump();
-        self.retired = Some(asid);
+        self.retired = Some(node);
     }
 
     /// Moves the counts of `maps` entries of a folio in, which were taken out; they are given back after the flush.
@@ -125,8 +126,15 @@ impl<'a, M: Machine> Flush<'a, M> {
         machine.fence_tables();
         self.mm.stats().flushes.bump();
         self.mm.stats().invalidations.add(self.runs.len() as u64);
+        let mut last = None;
         for run in self.runs.drain(..) {
-            machine.invalidate(run.asid, Scope::Pages(run.pages), run.cached, Reach::Broadcast);
+            // Read after the fence: `node::asid` says why.
+            let asid = match last {
+                Some((node, asid)) if node == run.node => asid,
+                _ => self.mm.asid(run.node),
+            };
+            last = Some((run.node, asid));
+            machine.invalidate(asid, Scope::Pages(run.pages), run.cached, Reach::Broadcast);
         }
         machine.fence_invalidations();
     }
@@ -157,18 +165,18 @@ impl Lost {
 
     /// The translations of `pages` lost something.
     #[inline]
-    pub(crate) fn add<M: Machine>(&mut self, pages: VpnRange, asid: Asid, flush: &mut Flush<'_, M>) {
+    pub(crate) fn add<M: Machine>(&mut self, pages: VpnRange, node: NodeId, flush: &mut Flush<'_, M>) {
         if pages.start() == self.0.end() {
             self.0 = VpnRange::new(self.0.start(), self.0.pages() + pages.pages());
         } else {
-            core::mem::replace(self, Self(pages)).note(asid, flush);
+            core::mem::replace(self, Self(pages)).note(node, flush);
         }
     }
 
     /// Notes the last run.
-    pub(crate) fn note<M: Machine>(self, asid: Asid, flush: &mut Flush<'_, M>) {
+    pub(crate) fn note<M: Machine>(self, node: NodeId, flush: &mut Flush<'_, M>) {
         if !self.0.is_empty() {
-            flush.note(asid, self.0);
+            flush.note(node, self.0);
         }
     }
 }
@@ -176,9 +184,10 @@ impl Lost {
 /// Removes the calling CPU's translations of pages whose entries became more permissive: enough, as another CPU with
 /// the old ones faults and does the same.
 #[inline]
-pub(crate) fn invalidate_here<M: Machine>(machine: &M, asid: Asid, pages: VpnRange) {
+pub(crate) fn invalidate_here<M: Machine>(mm: &Mm<M>, node: NodeId, pages: VpnRange) {
+    let machine = mm.machine();
     machine.fence_tables();
-    machine.invalidate(asid, Scope::Pages(pages), LEAVES, Reach::Local);
+    machine.invalidate(mm.asid(node), Scope::Pages(pages), LEAVES, Reach::Local);
     machine.fence_invalidations();
 }
 

@@ -128,7 +128,7 @@ pub struct FrameRecord {
     pub(crate) flags: AtomicU32,
     /// Folio with `CACHED`: its first slot. Under the folio lock.
     pub(crate) slot: AtomicU32,
-    /// Folio: where it may be mapped, a fork-tree node and a virtual page ([`crate::rmap::Home`]). Leaf table: the
+    /// Folio: where it may be mapped, a fork-tree node and a virtual page ([`crate::node::Home`]). Leaf table: the
     /// same for its first entry. Written before the frame is published.
     pub(crate) home: AtomicU64,
     /// Free block, reclaim list, flush: the next frame. Tail: the head. Under the list's lock.

@@ -235,6 +235,7 @@ unsafe impl<B: Board> Machine for Aarch64<B> {
         match scope {
             Scope::Pages(run) => self.invalidate.pages::<B::Granule>(run, asid, cached, reach),
             Scope::Space => self.invalidate.space(asid, reach),
+            Scope::All => self.invalidate.all(reach),
         }
     }
 

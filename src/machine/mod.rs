@@ -132,6 +132,8 @@ pub enum Scope {
     Pages(VpnRange),
     /// All of the address space.
     Space,
+    /// Those of every address space, whatever identifier is named.
+    All,
 }
 
 /// Which cached descriptors of these translations an invalidation removes.

@@ -11,8 +11,9 @@ use super::evict::{Ageing, evict};
 use super::list::Batch;
 use crate::addr::{VirtAddr, Vpn, VpnRange};
 use crate::frame::Frame;
-use crate::machine::{Asid, Machine};
+use crate::machine::Machine;
 use crate::mm::Mm;
+use crate::node::NodeId;
 use crate::pte::{Decoded, Leaf, SwapEntry};
 use crate::rmap::split;
 use crate::space::{MapError, Space};
@@ -104,15 +105,21 @@ fn calm<M: Machine, C: Calm>(mm: &Mm<M>, space: &Space<M>, range: VpnRange, _: C
     let mut flush = Flush::new(mm);
     space.for_each_leaf_table(mm, range, |table, part| {
         for part in chunks(part) {
-            calm_chunk::<M, C>(mm, space.asid(), table, part, &mut flush);
+            calm_chunk::<M, C>(mm, space.node(), table, part, &mut flush);
         }
     });
 }
 
-fn calm_chunk<M: Machine, C: Calm>(mm: &Mm<M>, asid: Asid, table: LeafTable, part: VpnRange, flush: &mut Flush<'_, M>) {
+fn calm_chunk<M: Machine, C: Calm>(
+    mm: &Mm<M>,
+    node: NodeId,
+    table: LeafTable,
+    part: VpnRange,
+    flush: &mut Flush<'_, M>,
+) {
     let unused = {
         let Some(mut cursor) = table.lock(mm) else { return };
-        let run = cursor.fit(part, C::EDGE, asid, flush);
+        let run = cursor.fit(part, C::EDGE, node, flush);
         let mut folios: ArrayVec<Frame, CHUNK> = ArrayVec::new();
         let mut freed = 0;
         let mut lost = Lost::new();
@@ -124,7 +131,7 @@ fn calm_chunk<M: Machine, C: Calm>(mm: &Mm<M>, asid: Asid, table: LeafTable, par
                     freed += pages.pages();
                 }
                 if was != is {
-                    lost.add(pages, asid, flush);
+                    lost.add(pages, node, flush);
                 }
                 if let Some(frame) = mm.frames().frame(was.pfn::<M::Granule>()) {
                     let head = mm.frames().head(frame);
@@ -134,7 +141,7 @@ fn calm_chunk<M: Machine, C: Calm>(mm: &Mm<M>, asid: Asid, table: LeafTable, par
                 }
             },
         );
-        lost.note(asid, flush);
+        lost.note(node, flush);
         mm.reclaim().make_old(mm.frames(), &folios);
         mm.stats().lazy_freed.add(freed);
         C::swapped(mm, &mut cursor, run)
@@ -148,20 +155,20 @@ fn calm_chunk<M: Machine, C: Calm>(mm: &Mm<M>, asid: Asid, table: LeafTable, par
 fn page_out<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange) {
     space.for_each_leaf_table(mm, range, |table, mut part| {
         while !part.is_empty() {
-            let batch = isolate(mm, space.asid(), table, &mut part);
+            let batch = isolate(mm, table, &mut part);
             evict(mm, &batch, Ageing::Ignored);
         }
     });
 }
 
 /// Isolates the folios of the first pages of `part`, up to a batch, and cuts these pages off. Large ones are split.
-fn isolate<M: Machine>(mm: &Mm<M>, asid: Asid, table: LeafTable, part: &mut VpnRange) -> Batch {
+fn isolate<M: Machine>(mm: &Mm<M>, table: LeafTable, part: &mut VpnRange) -> Batch {
     let mut batch = Batch::new();
     let mut page = part.start();
     let mut flush = Flush::new(mm);
     if let Some(mut cursor) = table.lock(mm) {
         while page < part.end() && !batch.is_full() {
-            if let Some(frame) = single(mm, &mut cursor, page, asid, &mut flush)
+            if let Some(frame) = single(mm, &mut cursor, page, &mut flush)
                 && mm.reclaim().isolate_one(mm.frames(), frame).is_some()
             {
                 batch.push(frame);
@@ -177,20 +184,14 @@ fn isolate<M: Machine>(mm: &Mm<M>, asid: Asid, table: LeafTable, part: &mut VpnR
 
 /// The folio of one page that `page` maps, split off if it was part of a large one. `None` when nothing is mapped
 /// there, or somebody else looks at the large folio.
-fn single<M: Machine>(
-    mm: &Mm<M>,
-    cursor: &mut Cursor<'_, M>,
-    page: Vpn,
-    asid: Asid,
-    flush: &mut Flush<'_, M>,
-) -> Option<Frame> {
+fn single<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, page: Vpn, flush: &mut Flush<'_, M>) -> Option<Frame> {
     let frames = mm.frames();
     let Decoded::Leaf(leaf) = cursor.read(page) else { return None };
     let frame = frames.frame(leaf.pfn::<M::Granule>())?;
     let head = frames.head(frame);
     if frames.record(head).order() > 0 && frames.get(head) {
         let folio = frames.try_lock(mm.machine(), head);
-        let done = folio.and_then(|folio| split(mm, cursor, &folio, asid, flush));
+        let done = folio.and_then(|folio| split(mm, cursor, &folio, flush));
         mm.release_folio(head);
         done?;
     }

@@ -1,139 +1,16 @@
 //! The reverse map: who may map this folio.
 //!
-//! A [`Node`] is a space's place in its fork tree. A folio's home is a node and a virtual page: only that space (and,
-//! once there is sharing, its descendants) may map it, and only at that page. So the reverse map costs one word in the
-//! frame record and allocates nothing per page.
+//! A folio's home is a [node](crate::node) and a virtual page: only that space (and, once there is sharing, its
+//! descendants) may map it, and only at that page. So the reverse map costs one word in the frame record and allocates
+//! nothing per page.
 //!
 //! **Protocol.** A home is an allegation until the leaf entry under the table's lock confirms it: the reader takes
 //! the node's family lock (shared), finds the node alive, walks its tables, locks the leaf table, and compares the
-//! entry's frame. Nodes are never freed to another type, so a stale home leads to a dead node or to an entry that
-//! names another frame, not astray. Exit marks the node dead under the family lock (exclusive) before it takes tables
-//! away: tables die last.
+//! entry's frame. Exit marks the node dead under the family lock (exclusive) before it takes tables away: tables die
+//! last.
 
 mod split;
 mod unmap;
 
 pub(crate) use split::split;
 pub(crate) use unmap::{Ageing, Refusal, Unmapped, unmap};
-
-use core::fmt;
-
-use crate::addr::{Pfn, Vpn};
-use crate::frame::slab::{Linked, Plain};
-use crate::machine::Asid;
-use crate::sync::{AtomicU32, AtomicU64, Ordering, SpinShared};
-
-/// Bits of a home's node number.
-const NODE_BITS: u32 = 28;
-/// Bits of a home's page number: 48-bit addresses in 4 KiB pages need 36.
-const PAGE_BITS: u32 = 64 - NODE_BITS;
-
-/// Where a folio, or the first page of a leaf table, belongs.
-#[repr(transparent)]
-#[derive(Copy, Clone, Eq, PartialEq)]
-pub struct Home(u64);
-
-impl fmt::Debug for Home {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "home:{}:{:?}", self.node().0, self.page())
-    }
-}
-
-impl Home {
-    /// The home at `page` of the space of node `node`.
-    #[inline]
-    pub(crate) const fn new(node: NodeId, page: Vpn) -> Self {
-        Self((node.0 as u64) << PAGE_BITS | page.number() & ((1 << PAGE_BITS) - 1))
-    }
-
-    #[inline]
-    pub(crate) fn load(word: &AtomicU64) -> Self {
-        Self(word.load(Ordering::Relaxed))
-    }
-
-    #[inline]
-    pub(crate) fn store(self, word: &AtomicU64) {
-        word.store(self.0, Ordering::Relaxed);
-    }
-
-    /// The space's node.
-    #[inline]
-    pub const fn node(self) -> NodeId {
-        NodeId((self.0 >> PAGE_BITS) as u32)
-    }
-
-    /// The page at which alone the folio's first page may be mapped.
-    #[inline]
-    pub const fn page(self) -> Vpn {
-        Vpn::new(self.0 & ((1 << PAGE_BITS) - 1))
-    }
-}
-
-/// The number of a node.
-#[repr(transparent)]
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
-pub struct NodeId(pub(crate) u32);
-
-/// Set in [`Node::root`] while the space lives.
-const ALIVE: u64 = 1 << 63;
-
-/// A space's place in its fork tree.
-///
-/// 64 bytes. All zero is a dead node.
-#[repr(C, align(64))]
-pub struct Node {
-    /// The frame number of the space's root table, with bit 63 while the space lives. Changes under the family lock.
-    root: AtomicU64,
-    /// The space's ASID.
-    asid: AtomicU32,
-    /// Links free nodes.
-    link: AtomicU32,
-    /// Guards the table tree of the node's family against walks by reclaim.
-    pub(crate) family: SpinShared,
-}
-
-// SAFETY: atomics; all zero is a dead node with a free lock; nothing is owned.
-unsafe impl Plain for Node {}
-// SAFETY: `link` is touched by the slab alone.
-unsafe impl Linked for Node {
-    fn link(&self) -> &AtomicU32 {
-        &self.link
-    }
-}
-
-impl Node {
-    /// Makes the node that of a living space.
-    pub(crate) fn revive(&self, root: Pfn, asid: Asid) {
-        let _alone = self.family.write();
-        self.asid.store(asid.number() as u32, Ordering::Relaxed);
-        self.root.store(root.number() | ALIVE, Ordering::Relaxed);
-    }
-
-    /// Marks the node dead: from here on no reclaim enters its tables.
-    pub(crate) fn kill(&self) {
-        let _alone = self.family.write();
-        self.root.store(0, Ordering::Relaxed);
-    }
-
-    /// The root table and ASID, if the space lives. Stable while the family lock is held.
-    #[inline]
-    pub(crate) fn tables(&self) -> Option<(Pfn, Asid)> {
-        let root = self.root.load(Ordering::Relaxed);
-        if root & ALIVE == 0 {
-            return None;
-        }
-        Some((Pfn::new(root & !ALIVE), Asid::new(self.asid.load(Ordering::Relaxed) as u16)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_home_keeps_node_and_page() {
-        let home = Home::new(NodeId((1 << NODE_BITS) - 1), Vpn::new((1 << 36) - 1));
-        assert_eq!(home.node(), NodeId((1 << NODE_BITS) - 1));
-        assert_eq!(home.page(), Vpn::new((1 << 36) - 1));
-    }
-}

@@ -6,11 +6,11 @@
 
 use core::ops::Range;
 
-use super::Home;
 use crate::addr::VpnRange;
 use crate::frame::{FolioLock, MAP, REFERENCE};
-use crate::machine::{Asid, Machine};
+use crate::machine::Machine;
 use crate::mm::Mm;
+use crate::node::Home;
 use crate::pte::Decoded;
 use crate::sync::Ordering;
 use crate::table::Cursor;
@@ -24,7 +24,6 @@ pub(crate) fn split<M: Machine>(
     mm: &Mm<M>,
     cursor: &mut Cursor<'_, M>,
     folio: &FolioLock<'_, M>,
-    asid: Asid,
     flush: &mut Flush<'_, M>,
 ) -> Option<()> {
     let frames = mm.frames();
@@ -42,7 +41,7 @@ pub(crate) fn split<M: Machine>(
     };
     let (before, after) = (REFERENCE + maps(cursor, 0..run.pages()), REFERENCE + maps(cursor, 0..1));
     record.count.compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed).ok()?;
-    cursor.unfold_all(run, asid, flush);
+    cursor.unfold_all(run, home.node(), flush);
     let tails = || (1..run.pages()).filter_map(|index| Some((index, frames.tail(head, index)?)));
     for (index, tail) in tails() {
         frames.promote(tail);

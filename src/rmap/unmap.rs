@@ -5,12 +5,12 @@
 
 use arrayvec::ArrayVec;
 
-use super::Home;
 use super::split::split;
 use crate::addr::{Vpn, VpnRange};
 use crate::frame::{FolioLock, MAP};
-use crate::machine::{Asid, Machine};
+use crate::machine::Machine;
 use crate::mm::Mm;
+use crate::node::{Home, NodeId};
 use crate::pte::{Decoded, Leaf};
 use crate::swap::{Dry, Leaving, Prepared};
 use crate::table::{self, CHUNK, Change, Cursor, Edge};
@@ -88,9 +88,10 @@ pub(crate) fn unmap<'a, M: Machine>(
     let record = frames.record(frame);
     let home = Home::load(&record.home);
     let run = VpnRange::new(home.page(), 1 << record.order());
-    let Some(node) = mm.node(home.node()) else { return Unmapped::Kept(Refusal::Raced) };
+    let id = home.node();
+    let Some(node) = mm.node(id) else { return Unmapped::Kept(Refusal::Raced) };
     let _family = node.family.read();
-    let Some((root, asid)) = node.tables() else { return Unmapped::Kept(Refusal::Raced) };
+    let Some(root) = node.root() else { return Unmapped::Kept(Refusal::Raced) };
     let Some(mut cursor) = table::find(mm.machine(), root, run.start()).and_then(|table| table.lock(mm)) else {
         return Unmapped::Kept(Refusal::Raced);
     };
@@ -104,7 +105,7 @@ pub(crate) fn unmap<'a, M: Machine>(
     if ageing == Ageing::SecondChance && seen.is_accessed {
         // Without the invalidation a CPU that keeps the translation would not set the flag again, and a hot page
         // would look cold. One operation a run, one barrier pair a batch.
-        let all = cursor.fit(run, Edge::Widen, asid, flush);
+        let all = cursor.fit(run, Edge::Widen, id, flush);
         let first = frames.pfn(frame);
         let ours = |leaf: Leaf| {
             let pfn = leaf.pfn::<M::Granule>();
@@ -115,14 +116,14 @@ pub(crate) fn unmap<'a, M: Machine>(
             |leaf, _| if ours(leaf) { leaf.without_access() } else { leaf },
             |pages, Change { was, is }| {
                 if was != is {
-                    flush.note(asid, pages);
+                    flush.note(id, pages);
                 }
             },
         );
         return Unmapped::Kept(Refusal::Referenced);
     }
     let is_whole = seen.mapped == run.pages() && run.pages() <= CHUNK as u64;
-    if !seen.is_dirty && is_whole && discard(&mut cursor, run, asid, flush) {
+    if !seen.is_dirty && is_whole && discard(&mut cursor, run, id, flush) {
         // Nothing stands in its place, so that another CPU may map a new page as soon as the table is free: no
         // translation of the old one may be left then.
         flush.complete();
@@ -130,7 +131,7 @@ pub(crate) fn unmap<'a, M: Machine>(
         return Unmapped::Discarded;
     }
     if run.pages() > 1 {
-        let refusal = split(mm, &mut cursor, folio, asid, flush).map_or(Refusal::Raced, |()| Refusal::Split);
+        let refusal = split(mm, &mut cursor, folio, flush).map_or(Refusal::Raced, |()| Refusal::Split);
         return Unmapped::Kept(refusal);
     }
     let page = run.start();
@@ -143,23 +144,23 @@ pub(crate) fn unmap<'a, M: Machine>(
     let entry = prepared.cache(frame, leaf);
     record.enter_cache(prepared.area_number(), prepared.slot());
     cursor.swap_out(page, entry);
-    flush.note(asid, run);
+    flush.note(id, run);
     let _ = frames.put(frame, MAP);
     Unmapped::Leaving(prepared.commit())
 }
 
 /// Takes all the entries of a clean folio out, unless a store makes one dirty at the last moment: then they are back
 /// as they were.
-fn discard<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange, asid: Asid, flush: &mut Flush<'_, M>) -> bool {
+fn discard<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange, node: NodeId, flush: &mut Flush<'_, M>) -> bool {
     let mut leaves: ArrayVec<(Vpn, Leaf), CHUNK> = ArrayVec::new();
     // A whole folio: its groups are whole.
-    let run = cursor.fit(run, Edge::Widen, asid, flush);
+    let run = cursor.fit(run, Edge::Widen, node, flush);
     cursor.take_leaves(run, |page, leaf| leaves.push((page, leaf)));
     if leaves.iter().any(|(_, leaf)| leaf.is_dirty()) {
         // Same frames, same rights: a CPU that still holds a translation holds one of these.
         cursor.put_back(leaves.into_iter());
         return false;
     }
-    flush.note(asid, run.pages());
+    flush.note(node, run.pages());
     true
 }

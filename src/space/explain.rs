@@ -11,8 +11,8 @@ use crate::frame::{Frame, Kind, flag};
 use crate::granule::{Granule, Level};
 use crate::machine::{EntryAt, Machine};
 use crate::mm::Mm;
+use crate::node::Home;
 use crate::pte::{Decoded, decode};
-use crate::rmap::Home;
 use crate::sync::Ordering;
 use crate::table;
 

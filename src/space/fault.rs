@@ -178,7 +178,7 @@ impl<M: Machine> Space<M> {
         // worst the access faults once more. Another may be in this CPU's TLB, with fewer rights than it has now;
         // other CPUs find out by a fault of their own.
         if before.unwrap_or(seen).is_accessed() {
-            tlb::invalidate_here(mm.machine(), self.asid, run.pages());
+            tlb::invalidate_here(mm, self.node, run.pages());
         }
         Ok(Step::Done)
     }

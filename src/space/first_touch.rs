@@ -9,8 +9,8 @@ use crate::addr::{PfnRange, Vpn, VpnRange};
 use crate::frame::{FolioOrders, Kind, MAP, OwnedFrame, flag};
 use crate::machine::{Machine, Tags};
 use crate::mm::Mm;
+use crate::node::Home;
 use crate::pte::{Exclusive, Leaf};
-use crate::rmap::Home;
 use crate::sync::Ordering;
 
 impl<M: Machine> Space<M> {

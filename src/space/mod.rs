@@ -14,7 +14,6 @@
 //! **Ending.** [`Space::destroy`] marks the node dead under the family lock, so that reclaim stays out, takes every
 //! entry away, then the tables, behind one invalidation of the whole ASID.
 
-mod asid;
 mod dump;
 mod explain;
 mod fault;
@@ -26,7 +25,6 @@ mod regions;
 mod swap_in;
 mod unmap;
 
-pub(crate) use asid::Asids;
 pub use dump::Dump;
 pub use explain::Explanation;
 pub use fault::{Access, Fault, FaultError};
@@ -40,9 +38,9 @@ use core::marker::PhantomData;
 
 use crate::addr::{Pfn, VirtAddr, Vpn, VpnRange};
 use crate::granule::Granule;
-use crate::machine::{Asid, Machine};
+use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::rmap::NodeId;
+use crate::node::NodeId;
 use crate::sync::{Sleep, SleepGuard};
 use crate::table::{self, Hole, LeafTable};
 use crate::tlb::Flush;
@@ -53,15 +51,12 @@ use regions::{Region, Regions};
 pub enum SpaceError {
     /// No memory for its root table or its node.
     NoMemory,
-    /// Every address space identifier is in use.
-    NoAsid,
 }
 
 impl fmt::Display for SpaceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoMemory => "no memory for a new address space",
-            Self::NoAsid => "every address space identifier is in use",
         })
     }
 }
@@ -77,7 +72,6 @@ struct Guarded {
 pub struct Space<M: Machine> {
     node: NodeId,
     root: Pfn,
-    asid: Asid,
     guarded: Sleep<Guarded>,
     machine: PhantomData<fn() -> M>,
 }
@@ -90,21 +84,16 @@ impl<M: Machine> Space<M> {
     pub fn new(mm: &Mm<M>) -> Result<Self, SpaceError> {
         let root = table::zeroed(mm).ok_or(SpaceError::NoMemory)?;
         let node = mm.take_node().ok_or(SpaceError::NoMemory)?;
-        let Some(asid) = mm.asids.take(mm.machine().asid_bits()) else {
-            mm.give_node(node);
-            return Err(SpaceError::NoAsid);
-        };
         mm.frames().record(root.frame()).count.store(0, crate::sync::Ordering::Relaxed);
         let pfn = root.pfn();
         root.publish();
         mm.machine().fence_contents();
         if let Some(node) = mm.node(node) {
-            node.revive(pfn, asid);
+            node.revive(pfn);
         }
         Ok(Self {
             node,
             root: pfn,
-            asid,
             guarded: Sleep::new(Guarded { regions: Regions::new(), near: None }),
             machine: PhantomData,
         })
@@ -112,9 +101,7 @@ impl<M: Machine> Space<M> {
 
     /// Makes this the space of the calling CPU.
     pub fn activate(&self, mm: &Mm<M>) {
-        mm.machine().fence_tables();
-        mm.runs(Some(self.node));
-        mm.machine().install_root(self.root, self.asid);
+        mm.activate(self.node, self.root);
     }
 
     /// Ends the space: gives back every frame, slot, tag room and table. The calling CPU, if it ran the space, is
@@ -135,7 +122,7 @@ impl<M: Machine> Space<M> {
             node.kill();
         }
         let mut flush = Flush::new(mm);
-        flush.retire(self.asid);
+        flush.retire(self.node);
         self.unmap_pages(mm, self.pages(mm), &mut flush);
         let hole = Hole { pages: self.pages(mm), new: self.pages(mm) };
         table::prune(mm, self.root, hole, &mut |table, _| flush.own_table(table));
@@ -144,14 +131,16 @@ impl<M: Machine> Space<M> {
         }
         flush.complete();
         self.guarded.get_mut().regions.free(mm);
-        mm.asids.give(self.asid);
+        if let Some(node) = mm.node(self.node) {
+            mm.asids.give(node);
+        }
         mm.give_node(self.node);
         Ok(())
     }
 
-    /// The identifier that its translations carry.
-    pub(crate) fn asid(&self) -> Asid {
-        self.asid
+    /// Its node.
+    pub(crate) fn node(&self) -> NodeId {
+        self.node
     }
 
     /// The frame of its root table.

@@ -81,7 +81,7 @@ impl<M: Machine> Space<M> {
         let groups = group::within::<M::Granule>(region.pages.intersection(around));
         self.for_each_leaf_table(mm, groups, |table, part| {
             if let Some(mut cursor) = table.lock(mm) {
-                cursor.refold(part, self.asid, flush);
+                cursor.refold(part, self.node, flush);
             }
         });
     }
@@ -92,7 +92,7 @@ impl<M: Machine> Space<M> {
         self.for_each_leaf_table(mm, region.pages, |table, part| {
             for part in chunks(part) {
                 let Some(mut cursor) = table.lock(mm) else { return };
-                let run = cursor.fit(part, Edge::Unfold, self.asid, flush);
+                let run = cursor.fit(part, Edge::Unfold, self.node, flush);
                 if becomes_tagged {
                     self.tag_pages(mm, &mut cursor, run, flush);
                 }
@@ -120,7 +120,7 @@ impl<M: Machine> Space<M> {
                 let page = run.pages().start().offset(page);
                 // Reclaim took the entry away, and its flush may be still to come.
                 if matches!(cursor.read(page), Decoded::Swapped(entry) if mm.is_cached(entry)) {
-                    flush.note(self.asid, VpnRange::new(page, 1));
+                    flush.note(self.node, VpnRange::new(page, 1));
                 }
             }
         }
@@ -142,10 +142,10 @@ impl<M: Machine> Space<M> {
             let loss = was.loss(is);
             losses = losses.and(loss);
             if loss.is_some() {
-                lost.add(pages, self.asid, flush);
+                lost.add(pages, self.node, flush);
             }
         });
-        lost.note(self.asid, flush);
+        lost.note(self.node, flush);
         if losses.of_execution() {
             unsync(mm, cursor, run);
         }
@@ -161,7 +161,7 @@ impl<M: Machine> Space<M> {
         let mut leaves: ArrayVec<(Vpn, Leaf), CHUNK> = ArrayVec::new();
         cursor.take_leaves(run, |page, leaf| {
             leaves.push((page, leaf));
-            flush.note(self.asid, VpnRange::new(page, 1));
+            flush.note(self.node, VpnRange::new(page, 1));
         });
         flush.invalidate();
         for (_, leaf) in &leaves {

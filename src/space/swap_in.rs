@@ -11,8 +11,8 @@ use crate::frame::{FolioLock, Kind, MAP, OwnedFrame, flag};
 use crate::granule::Granule;
 use crate::machine::Machine;
 use crate::mm::Mm;
+use crate::node::Home;
 use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry};
-use crate::rmap::Home;
 use crate::swap::{Area, Kept, SlotRecord, SlotState};
 use crate::sync::{Ordering, assert_may_sleep};
 

@@ -57,7 +57,7 @@ impl<M: Machine> Space<M> {
         let mut flush = Flush::new(mm);
         let alone = node.family.write();
         table::prune(mm, self.root, Hole { pages: hole, new: range }, &mut |table, pages| {
-            flush.note_table(self.asid, pages);
+            flush.note_table(self.node, pages);
             flush.own_table(table);
         });
         flush.complete();
@@ -81,18 +81,18 @@ impl<M: Machine> Space<M> {
             if cursor.is_empty() {
                 return;
             }
-            let run = cursor.fit(part, Edge::Unfold, self.asid, flush);
+            let run = cursor.fit(part, Edge::Unfold, self.node, flush);
             let mut lost = Lost::new();
             cursor.take(run, |pages, taken| match taken {
                 Taken::Leaves(leaf) => {
-                    lost.add(pages, self.asid, flush);
+                    lost.add(pages, self.node, flush);
                     if let Some(frame) = frames.frame(leaf.pfn::<M::Granule>()) {
                         flush.own(frames.head(frame), pages.pages() as u32);
                     }
                 }
                 Taken::Swapped(entry) => unused.extend(mm.put_slot(entry)),
             });
-            lost.note(self.asid, flush);
+            lost.note(self.node, flush);
         }
         for &entry in &unused {
             mm.drop_unused(entry);

@@ -16,7 +16,8 @@
 use super::Cursor;
 use crate::addr::{Vpn, VpnRange};
 use crate::granule::{Granule, Level};
-use crate::machine::{Asid, Machine};
+use crate::machine::Machine;
+use crate::node::NodeId;
 use crate::pte::{Decoded, Leaf, decode};
 use crate::tlb::Flush;
 
@@ -74,17 +75,17 @@ impl<M: Machine> Cursor<'_, M> {
     /// The smallest run with `run` in it, or `run` itself with the groups at its ends broken up: as `edge` says. Lies
     /// in this table, as `run` does.
     #[inline]
-    pub(crate) fn fit(&mut self, run: VpnRange, edge: Edge, asid: Asid, flush: &mut Flush<'_, M>) -> Fitted {
+    pub(crate) fn fit(&mut self, run: VpnRange, edge: Edge, node: NodeId, flush: &mut Flush<'_, M>) -> Fitted {
         let (mut start, mut end) = (run.start(), run.end());
         if let Some(group) = self.group_across(start) {
             match edge {
-                Edge::Unfold => self.unfold(group, asid, flush),
+                Edge::Unfold => self.unfold(group, node, flush),
                 Edge::Widen => start = group.start(),
             }
         }
         if let Some(group) = self.group_across(end) {
             match edge {
-                Edge::Unfold => self.unfold(group, asid, flush),
+                Edge::Unfold => self.unfold(group, node, flush),
                 Edge::Widen => end = group.end(),
             }
         }
@@ -115,19 +116,19 @@ impl<M: Machine> Cursor<'_, M> {
 
     /// Breaks a group up. Its entries stay live, and each has the history of all: the hardware notes a use of one page
     /// in any one entry of the group.
-    fn unfold(&mut self, group: VpnRange, asid: Asid, flush: &mut Flush<'_, M>) {
-        self.remake(group, asid, flush, Leaf::without_contiguous);
+    fn unfold(&mut self, group: VpnRange, node: NodeId, flush: &mut Flush<'_, M>) {
+        self.remake(group, node, flush, Leaf::without_contiguous);
         self.mm.stats().unfolds.bump();
     }
 
     /// Breaks every group of a run up, whose ends lie in none.
-    pub(crate) fn unfold_all(&mut self, run: VpnRange, asid: Asid, flush: &mut Flush<'_, M>) {
+    pub(crate) fn unfold_all(&mut self, run: VpnRange, node: NodeId, flush: &mut Flush<'_, M>) {
         let pages = M::Granule::GROUP_PAGES as u64;
         let mut group = group_of::<M::Granule>(run.start());
         while group.start() < run.end() {
             // A group is whole, so that its first entry tells of all.
             if matches!(self.read(group.start()), Decoded::Leaf(leaf) if leaf.is_contiguous()) {
-                self.unfold(group, asid, flush);
+                self.unfold(group, node, flush);
             }
             group = VpnRange::new(group.end(), pages);
         }
@@ -135,13 +136,13 @@ impl<M: Machine> Cursor<'_, M> {
 
     /// Folds each group of a run of whole groups that is uniform, of one folio, and not folded: one that was broken up
     /// heals when its pages become equal. The run lies in one region.
-    pub(crate) fn refold(&mut self, run: VpnRange, asid: Asid, flush: &mut Flush<'_, M>) {
+    pub(crate) fn refold(&mut self, run: VpnRange, node: NodeId, flush: &mut Flush<'_, M>) {
         let pages = M::Granule::GROUP_PAGES as u64;
         debug_assert_eq!(within::<M::Granule>(run), run);
         let mut group = VpnRange::new(run.start(), pages);
         while group.start() < run.end() {
             if self.is_uniform(group) {
-                self.remake(group, asid, flush, Leaf::with_contiguous);
+                self.remake(group, node, flush, Leaf::with_contiguous);
                 self.mm.stats().refolds.bump();
             }
             group = VpnRange::new(group.end(), pages);
@@ -167,7 +168,7 @@ impl<M: Machine> Cursor<'_, M> {
 
     /// Break-before-make of the live, equal entries of one group: they come back with what `change` makes of them and
     /// with the history of all. The hole exists under the table's lock alone.
-    fn remake(&mut self, group: VpnRange, asid: Asid, flush: &mut Flush<'_, M>, change: impl FnOnce(Leaf) -> Leaf) {
+    fn remake(&mut self, group: VpnRange, node: NodeId, flush: &mut Flush<'_, M>, change: impl FnOnce(Leaf) -> Leaf) {
         let machine = self.mm.machine();
         let at = self.table.entry(group.start());
         let mut merged: Option<Leaf> = None;
@@ -177,7 +178,7 @@ impl<M: Machine> Cursor<'_, M> {
                 merged = Some(merged.map_or(leaf, |first| first.with_history_of(leaf)));
             }
         }
-        flush.note(asid, group);
+        flush.note(node, group);
         flush.invalidate();
         let Some(first) = merged.map(change) else { return };
         for index in 0..M::Granule::GROUP_PAGES {

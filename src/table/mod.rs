@@ -24,8 +24,8 @@ use crate::frame::{Frame, Kind, OwnedFrame};
 use crate::granule::{Granule, Level};
 use crate::machine::{EntryAt, Machine};
 use crate::mm::Mm;
+use crate::node::{Home, NodeId};
 use crate::pte::{Decoded, decode, table_descriptor};
-use crate::rmap::{Home, NodeId};
 use crate::sync::Ordering;
 
 /// A leaf table, found.

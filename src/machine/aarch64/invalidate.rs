@@ -10,16 +10,17 @@ use crate::machine::tlbi::{self, Operation};
 use crate::machine::{Asid, Cached, Features, Reach};
 
 macro_rules! issue {
-    ($operation:literal, $operand:expr) => {
+    ($operation:literal $(, $operand:expr)?) => {
         // SAFETY: an invalidation removes only what a walk brings back. Not `nomem`: the compiler must keep the
         // stores to tables on their side of it.
         unsafe {
             asm!(
-                ".arch_extension tlb-rmi", concat!("tlbi ", $operation, ", {}"),
-                in(reg) $operand, options(nostack, preserves_flags)
+                ".arch_extension tlb-rmi", concat!("tlbi ", $operation $(, issue!(@ $operand))?),
+                $(in(reg) $operand,)? options(nostack, preserves_flags)
             )
         }
     };
+    (@ $operand:expr) => { ", {}" };
 }
 
 /// What this CPU's TLBI instructions take.
@@ -77,6 +78,14 @@ impl Invalidate {
         match reach {
             Reach::Broadcast => issue!("aside1is", operand),
             Reach::Local => issue!("aside1", operand),
+        }
+    }
+
+    /// Invalidates everything.
+    pub(super) fn all(&self, reach: Reach) {
+        match reach {
+            Reach::Broadcast => issue!("vmalle1is"),
+            Reach::Local => issue!("vmalle1"),
         }
     }
 }

@@ -296,9 +296,32 @@ impl<G: Granule> State<G> {
         };
         let asids = &mut self.roots[known].asids;
         match asids.iter_mut().find(|(of, _)| *of == asid) {
-            Some((_, cpus)) => *cpus |= 1 << cpu,
-            None => asids.push((asid, 1 << cpu)),
+            Some((_, cpus)) => {
+                *cpus |= 1 << cpu;
+                for ghost in self.ghosts.iter_mut().filter(|ghost| !ghost.ordered && ghost.asid == Some(asid)) {
+                    ghost.cpus |= 1 << cpu;
+                }
+            }
+            None => {
+                let others: Vec<Asid> = asids.iter().map(|(of, _)| *of).collect();
+                asids.push((asid, 1 << cpu));
+                self.haunt_anew(cpu, asid, &others);
+            }
         }
+    }
+
+    /// A root has one identifier more: a removal that its walkers do not see yet, they do not see under that either.
+    fn haunt_anew(&mut self, cpu: usize, asid: Asid, others: &[Asid]) {
+        let unseen = |ghost: &&Ghost| !ghost.ordered && ghost.asid.is_some_and(|of| others.contains(&of));
+        let mut fresh: Vec<Ghost> = Vec::new();
+        for ghost in self.ghosts.iter().filter(unseen) {
+            let same = |other: &Ghost| (other.at, other.writers) == (ghost.at, ghost.writers);
+            if !fresh.iter().any(same) {
+                let asid = Some(asid);
+                fresh.push(Ghost { asid, cpus: 1 << cpu, missed: false, doomed: 0, doomed_local: 0, ..*ghost });
+            }
+        }
+        self.ghosts.append(&mut fresh);
     }
 
     /// The CPU's table stores are visible to every walker.
@@ -314,7 +337,7 @@ impl<G: Granule> State<G> {
     pub(super) fn doom_ghosts(&mut self, cpu: usize, what: &Invalidation) {
         let everywhere = what.cpus == self.all_cpus();
         // Of a root that no CPU walks, nothing can be read back: there the order of the stores does not matter.
-        let walked = self.cpus.iter().any(|cpu| cpu.root.is_some_and(|(_, asid)| asid == what.asid));
+        let walked: Vec<Asid> = self.cpus.iter().filter_map(|cpu| cpu.root.map(|(_, asid)| asid)).collect();
         let mut pieces = Vec::new();
         for ghost in &mut self.ghosts {
             let hit = match ghost.kind {
@@ -324,7 +347,7 @@ impl<G: Granule> State<G> {
             if !hit {
                 continue;
             }
-            if !ghost.ordered && (walked || ghost.asid.is_none()) {
+            if !ghost.ordered && ghost.asid.is_none_or(|asid| walked.contains(&asid)) {
                 ghost.missed = true;
                 continue;
             }
@@ -357,22 +380,22 @@ impl<G: Granule> State<G> {
             ghost.doomed >> cpu & 1 == 0 && ghost.cpus != 0
         });
         for what in queued {
-            if what.scope == Scope::Space && what.cached == Cached::Walk {
-                self.retire(cpu, what.asid, what.cpus);
+            if what.cached == Cached::Walk && !matches!(what.scope, Scope::Pages(_)) {
+                self.retire(cpu, what);
             }
         }
     }
 
-    /// Nothing of an address space is cached any longer, except where it is installed.
-    fn retire(&mut self, cpu: usize, asid: Asid, reached: u32) {
+    /// Nothing of an address space, or of any, is cached any longer, except where it is installed.
+    fn retire(&mut self, cpu: usize, what: &Invalidation) {
         for place in (0..self.roots.len()).rev() {
             let pfn = self.roots[place].pfn;
-            let installed = (0..self.cpus.len())
-                .filter(|&number| self.cpus[number].root == Some((pfn, asid)))
-                .fold(0, |mask, number| mask | 1 << number);
             let asids = &mut self.roots[place].asids;
-            for (_, cpus) in asids.iter_mut().filter(|(of, _)| *of == asid) {
-                *cpus = *cpus & !reached | installed;
+            for (asid, cpus) in asids.iter_mut().filter(|(of, _)| what.scope == Scope::All || *of == what.asid) {
+                let installed = (0..self.cpus.len())
+                    .filter(|&number| self.cpus[number].root == Some((pfn, *asid)))
+                    .fold(0, |mask, number| mask | 1 << number);
+                *cpus = *cpus & !what.cpus | installed;
             }
             asids.retain(|(_, cpus)| *cpus != 0);
             if asids.is_empty() {

@@ -68,6 +68,7 @@ impl Invalidation {
         };
         level_hit
             && match self.scope {
+                Scope::All => true,
                 Scope::Space => asid == Some(self.asid),
                 Scope::Pages(run) => asid.is_none_or(|asid| asid == self.asid) && !run.intersection(pages).is_empty(),
             }
@@ -76,10 +77,10 @@ impl Invalidation {
     /// Whether it removes a table descriptor above any of `pages`.
     pub(super) fn hits_table(&self, asid: Asid, pages: VpnRange) -> bool {
         self.cached == Cached::Walk
-            && asid == self.asid
             && match self.scope {
-                Scope::Space => true,
-                Scope::Pages(run) => !run.intersection(pages).is_empty(),
+                Scope::All => true,
+                Scope::Space => asid == self.asid,
+                Scope::Pages(run) => asid == self.asid && !run.intersection(pages).is_empty(),
             }
     }
 }

@@ -152,8 +152,8 @@ pub(super) struct Account {
     serial: u64,
     unfenced: ArrayVec<(usize, PfnRange), UNFENCED>,
     installed: [Option<(Pfn, Asid)>; MAX_CPUS],
-    /// Whole spaces that a CPU has invalidated, tables as well, since its last fence.
-    emptied: ArrayVec<(usize, Asid), MAX_CPUS>,
+    /// Whole spaces that a CPU has invalidated, tables as well, since its last fence; `None` is all of them.
+    emptied: ArrayVec<(usize, Option<Asid>), MAX_CPUS>,
     unseen: u64,
 }
 
@@ -414,18 +414,22 @@ impl Account {
     }
 
     pub(super) fn invalidate(&mut self, cpu: usize, asid: Asid, scope: Scope, cached: Cached, reach: Reach) {
-        if (scope, cached, reach) == (Scope::Space, Cached::Walk, Reach::Broadcast)
-            && self.emptied.try_push((cpu, asid)).is_err()
-        {
+        let emptied = match (scope, cached, reach) {
+            (Scope::Space, Cached::Walk, Reach::Broadcast) => Some(Some(asid)),
+            (Scope::All, Cached::Walk, Reach::Broadcast) => Some(None),
+            _ => None,
+        };
+        if emptied.is_some_and(|emptied| self.emptied.try_push((cpu, emptied)).is_err()) {
             self.unseen += 1;
         }
         let mut index = 0;
         while let Some(&removal) = self.removals.get(index) {
             let common = match scope {
-                Scope::Space => removal.pages,
+                Scope::Space | Scope::All => removal.pages,
                 Scope::Pages(pages) => pages.intersection(removal.pages),
             };
-            let mine = removal.cpu == cpu && removal.asid == asid && removal.is_reached(cached);
+            let here = removal.asid == asid || scope == Scope::All;
+            let mine = removal.cpu == cpu && here && removal.is_reached(cached);
             // A table's translations go together.
             let whole = removal.shown.kind != Kind::Table || common == removal.pages;
             if mine && whole && !common.is_empty() {
@@ -454,15 +458,17 @@ impl Account {
         }
         // A space that no CPU runs and of which no TLB holds anything: its tables are nobody's.
         for index in (0..self.emptied.len()).rev() {
-            let (by, asid) = self.emptied[index];
+            let (by, emptied) = self.emptied[index];
             if by != cpu {
                 continue;
             }
             self.emptied.swap_remove(index);
-            if !self.installed.iter().flatten().any(|(_, running)| *running == asid) {
-                self.tables.retain(|table| table.asid != asid);
-                self.removals.retain(|removal| removal.asid != asid || removal.cpu == cpu);
-            }
+            let installed = &self.installed;
+            let is_gone = |of: Asid| {
+                emptied.is_none_or(|asid| of == asid) && !installed.iter().flatten().any(|(_, running)| *running == of)
+            };
+            self.tables.retain(|table| !is_gone(table.asid));
+            self.removals.retain(|removal| !is_gone(removal.asid) || removal.cpu == cpu);
         }
         // The stronger fence; too late for the invalidations before it.
         self.fence_tables(cpu);
