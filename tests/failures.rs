@@ -61,7 +61,6 @@ fn life(rig: &Rig) -> Result<Vec<u64>, String> {
     let space = match rig.try_space() {
         Ok(space) => space,
         Err(SpaceError::NoMemory) => return Ok(seen),
-        Err(error) => return Err(error.to_string()),
     };
     rig.activate(0, &space);
     let short = |result: Result<(), MapError>| match result {
@@ -141,17 +140,6 @@ fn giving_back_needs_no_memory() {
     assert_eq!(rig.program(&hog).store(at(0), 1), Ok(()));
     assert_eq!(hog.unmap(&rig.mm, VirtAddr::new(BASE), 512 * PAGE), Ok(()));
     rig.finish(hog);
-}
-
-#[test]
-fn every_identifier_is_used_and_comes_back() {
-    let rig = Rig::<K4>::new(Setup { frames: 700, ..Setup::default() });
-    let spaces: Vec<_> = std::iter::from_fn(|| rig.try_space().ok()).collect();
-    assert_eq!((spaces.len(), rig.try_space().err()), (255, Some(SpaceError::NoAsid)));
-    spaces.into_iter().for_each(|space| rig.destroy(space));
-    assert!(rig.try_space().map(|space| rig.destroy(space)).is_ok());
-    // The records of nodes stay; all else is back.
-    assert!(rig.fresh.frames_free - rig.mm.totals().frames_free <= 4);
 }
 
 /// A page comes back although not one ordinary frame is free and no slot either: the reserve is for that.

@@ -178,11 +178,21 @@ impl Frames {
         Some((head, free))
     }
 
-    /// Moves the frames of every CPU's magazine to the buddy lists, where all can take them.
+    /// Takes one frame, from the magazine of another CPU if need be. `None` when no more than the reserve is free.
+    /// `cpu` is the caller's.
     #[cold]
-    pub(crate) fn drain_magazines(&self) {
-        for magazine in &self.magazines {
-            magazine.lock().drain(self, &self.buddy, 0);
+    pub(crate) fn take_from_anywhere(&self, cpu: usize, kind: Kind) -> Option<OwnedFrame<'_>> {
+        loop {
+            for magazine in &self.magazines {
+                magazine.lock().drain(self, &self.buddy, 0);
+            }
+            if let Some((frame, _)) = self.take(cpu, 0, kind, Urgency::Normal) {
+                return Some(frame);
+            }
+            // Unless another CPU has filled its magazine in between, that was all.
+            if self.free_frames() <= self.reserve.load(Ordering::Relaxed) {
+                return None;
+            }
         }
     }
 

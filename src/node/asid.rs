@@ -2,8 +2,8 @@
 //!
 //! There may be more spaces than identifiers: a CPU has 255 of them, or 65535. A space gets one when a CPU is to run it
 //! and it has none of this generation. When all are lent, a new generation begins: what the CPUs run stays theirs,
-//! every TLB loses everything, and the other identifiers are free again. So a space that waits costs nothing, and only
-//! one activation in hundreds pays for an invalidation.
+//! every TLB loses everything, and the other identifiers are free again, those of spaces that have ended too. So a space
+//! that waits or ends costs nothing, and only one activation in hundreds pays for an invalidation.
 //!
 //! **Protocol.** A CPU on its way from one space to another runs neither: it installs the empty root, calls
 //! [`Asids::enter`], fences, and installs the new root. So at any moment what a CPU may walk is what stands in
@@ -157,23 +157,6 @@ impl Asids {
         machine.fence_tables();
         machine.invalidate(Asid::EMPTY, Scope::All, Cached::Walk, Reach::Broadcast);
         machine.fence_invalidations();
-    }
-
-    /// Gives the identifier of a space back that has ended, and of which no TLB holds anything.
-    pub(crate) fn give(&self, node: &Node) {
-        let mut numbers = self.numbers.lock();
-        let context = Context::load(&node.context);
-        Context::NONE.store(&node.context);
-        let mut is_lent = context.generation() == self.generation.load(Ordering::Relaxed);
-        for kept in numbers.kept.iter_mut().filter(|kept| **kept == context && context != Context::NONE) {
-            *kept = Context::NONE;
-            is_lent = true;
-        }
-        if is_lent {
-            let word = context.asid().number() as usize / 64;
-            numbers.lent[word] &= !(1 << (context.asid().number() % 64));
-            numbers.first = numbers.first.min(word);
-        }
     }
 }
 

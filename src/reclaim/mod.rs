@@ -82,17 +82,12 @@ impl<M: Machine> Mm<M> {
         self.stats().direct_reclaims.bump();
         self.wake_reclaimer();
         loop {
-            let progress = self.shrink();
-            if progress == Progress::Nothing {
-                // What other CPUs have freed lies in their magazines.
-                self.frames().drain_magazines();
+            if self.shrink() == Progress::Nothing {
+                return self.frames().take_from_anywhere(self.machine().cpu(), kind);
             }
             // What was freed here lies in this CPU's magazine first; another CPU may have taken it since.
             if let Some((frame, _)) = self.frames().take(self.machine().cpu(), 0, kind, Urgency::Normal) {
                 return Some(frame);
-            }
-            if progress == Progress::Nothing {
-                return None;
             }
         }
     }

@@ -131,9 +131,6 @@ impl<M: Machine> Space<M> {
         }
         flush.complete();
         self.guarded.get_mut().regions.free(mm);
-        if let Some(node) = mm.node(self.node) {
-            mm.asids.give(node);
-        }
         mm.give_node(self.node);
         Ok(())
     }

@@ -145,7 +145,6 @@ impl<G: Granule> World<G> {
                 self.actors[actor].space = Some(space);
             }
             Err(SpaceError::NoMemory) => self.check_exhausted(),
-            Err(error) => panic!("{error}"),
         }
     }
 

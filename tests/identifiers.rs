@@ -1,0 +1,139 @@
+//! More spaces than identifiers: a space that comes back has another one, and no CPU sees through an old one.
+
+mod support;
+
+use ebbtide::Space;
+use ebbtide::addr::VirtAddr;
+use ebbtide::granule::{Granule, K4};
+use ebbtide::machine::emu::{Access, Adversary};
+use ebbtide::reclaim::Advice;
+use ebbtide::space::Protection;
+
+use support::stage::meanwhile;
+use support::{Dice, RW, Rig, Setup, Stage};
+
+const BASE: u64 = 0x40_0000;
+const PAGE: u64 = K4::SIZE as u64;
+/// What a CPU with identifiers of 8 bits has, without that of the empty root.
+const IDENTIFIERS: usize = 255;
+
+type Made = Space<Stage<K4>>;
+
+fn rig(cpus: usize, adversary: Adversary, seed: u64) -> Rig {
+    let mut rig = Rig::new(Setup { frames: 4096, cpus, seed, adversary, asid_bits: 8, ..Setup::default() });
+    // The frames of their nodes stay.
+    let spaces: Vec<Made> = (0..2 * IDENTIFIERS + 2).map(|_| rig.try_space().unwrap()).collect();
+    spaces.into_iter().for_each(|space| assert!(space.destroy(&rig.mm).is_ok()));
+    rig.fresh = rig.mm.totals();
+    rig
+}
+
+fn made(rig: &Rig) -> Made {
+    let space = rig.try_space().unwrap();
+    rig.map(&space, BASE, 4, RW);
+    space
+}
+
+/// Runs so many spaces on `cpu` that every identifier has been lent again.
+fn begin_a_generation(rig: &Rig, cpu: usize, others: &[Made]) {
+    others.iter().for_each(|other| rig.activate(cpu, other));
+}
+
+#[test]
+fn any_number_of_spaces_take_turns() {
+    for seed in 0..4 {
+        const CPUS: usize = 3;
+        let rig = rig(CPUS, Adversary::Full, seed);
+        let mut dice = Dice::new(seed);
+        let mut spaces: Vec<(Made, u64)> = (0..IDENTIFIERS + 45).map(|_| (made(&rig), 0)).collect();
+        for turn in 1..1500u64 {
+            let cpu = dice.below(CPUS as u64) as usize;
+            let (space, word) = &mut spaces[dice.below(300) as usize];
+            rig.activate(cpu, space);
+            let program = rig.program_on(cpu, space);
+            assert_eq!(program.load(BASE), Ok(*word));
+            match dice.below(4) {
+                0 => {
+                    rig.emu()
+                        .on_cpu(cpu, || space.advise(&rig.mm, VirtAddr::new(BASE), PAGE, Advice::DontNeed).unwrap());
+                    *word = 0;
+                }
+                1 => {
+                    let old = std::mem::replace(space, made(&rig));
+                    (0..CPUS).for_each(|cpu| rig.idle(cpu));
+                    assert!(old.destroy(&rig.mm).is_ok());
+                    *word = 0;
+                }
+                _ => {
+                    assert_eq!(program.store(BASE, turn), Ok(()));
+                    *word = turn;
+                }
+            }
+        }
+        (0..CPUS).for_each(|cpu| rig.idle(cpu));
+        spaces.into_iter().for_each(|(space, _)| assert!(space.destroy(&rig.mm).is_ok()));
+        rig.check_nothing_leaked();
+    }
+}
+
+/// A call takes a right away. At each of its steps a generation ends, and another CPU enters the space again, which
+/// has another identifier then: when the call returns, the right is gone there as well.
+#[test]
+fn a_flush_reaches_a_space_that_has_changed_its_identifier() {
+    for adversary in [Adversary::Quiet, Adversary::Full] {
+        for is_running in [false, true] {
+            meanwhile(|raise| {
+                let rig = rig(3, adversary, 7);
+                let space = made(&rig);
+                let others: Vec<Made> = (0..IDENTIFIERS).map(|_| made(&rig)).collect();
+                rig.activate(0, &space);
+                rig.program(&space).store(BASE, 1).unwrap();
+                if !is_running {
+                    rig.activate(0, &others[0]);
+                }
+                let call = || space.protect(&rig.mm, VirtAddr::new(BASE), PAGE, Protection::READ).unwrap();
+                raise(&mut || call(), &|| {
+                    rig.emu().on_cpu(1, || begin_a_generation(&rig, 1, &others[1..]));
+                    rig.activate(1, &space);
+                    let _ = rig.emu().access(1, BASE, Access::Store(2));
+                });
+                assert!(rig.emu().access(1, BASE, Access::Store(3)).is_err(), "a store after mprotect");
+                assert!(rig.program_on(1, &space).load(BASE).is_ok_and(|word| word < 3));
+                (0..3).for_each(|cpu| rig.idle(cpu));
+                others.into_iter().chain([space]).for_each(|space| assert!(space.destroy(&rig.mm).is_ok()));
+                rig.check_nothing_leaked();
+            });
+        }
+    }
+}
+
+/// At each step of an activation a generation begins on another CPU, and the identifier that this CPU had is lent anew.
+#[test]
+fn an_activation_is_interrupted_by_a_new_generation() {
+    for adversary in [Adversary::Quiet, Adversary::Full] {
+        meanwhile(|raise| {
+            let rig = rig(3, adversary, 11);
+            let others: Vec<Made> = (0..2 * IDENTIFIERS).map(|_| made(&rig)).collect();
+            let (old, new) = (made(&rig), made(&rig));
+            rig.activate(2, &new);
+            rig.program_on(2, &new).store(BASE, 1).unwrap();
+            rig.activate(2, &others[0]);
+            rig.activate(0, &old);
+            rig.program(&old).store(BASE, 2).unwrap();
+            raise(&mut || rig.activate(0, &new), &|| {
+                rig.emu().on_cpu(1, || {
+                    for other in &others[1..] {
+                        rig.activate(1, other);
+                        let _ = rig.emu().access(1, BASE, Access::Load);
+                    }
+                });
+            });
+            assert_eq!(rig.program(&new).load(BASE), Ok(1));
+            rig.activate(0, &old);
+            assert_eq!(rig.program(&old).load(BASE), Ok(2));
+            (0..3).for_each(|cpu| rig.idle(cpu));
+            others.into_iter().chain([old, new]).for_each(|space| assert!(space.destroy(&rig.mm).is_ok()));
+            rig.check_nothing_leaked();
+        });
+    }
+}
