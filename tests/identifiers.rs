@@ -34,11 +34,6 @@ fn made(rig: &Rig) -> Made {
     space
 }
 
-/// Runs so many spaces on `cpu` that every identifier has been lent again.
-fn begin_a_generation(rig: &Rig, cpu: usize, others: &[Made]) {
-    others.iter().for_each(|other| rig.activate(cpu, other));
-}
-
 #[test]
 fn any_number_of_spaces_take_turns() {
     for seed in 0..4 {
@@ -76,29 +71,39 @@ fn any_number_of_spaces_take_turns() {
     }
 }
 
-/// A call takes a right away. At each of its steps a generation ends, and another CPU enters the space again, which
-/// has another identifier then: when the call returns, the right is gone there as well.
+/// A call takes a right, or the page, away. At each of its steps a generation ends, and another CPU enters the space
+/// again, which has another identifier then: when the call returns, what it took is gone there as well.
 #[test]
 fn a_flush_reaches_a_space_that_has_changed_its_identifier() {
     for adversary in [Adversary::Quiet, Adversary::Full] {
-        for is_running in [false, true] {
+        for (is_running, frees) in [(false, false), (false, true), (true, false), (true, true)] {
             meanwhile(|raise| {
                 let rig = rig(3, adversary, 7);
                 let space = made(&rig);
                 let others: Vec<Made> = (0..IDENTIFIERS).map(|_| made(&rig)).collect();
                 rig.activate(0, &space);
                 rig.program(&space).store(BASE, 1).unwrap();
+                // All identifiers are lent; the next space that runs begins a generation.
+                let (last, lent) = others.split_last().unwrap();
+                lent.iter().for_each(|other| rig.activate(1, other));
                 if !is_running {
                     rig.activate(0, &others[0]);
                 }
-                let call = || space.protect(&rig.mm, VirtAddr::new(BASE), PAGE, Protection::READ).unwrap();
+                let call = || {
+                    let start = VirtAddr::new(BASE);
+                    if frees {
+                        space.unmap(&rig.mm, start, PAGE).unwrap();
+                    } else {
+                        space.protect(&rig.mm, start, PAGE, Protection::READ).unwrap();
+                    }
+                };
                 raise(&mut || call(), &|| {
-                    rig.emu().on_cpu(1, || begin_a_generation(&rig, 1, &others[1..]));
+                    rig.activate(1, last);
                     rig.activate(1, &space);
                     let _ = rig.emu().access(1, BASE, Access::Store(2));
                 });
-                assert!(rig.emu().access(1, BASE, Access::Store(3)).is_err(), "a store after mprotect");
-                assert!(rig.program_on(1, &space).load(BASE).is_ok_and(|word| word < 3));
+                assert!(rig.emu().access(1, BASE, Access::Store(3)).is_err(), "a store after the call");
+                assert_eq!(rig.program_on(1, &space).load(BASE).is_ok_and(|word| word < 3), !frees);
                 (0..3).for_each(|cpu| rig.idle(cpu));
                 others.into_iter().chain([space]).for_each(|space| assert!(space.destroy(&rig.mm).is_ok()));
                 rig.check_nothing_leaked();
@@ -113,20 +118,20 @@ fn an_activation_is_interrupted_by_a_new_generation() {
     for adversary in [Adversary::Quiet, Adversary::Full] {
         meanwhile(|raise| {
             let rig = rig(3, adversary, 11);
-            let others: Vec<Made> = (0..2 * IDENTIFIERS).map(|_| made(&rig)).collect();
+            let others: Vec<Made> = (0..IDENTIFIERS).map(|_| made(&rig)).collect();
             let (old, new) = (made(&rig), made(&rig));
             rig.activate(2, &new);
             rig.program_on(2, &new).store(BASE, 1).unwrap();
             rig.activate(2, &others[0]);
             rig.activate(0, &old);
             rig.program(&old).store(BASE, 2).unwrap();
+            let (lent, next) = others.split_at(IDENTIFIERS - 2);
+            lent.iter().for_each(|other| rig.activate(1, other));
             raise(&mut || rig.activate(0, &new), &|| {
-                rig.emu().on_cpu(1, || {
-                    for other in &others[1..] {
-                        rig.activate(1, other);
-                        let _ = rig.emu().access(1, BASE, Access::Load);
-                    }
-                });
+                for other in next.iter().chain(&lent[..4]) {
+                    rig.activate(1, other);
+                    let _ = rig.emu().access(1, BASE, Access::Load);
+                }
             });
             assert_eq!(rig.program(&new).load(BASE), Ok(1));
             rig.activate(0, &old);

@@ -89,6 +89,8 @@ pub(super) struct State<G: Granule> {
     pub frames: Vec<Frame>,
     pub roots: Vec<Root>,
     pub ghosts: Vec<Ghost>,
+    /// Of those that no TLB holds any longer: removals that walkers do not see yet.
+    pub unseen: Vec<Ghost>,
     recent: [Vpn; RECENT],
     /// Every other seed makes a machine whose TLBs forget nothing on their own: what relies on luck fails there.
     evicts: bool,
@@ -114,6 +116,7 @@ impl<G: Granule> State<G> {
             frames: (0..config.frames).map(|_| Frame::default()).collect(),
             roots: Vec::new(),
             ghosts: Vec::new(),
+            unseen: Vec::new(),
             recent: [Vpn::new(0); RECENT],
             evicts: config.seed.is_multiple_of(2),
             log: Log::new(config.seed),

@@ -140,7 +140,7 @@ impl<G: Granule> State<G> {
         if old == raw {
             return;
         }
-        for ghost in self.ghosts.iter_mut().filter(|ghost| ghost.at == at) {
+        for ghost in self.ghosts.iter_mut().chain(&mut self.unseen).filter(|ghost| ghost.at == at) {
             ghost.writers |= 1 << cpu;
         }
         let vpn = place.vpn::<G>(at.index);
@@ -303,21 +303,20 @@ impl<G: Granule> State<G> {
                 }
             }
             None => {
-                let others: Vec<Asid> = asids.iter().map(|(of, _)| *of).collect();
                 asids.push((asid, 1 << cpu));
-                self.haunt_anew(cpu, asid, &others);
+                self.haunt_anew(cpu, root, asid);
             }
         }
     }
 
     /// A root has one identifier more: a removal that its walkers do not see yet, they do not see under that either.
-    fn haunt_anew(&mut self, cpu: usize, asid: Asid, others: &[Asid]) {
-        let unseen = |ghost: &&Ghost| !ghost.ordered && ghost.asid.is_some_and(|of| others.contains(&of));
+    fn haunt_anew(&mut self, cpu: usize, root: Pfn, asid: Asid) {
         let mut fresh: Vec<Ghost> = Vec::new();
-        for ghost in self.ghosts.iter().filter(unseen) {
+        for ghost in self.ghosts.iter().filter(|ghost| !ghost.ordered).chain(&self.unseen) {
+            let place = self.frames[self.ram.slot(ghost.at.table)].table;
             let same = |other: &Ghost| (other.at, other.writers) == (ghost.at, ghost.writers);
-            if !fresh.iter().any(same) {
-                let asid = Some(asid);
+            if place.is_some_and(|place| place.root == root) && !fresh.iter().any(same) {
+                let asid = ghost.asid.map(|_| asid);
                 fresh.push(Ghost { asid, cpus: 1 << cpu, missed: false, doomed: 0, doomed_local: 0, ..*ghost });
             }
         }
@@ -331,6 +330,7 @@ impl<G: Granule> State<G> {
         for ghost in self.ghosts.iter_mut().filter(|ghost| ghost.writers >> cpu & 1 != 0) {
             ghost.ordered = true;
         }
+        self.unseen.retain(|ghost| ghost.writers >> cpu & 1 == 0);
     }
 
     /// An invalidation was issued: marks what it will remove.
@@ -377,7 +377,11 @@ impl<G: Granule> State<G> {
                 ghost.cpus &= !(1 << cpu);
                 ghost.doomed_local &= !(1 << cpu);
             }
-            ghost.doomed >> cpu & 1 == 0 && ghost.cpus != 0
+            let stays = ghost.doomed >> cpu & 1 == 0 && ghost.cpus != 0;
+            if !stays && !ghost.ordered {
+                self.unseen.push(*ghost);
+            }
+            stays
         });
         for what in queued {
             if what.cached == Cached::Walk && !matches!(what.scope, Scope::Pages(_)) {
