@@ -20,6 +20,11 @@ const PXN: u64 = 1 << 53;
 const UXN: u64 = 1 << 54;
 const SOFT_DIRTY: u64 = 1 << 55;
 const EXCLUSIVE: u64 = 1 << 56;
+/// Bits 58:55, the software's.
+const SOFTWARE: u64 = 0xf << 55;
+
+/// What of a live leaf may change at any time: permissions, what the hardware notes, and the software's bits.
+pub(super) const IN_PLACE: u64 = AP_USER | AP_READ_ONLY | ACCESSED | WRITABLE | PXN | UXN | SOFTWARE;
 
 /// From dirty by the hardware (WRITABLE without AP_READ_ONLY) to SOFT_DIRTY, in shifts instead of branches.
 const WRITABLE_OVER_READ_ONLY: u32 = WRITABLE.trailing_zeros() - AP_READ_ONLY.trailing_zeros();

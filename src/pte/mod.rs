@@ -22,9 +22,11 @@
 //! A clean writable page is DBM with AP\[2\] set: AP\[2\] alone does not mean "read-only". Dirty is bit 55, or DBM with
 //! AP\[2\] clear. Taking DBM away therefore moves the dirty state into bit 55 in the same step.
 
+mod in_place;
 mod leaf;
 mod swap_entry;
 
+pub use in_place::{Hazard, in_place};
 pub use leaf::{CodeSynced, Exclusive, Leaf, Loss, Protection, Rights};
 pub use swap_entry::SwapEntry;
 

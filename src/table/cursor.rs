@@ -7,7 +7,7 @@ use crate::frame::{FrameRecord, flag};
 use crate::granule::{Granule, Level};
 use crate::machine::{EntryAt, Machine};
 use crate::mm::Mm;
-use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry, decode};
+use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry, decode, in_place};
 use crate::sync::{HeldMark, Ordering};
 
 /// One present entry in a leaf table's count word.
@@ -179,7 +179,11 @@ impl<M: Machine> Cursor<'_, M> {
     ) {
         let machine = self.mm.machine();
         let proof = Exclusive::proven();
-        let change = |leaf: Leaf| change(leaf, leaf.is_exclusive().then_some(&proof));
+        let change = |was: Leaf| {
+            let is = change(was, was.is_exclusive().then_some(&proof));
+            debug_assert_eq!(in_place::<M::Granule>(was.raw(), is.raw(), Level::LEAF), Ok(()));
+            is
+        };
         let start = self.table.entry(run.pages().start());
         let mut index = 0;
         while index < run.pages().pages() {

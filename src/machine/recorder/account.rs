@@ -6,7 +6,7 @@ use super::report::{Lacking, Operation, Rule, SHOWN, Step};
 use crate::addr::{Pfn, PfnRange, Vpn, VpnRange};
 use crate::granule::{Granule, Level};
 use crate::machine::{Asid, Cached, EntryAt, MAX_CPUS, Machine, Reach, Scope};
-use crate::pte::{Decoded, Leaf, decode};
+use crate::pte::{Decoded, Leaf, decode, in_place};
 
 /// Operations kept.
 const RING: usize = 64;
@@ -305,7 +305,7 @@ impl Account {
         let (Some(table), Some(pages)) = (table, pages) else { return done };
         if let Some(was) = was {
             match is {
-                Some(is) if is.frame != was.frame || changes_group(was, is) => {
+                Some(_) if in_place::<G>(old, new, level).is_err() => {
                     self.remove(cpu, table, pages, was);
                     done = Err(Rule::BreakBeforeMake(Lacking::Invalidation));
                 }
@@ -487,13 +487,5 @@ impl Account {
                 index += 1;
             }
         }
-    }
-}
-
-/// Whether an entry leaves or enters a group, or stops or starts being a table.
-fn changes_group(was: Shown, is: Shown) -> bool {
-    match (was.kind, is.kind) {
-        (Kind::Page { is_contiguous: was, .. }, Kind::Page { is_contiguous: is, .. }) => was != is,
-        (was, is) => was != is,
     }
 }
