@@ -79,8 +79,12 @@ counters! {
     faults_unreadable,
     /// Pages written to a swap slot.
     swap_out,
+    /// Large folios written to their slots in one piece; their pages count as swapped out, too.
+    swap_out_folios,
     /// Pages read from a swap slot.
     swap_in,
+    /// Large folios read from their slots in one piece; their pages count as swapped in, too.
+    swap_in_folios,
     /// Swap-ins of pages that a larger memory would have kept (see `reclaim`).
     refaults,
     /// Faults that found their page still in memory, on its way out or kept after a failed write.

@@ -10,8 +10,9 @@
 //! then confirms again all that it knew.
 
 use super::database::Frames;
-use super::{Frame, Kind, ORDER_MASK, flag};
+use super::{AREA_SHIFT, Frame, Kind, ORDER_MASK, flag};
 use crate::machine::Machine;
+use crate::node::Home;
 use crate::sync::{Ordering, assert_may_sleep};
 
 /// One leaf entry in a folio's count.
@@ -70,11 +71,31 @@ impl Frames {
         self.frame_at(head.index() + index as u32)
     }
 
+    /// Pages of the folio, of 2^`order` pages, that have tags of their own.
+    #[inline]
+    pub(crate) fn tagged_pages(&self, head: Frame, order: u32) -> u32 {
+        let own = |page| self.tail(head, page).is_some_and(|frame| self.record(frame).has(flag::TAGS_VALID));
+        (0..1 << order).filter(|&page| own(page)).count() as u32
+    }
+
     /// Makes a tail a folio of one page, which keeps what is its own. Its count and home are the caller's to set.
     pub(crate) fn promote(&self, tail: Frame) {
         let flags = &self.record(tail).flags;
         let own = flags.load(Ordering::Relaxed) & (flag::TAGS_VALID | flag::CODE_SYNCED);
         flags.store(Kind::Folio as u32 | own, Ordering::Relaxed);
+    }
+
+    /// Makes page `page` of the folio headed by `head`, which is kept in the swap cache, a kept folio of its own with
+    /// `slot` of `area`. Under the head's folio lock.
+    pub(crate) fn promote_kept(&self, head: Frame, tail: Frame, page: u64, area: u8, slot: u32) {
+        let record = self.record(tail);
+        let home = Home::load(&self.record(head).home);
+        Home::new(home.node(), home.page().offset(page)).store(&record.home);
+        record.slot.store(slot, Ordering::Relaxed);
+        record.count.store(REFERENCE, Ordering::Relaxed);
+        let own = record.flags.load(Ordering::Relaxed) & (flag::TAGS_VALID | flag::CODE_SYNCED);
+        let kept = flag::CACHED | flag::KEPT | (area as u32) << AREA_SHIFT;
+        record.flags.store(Kind::Folio as u32 | own | kept, Ordering::Release);
     }
 
     /// Makes a head the head of one page: its own. Under its folio lock, with its tails promoted.

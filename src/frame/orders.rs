@@ -21,6 +21,12 @@ impl FolioOrders {
         if order > MAX_ORDER { None } else { Some(Self(self.0 | 1 << order)) }
     }
 
+    /// Whether `order` is in the set.
+    #[inline]
+    pub const fn has(self, order: u32) -> bool {
+        self.0 >> order & 1 != 0
+    }
+
     /// The largest order in the set.
     pub const fn largest(self) -> u32 {
         self.0.ilog2()

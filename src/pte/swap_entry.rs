@@ -42,6 +42,18 @@ impl SwapEntry {
         Self(MARK | EXCLUSIVE | (area as u64 & AREA_MASK) << AREA_SHIFT | (slot as u64) << SLOT_SHIFT)
     }
 
+    /// The entry of the slot `slots` further on in the same area.
+    #[inline]
+    pub const fn nth(self, slots: u64) -> Self {
+        Self(self.0 + (slots << SLOT_SHIFT))
+    }
+
+    /// The entry of the slot `slots` before in the same area, if there is one.
+    #[inline]
+    pub fn before(self, slots: u64) -> Option<Self> {
+        (slots <= self.slot()).then_some(Self(self.0.wrapping_sub(slots << SLOT_SHIFT)))
+    }
+
     /// The swap entry that `raw` is, or `None` when no constructor here makes such bits.
     #[inline]
     pub(super) const fn from_raw(raw: u64) -> Option<Self> {

@@ -13,7 +13,7 @@ use crate::addr::{VirtAddr, Vpn, VpnRange};
 use crate::frame::Frame;
 use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::node::NodeId;
+use crate::node::{Home, NodeId};
 use crate::pte::{Decoded, Leaf, SwapEntry};
 use crate::rmap::split;
 use crate::space::{MapError, Space};
@@ -95,7 +95,7 @@ impl Calm for Free {
 
     fn swapped<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, run: Fitted) -> ArrayVec<SwapEntry, CHUNK> {
         let mut unused = ArrayVec::new();
-        cursor.take_swapped(run, |entry| unused.extend(mm.put_slot(entry)));
+        cursor.take_swapped(run, |entry, pages| mm.put_slots(entry, pages, |entry| unused.push(entry)));
         unused
     }
 }
@@ -153,47 +153,61 @@ fn calm_chunk<M: Machine, C: Calm>(
 
 /// Writes out the pages of `range` whatever their use.
 fn page_out<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange) {
-    space.for_each_leaf_table(mm, range, |table, mut part| {
-        while !part.is_empty() {
-            let batch = isolate(mm, table, &mut part);
-            evict(mm, &batch, Ageing::Ignored);
+    space.for_each_leaf_table(mm, range, |table, part| {
+        let mut left = part;
+        while !left.is_empty() {
+            let (batch, rest) = isolate(mm, table, left);
+            // What had to be split comes again, page by page.
+            if evict(mm, &batch, Ageing::Ignored).split == 0 {
+                left = rest;
+            }
         }
     });
 }
 
-/// Isolates the folios of the first pages of `part`, up to a batch, and cuts these pages off. Large ones are split.
-fn isolate<M: Machine>(mm: &Mm<M>, table: LeafTable, part: &mut VpnRange) -> Batch {
+/// Isolates the folios of the first pages of `part`, up to a batch; returns them and the pages after. Large ones that
+/// are not covered are split.
+fn isolate<M: Machine>(mm: &Mm<M>, table: LeafTable, part: VpnRange) -> (Batch, VpnRange) {
     let mut batch = Batch::new();
     let mut page = part.start();
     let mut flush = Flush::new(mm);
-    if let Some(mut cursor) = table.lock(mm) {
-        while page < part.end() && !batch.is_full() {
-            if let Some(frame) = single(mm, &mut cursor, page, &mut flush)
-                && mm.reclaim().isolate_one(mm.frames(), frame).is_some()
-            {
-                batch.push(frame);
-            }
-            page = page.offset(1);
+    let Some(mut cursor) = table.lock(mm) else { return (batch, VpnRange::new(part.end(), 0)) };
+    while page < part.end() && !batch.is_full() {
+        let found = within(mm, &mut cursor, page, part, &mut flush);
+        let next = found.map_or(page.offset(1), |(_, end)| end);
+        if let Some((frame, _)) = found
+            && mm.reclaim().isolate_one(mm.frames(), frame).is_some()
+        {
+            batch.push(frame);
         }
-    } else {
-        page = part.end();
+        page = next;
     }
-    *part = VpnRange::between(page, part.end());
-    batch
+    (batch, VpnRange::between(page, part.end()))
 }
 
-/// The folio of one page that `page` maps, split off if it was part of a large one. `None` when nothing is mapped
-/// there, or somebody else looks at the large folio.
-fn single<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, page: Vpn, flush: &mut Flush<'_, M>) -> Option<Frame> {
+/// The folio that `page` maps, and the end of its pages: one of `range` alone, split off if it was part of a larger one.
+/// `None` when nothing is mapped there, or somebody else looks at the larger folio.
+fn within<M: Machine>(
+    mm: &Mm<M>,
+    cursor: &mut Cursor<'_, M>,
+    page: Vpn,
+    range: VpnRange,
+    flush: &mut Flush<'_, M>,
+) -> Option<(Frame, Vpn)> {
     let frames = mm.frames();
     let Decoded::Leaf(leaf) = cursor.read(page) else { return None };
     let frame = frames.frame(leaf.pfn::<M::Granule>())?;
     let head = frames.head(frame);
-    if frames.record(head).order() > 0 && frames.get(head) {
+    let record = frames.record(head);
+    let pages = VpnRange::new(Home::load(&record.home).page(), 1 << record.order());
+    if range.covers(pages) {
+        return Some((head, pages.end()));
+    }
+    if frames.get(head) {
         let folio = frames.try_lock(mm.machine(), head);
         let done = folio.and_then(|folio| split(mm, cursor, &folio, flush));
         mm.release_folio(head);
         done?;
     }
-    Some(frame)
+    Some((frame, page.offset(1)))
 }

@@ -5,7 +5,7 @@ use arrayvec::ArrayVec;
 use super::BATCH;
 use super::list::Batch;
 use crate::frame::{FolioLock, Left, REFERENCE, flag};
-use crate::machine::{Machine, Tags};
+use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::rmap::{Refusal, Unmapped, unmap};
 use crate::swap::{Dry, Leaving, Prepared, Written};
@@ -14,8 +14,16 @@ use crate::tlb::Flush;
 
 pub(super) use crate::rmap::Ageing;
 
-/// Evicts what it can of `batch`; the rest goes back to the list. Returns the pages freed.
-pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u64 {
+/// What became of a batch.
+pub(super) struct Evicted {
+    /// Pages freed.
+    pub(super) pages: u64,
+    /// Large folios that could not leave as one and are single pages now, listed as the oldest.
+    pub(super) split: u64,
+}
+
+/// Evicts what it can of `batch`; the rest goes back to the list.
+pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Evicted {
     let frames = mm.frames();
     let cpu = mm.machine().cpu();
     let stats = mm.stats();
@@ -27,7 +35,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
     // Two arrays in step: entries that small are moved by registers.
     let mut leaving: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
     let mut ways: ArrayVec<Leaving<'_, M>, BATCH> = ArrayVec::new();
-    // A slot that a page turned out not to need serves the next one.
+    // Slots that a folio turned out not to need serve the next one of its size.
     let mut spare: Result<Prepared<'_, M>, Dry> = Err(Dry::Slots);
     let mut flush = Flush::new(mm);
     for &frame in batch {
@@ -47,9 +55,10 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
             }
             continue;
         }
-        let tags = if frames.record(frame).has(flag::TAGS_VALID) { Tags::Include } else { Tags::Ignore };
-        if !spare.as_mut().is_ok_and(|spare| spare.fit(tags)) {
-            spare = mm.swap().prepare(cpu, tags);
+        let order = frames.record(frame).order();
+        let tagged = frames.tagged_pages(frame, order);
+        if !spare.as_mut().is_ok_and(|spare| spare.fit(order, tagged)) {
+            spare = mm.swap().prepare(cpu, order, tagged);
         }
         match unmap(mm, &folio, &mut spare, ageing, &mut flush) {
             Unmapped::Discarded => discarded.push(folio),
@@ -84,7 +93,10 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
     }
     for (folio, way) in leaving.drain(..).zip(ways.drain(..)) {
         match way.write_out(mm, &folio) {
-            Written::Gone => freed += release(mm, folio),
+            Written::Gone => {
+                let pages = 1 << frames.record(folio.frame()).order();
+                freed += pages * release(mm, folio);
+            }
             Written::Kept => {
                 // The cache keeps a reference of its own from now on; ours goes back with the others.
                 let record = frames.record(folio.frame());
@@ -102,7 +114,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
         mm.reclaim().release(frames, cpu, split.iter().map(|&frame| (frame, REFERENCE)));
     }
     mm.reclaim().settled(mm.machine(), batch.len());
-    freed
+    Evicted { pages: freed, split: split.len() as u64 }
 }
 
 /// Gives back reclaim's reference to a folio that nobody maps any more, and frees it unless somebody else looks at it.

@@ -150,12 +150,14 @@ impl Reclaim {
         self.list.lock().push(frames, frame);
     }
 
-    /// Takes the oldest folios out, with a reference each.
+    /// Takes the oldest folios out, of [`BATCH`] pages or a little more, with a reference each.
     pub(super) fn isolate(&self, frames: &Frames) -> Batch {
         let mut batch = Batch::new();
+        let mut pages = 0;
         let mut list = self.list.lock();
-        while let Some(frame) = frames.frame_at(list.old).filter(|_| !batch.is_full()) {
+        while let Some(frame) = frames.frame_at(list.old).filter(|_| pages < BATCH) {
             list.unlink(frames, frame);
+            pages += 1 << frames.record(frame).order();
             // Never refused: who drops a listed folio's last count unlinks it under the same hold of the list's lock.
             if frames.get(frame) {
                 batch.push(frame);

@@ -12,7 +12,7 @@
 //! ([`Mm::take_frame`]); it gives up, with a clear error to its caller, when a search freed nothing, no other CPU has
 //! folios in hand, and none has free frames in its magazine.
 //!
-//! **Batches.** Reclaim isolates up to [`BATCH`] folios with one hold of the list's lock, unmaps them, completes one
+//! **Batches.** Reclaim isolates folios of some [`BATCH`] pages with one hold of the list's lock, unmaps them, completes one
 //! flush, then writes them out. It takes folios by try-lock only and never a space's lock.
 //!
 //! **Refaults.** The eviction clock counts pages that left. A slot keeps the clock of its page's leaving; when the page
@@ -30,15 +30,15 @@ pub use advise::Advice;
 pub(crate) use list::Reclaim;
 pub use watermarks::Watermarks;
 
-use evict::{Ageing, evict};
+use evict::{Ageing, Evicted, evict};
 
 use crate::frame::{Kind, OwnedFrame, Urgency};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::sync::Ordering;
 
-/// Folios that one round isolates. Two barriers and one hold of the list's lock, spread over 32 pages of some 600
-/// instructions each, are below 1 % of the work; a fault waits for one round at most.
+/// Folios that one round isolates at most, and the pages at which it stops. Two barriers and one hold of the list's lock,
+/// spread over 32 pages of some 600 instructions each, are below 1 % of the work; a fault waits for one round at most.
 pub(crate) const BATCH: usize = 32;
 
 /// What a request for frames came to.
@@ -66,11 +66,12 @@ impl<M: Machine> Mm<M> {
                     left -= 1;
                     continue;
                 }
-                let freed = evict(self, &batch, ageing);
-                if freed > 0 {
-                    return Progress::Freed(freed);
+                let Evicted { pages, split } = evict(self, &batch, ageing);
+                if pages > 0 {
+                    return Progress::Freed(pages);
                 }
-                left = left.saturating_sub(batch.len() as u64);
+                // The pages of a folio that was split are looked at before the next folio.
+                left = left.saturating_sub(batch.len() as u64 - split);
             }
         }
         Progress::Nothing
@@ -122,18 +123,18 @@ impl<M: Machine> Mm<M> {
         }
     }
 
-    /// Counts a page that left, and returns the eviction clock as its slot's refault shadow.
+    /// Counts pages that left, and returns the eviction clock as their slots' refault shadow.
     #[inline]
-    pub(crate) fn evicted(&self) -> u32 {
-        self.reclaim().clock.fetch_add(1, Ordering::Relaxed)
+    pub(crate) fn evicted(&self, pages: u64) -> u32 {
+        self.reclaim().clock.fetch_add(pages as u32, Ordering::Relaxed)
     }
 
-    /// Counts the return of a page whose slot kept `shadow`.
+    /// Counts the return of pages whose slots kept `shadow`.
     #[inline]
-    pub(crate) fn returned(&self, shadow: u32) {
+    pub(crate) fn returned(&self, shadow: u32, pages: u64) {
         let distance = self.reclaim().clock.load(Ordering::Relaxed).wrapping_sub(shadow);
         if distance as u64 <= self.frames().managed_frames() {
-            self.stats().refaults.bump();
+            self.stats().refaults.add(pages);
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Unmapping a folio at its home, for reclaim.
 //!
 //! A large folio ages as one: a use of any page saves all, and whole groups are looked at and cleared without unfolding
-//! them. One that nobody uses leaves as one if it is clean; otherwise it is split, and its pages leave one by one.
+//! them. One that nobody uses leaves as one, its groups folded to the end: all of its entries are exchanged under one hold
+//! of the table's lock, taken before the first is looked at. Where a page of it is mapped no more, or was given up, or
+//! there are no slots for all of it, it is split, and its pages leave one by one.
 
 use arrayvec::ArrayVec;
 
@@ -56,11 +58,20 @@ struct Survey {
     mapped: u64,
     is_accessed: bool,
     is_dirty: bool,
+    /// Some page that is in no group is clean: of a group each is as dirty as any.
+    has_clean_page: bool,
+}
+
+impl Survey {
+    /// Whether the folio, of `pages` pages, may be written out in one piece: all of it is there, and wanted.
+    fn is_one(&self, pages: u64) -> bool {
+        self.mapped == pages && (pages == 1 || !self.has_clean_page)
+    }
 }
 
 fn survey<M: Machine>(mm: &Mm<M>, cursor: &Cursor<'_, M>, run: VpnRange, folio: &FolioLock<'_, M>) -> Survey {
     let first = mm.frames().pfn(folio.frame());
-    let mut survey = Survey { mapped: 0, is_accessed: false, is_dirty: false };
+    let mut survey = Survey { mapped: 0, is_accessed: false, is_dirty: false, has_clean_page: false };
     for page in 0..run.pages() {
         if let Decoded::Leaf(leaf) = cursor.read(run.start().offset(page))
             && leaf.pfn::<M::Granule>() == first.offset(page)
@@ -68,13 +79,14 @@ fn survey<M: Machine>(mm: &Mm<M>, cursor: &Cursor<'_, M>, run: VpnRange, folio: 
             survey.mapped += 1;
             survey.is_accessed |= leaf.is_accessed();
             survey.is_dirty |= leaf.is_dirty();
+            survey.has_clean_page |= !leaf.is_dirty() && !leaf.is_contiguous();
         }
     }
     survey
 }
 
-/// Takes the folio out of the table of its home. `spare` is a prepared slot, if there is one; it is used up only by a
-/// folio that leaves. The pages whose translations go are noted in `flush`; the counts of the entries are given back at
+/// Takes the folio out of the table of its home. `spare` is what was prepared for it, if anything; it is used up only by
+/// a folio that leaves. The pages whose translations go are noted in `flush`; the counts of the entries are given back at
 /// once, as the caller holds a reference of its own.
 pub(crate) fn unmap<'a, M: Machine>(
     mm: &'a Mm<M>,
@@ -130,22 +142,25 @@ pub(crate) fn unmap<'a, M: Machine>(
         let _ = frames.put(frame, MAP * run.pages());
         return Unmapped::Discarded;
     }
-    if run.pages() > 1 {
-        let refusal = split(mm, &mut cursor, folio, flush).map_or(Refusal::Raced, |()| Refusal::Split);
-        return Unmapped::Kept(refusal);
-    }
-    let page = run.start();
     let prepared = match core::mem::replace(spare, Err(Dry::Slots)) {
-        Ok(prepared) => prepared,
-        Err(dry) => return Unmapped::Kept(Refusal::Dry(dry)),
+        Ok(prepared) if seen.is_one(run.pages()) => prepared,
+        other => {
+            let dry = other.map(|prepared| *spare = Ok(prepared)).err();
+            if run.pages() > 1 {
+                let refusal = split(mm, &mut cursor, folio, flush).map_or(Refusal::Raced, |()| Refusal::Split);
+                return Unmapped::Kept(refusal);
+            }
+            return Unmapped::Kept(dry.map_or(Refusal::Raced, Refusal::Dry));
+        }
     };
-    let Decoded::Leaf(leaf) = cursor.read(page) else { return Unmapped::Kept(Refusal::Raced) };
-    // Nothing fails from here on. The slot names the frame before any CPU can find the entry that names the slot.
-    let entry = prepared.cache(frame, leaf);
-    record.enter_cache(prepared.area_number(), prepared.slot());
-    cursor.swap_out(page, entry);
-    flush.note(id, run);
-    let _ = frames.put(frame, MAP);
+    // Nothing fails from here on. The slots name the frames before any CPU can find the entries that name the slots.
+    let first = prepared.cache(frame);
+    record.enter_cache(first.area(), first.slot() as u32);
+    // A whole folio: its groups are whole.
+    let run = cursor.fit(run, Edge::Widen, id, flush);
+    cursor.swap_out(run, first);
+    flush.note(id, run.pages());
+    let _ = frames.put(frame, MAP * run.pages().pages());
     Unmapped::Leaving(prepared.commit())
 }
 

@@ -1,5 +1,6 @@
 //! Faults: from a program's access to an entry that allows it.
 
+use super::swap_in::Streams;
 use super::{Guarded, Protection, Space};
 use crate::addr::{PfnRange, VirtAddr, Vpn, VpnRange};
 use crate::frame::flag;
@@ -60,11 +61,12 @@ pub enum FaultError {
 }
 
 /// A page that faulted, and what the space has for it.
-pub(super) struct Found {
+pub(super) struct Found<'a> {
     pub(super) page: Vpn,
     pub(super) table: LeafTable,
     pub(super) region: VpnRange,
     pub(super) protection: Protection,
+    pub(super) streams: &'a Streams,
 }
 
 /// How far one look at the entry came.
@@ -94,7 +96,7 @@ impl<M: Machine> Space<M> {
     #[inline]
     fn resolve(&self, mm: &Mm<M>, page: Vpn, access: Access) -> Result<(), FaultError> {
         let mut guarded = self.lock(mm);
-        let Guarded { regions, near } = &mut *guarded;
+        let Guarded { regions, near, streams } = &mut *guarded;
         if !regions.is_near(page) && regions.find(mm, page).is_none() && !self.grow(mm, regions, page, access) {
             return Err(FaultError::NotMapped);
         }
@@ -111,7 +113,7 @@ impl<M: Machine> Space<M> {
                 found
             }
         };
-        let seen = Found { page, table, region: region.pages, protection };
+        let seen = Found { page, table, region: region.pages, protection, streams };
         match self.look(mm, &seen, access)? {
             Step::Done => Ok(()),
             Step::Again => self.look_again(mm, &seen, access),
@@ -120,7 +122,7 @@ impl<M: Machine> Space<M> {
 
     /// Does what the entry, as it is now, needs. Inlined at both of its places, the common one above all.
     #[inline(always)]
-    fn look(&self, mm: &Mm<M>, at: &Found, access: Access) -> Result<Step, FaultError> {
+    fn look(&self, mm: &Mm<M>, at: &Found<'_>, access: Access) -> Result<Step, FaultError> {
         match at.table.peek(mm.machine(), at.page).guess::<M>() {
             Decoded::Empty => self.first_touch(mm, at, access),
             Decoded::Leaf(_) => self.upgrade(mm, at, access),
@@ -131,7 +133,7 @@ impl<M: Machine> Space<M> {
 
     /// The rare further looks: after a race, or for a fetch from a page that has just come.
     #[cold]
-    fn look_again(&self, mm: &Mm<M>, at: &Found, access: Access) -> Result<(), FaultError> {
+    fn look_again(&self, mm: &Mm<M>, at: &Found<'_>, access: Access) -> Result<(), FaultError> {
         while self.look(mm, at, access)? == Step::Again {}
         Ok(())
     }
@@ -139,7 +141,7 @@ impl<M: Machine> Space<M> {
     /// Adds to a live entry, and to all of its group, what it lacks for the access. When it lacks nothing, this CPU's
     /// TLB was stale.
     #[inline(never)]
-    fn upgrade(&self, mm: &Mm<M>, at: &Found, access: Access) -> Result<Step, FaultError> {
+    fn upgrade(&self, mm: &Mm<M>, at: &Found<'_>, access: Access) -> Result<Step, FaultError> {
         let Found { page, table, .. } = *at;
         let stats = mm.stats();
         let Some(mut cursor) = table.lock(mm) else { return Err(FaultError::NotMapped) };

@@ -16,7 +16,7 @@ use crate::sync::Ordering;
 impl<M: Machine> Space<M> {
     /// Maps new memory at a page where there is none.
     #[inline(always)]
-    pub(super) fn first_touch(&self, mm: &Mm<M>, at: &Found, access: Access) -> Result<Step, FaultError> {
+    pub(super) fn first_touch(&self, mm: &Mm<M>, at: &Found<'_>, access: Access) -> Result<Step, FaultError> {
         let orders = mm.folio_orders();
         if orders != FolioOrders::SINGLE
             && let Some(step) = self.touch_large(mm, at, access, orders)
@@ -32,7 +32,7 @@ impl<M: Machine> Space<M> {
     fn touch_large(
         &self,
         mm: &Mm<M>,
-        at: &Found,
+        at: &Found<'_>,
         access: Access,
         orders: FolioOrders,
     ) -> Option<Result<Step, FaultError>> {
@@ -56,7 +56,7 @@ impl<M: Machine> Space<M> {
     fn map_new(
         &self,
         mm: &Mm<M>,
-        at: &Found,
+        at: &Found<'_>,
         access: Access,
         run: VpnRange,
         folio: OwnedFrame<'_>,

@@ -45,6 +45,7 @@ use crate::sync::{Sleep, SleepGuard};
 use crate::table::{self, Hole, LeafTable};
 use crate::tlb::Flush;
 use regions::{Region, Regions};
+use swap_in::Streams;
 
 /// Why a space could not be made.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -66,6 +67,7 @@ struct Guarded {
     regions: Regions,
     /// The leaf table of the last fault: the next fault is mostly near. Forgotten when tables are taken away.
     near: Option<LeafTable>,
+    streams: Streams,
 }
 
 /// One address space. Ends by [`Space::destroy`]; one that is merely dropped keeps its memory.
@@ -94,7 +96,7 @@ impl<M: Machine> Space<M> {
         Ok(Self {
             node,
             root: pfn,
-            guarded: Sleep::new(Guarded { regions: Regions::new(), near: None }),
+            guarded: Sleep::new(Guarded { regions: Regions::new(), near: None, streams: Streams::new() }),
             machine: PhantomData,
         })
     }

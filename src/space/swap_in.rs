@@ -1,12 +1,22 @@
-//! Swap-in: from a swap entry to a mapped page.
+//! Swap-in: from swap entries to mapped pages.
 //!
-//! The order is read, restore tags, map, give the slot back. A page is shown only whole, with its data and its tags;
-//! a slot is given back only when the page is mapped. The page is mapped dirty: once its slot is gone, memory holds
+//! The order is read, restore tags, map, give the slots back. A page is shown only whole, with its data and its tags;
+//! a slot is given back only when the page is mapped. What comes in is mapped dirty: once its slot is gone, memory holds
 //! the only copy.
+//!
+//! **How much.** A folio that left in one piece comes back in one piece, by one request to the device and as one group,
+//! where its entries are still the run of slots that they were, memory is at hand, and the program goes through its
+//! pages in order ([`Streams`]): what it is about to touch would fault page by page. Else one page comes alone, so that
+//! a program which jumps about reads no more than it touches, however short memory is.
+//!
+//! **What never left.** A cached folio is mapped as it is, whole; where not all of it is wanted any more, or not in one
+//! region, it becomes single pages first.
+
+use core::cell::Cell;
 
 use super::fault::{Access, FaultError, Found, Step};
 use super::{Protection, Space};
-use crate::addr::{Pfn, PfnRange, VpnRange};
+use crate::addr::{Pfn, PfnRange, Vpn, VpnRange};
 use crate::frame::{FolioLock, Kind, MAP, OwnedFrame, flag};
 use crate::granule::Granule;
 use crate::machine::Machine;
@@ -15,54 +25,106 @@ use crate::node::Home;
 use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry};
 use crate::swap::{Area, Kept, SlotRecord, SlotState};
 use crate::sync::{Ordering, assert_may_sleep};
+use crate::table::Cursor;
 
-/// A page that is out.
+/// Ways through memory that are remembered: a program that merges, or copies with two buffers, has this many.
+const STREAMS: usize = 4;
+
+/// The runs of pages that came in last, each as long as it grew in one go.
+pub(super) struct Streams {
+    runs: [Cell<VpnRange>; STREAMS],
+    /// The run that is forgotten next.
+    oldest: Cell<usize>,
+}
+
+impl Streams {
+    pub(super) const fn new() -> Self {
+        const NONE: Cell<VpnRange> = Cell::new(VpnRange::new(Vpn::new(0), 0));
+        Self { runs: [NONE; STREAMS], oldest: Cell::new(0) }
+    }
+
+    /// Whether `run` goes on where one ended, upwards or downwards.
+    fn reach(&self, run: VpnRange) -> bool {
+        self.runs.iter().any(|known| meets(known.get(), run))
+    }
+
+    /// Notes that `run` has come in.
+    fn note(&self, run: VpnRange) {
+        if let Some(known) = self.runs.iter().find(|known| meets(known.get(), run)) {
+            let (one, other) = (known.get(), run);
+            known.set(VpnRange::between(one.start().min(other.start()), one.end().max(other.end())));
+        } else {
+            let oldest = self.oldest.get();
+            self.runs[oldest].set(run);
+            self.oldest.set((oldest + 1) % STREAMS);
+        }
+    }
+}
+
+fn meets(known: VpnRange, run: VpnRange) -> bool {
+    !known.is_empty() && (known.end() == run.start() || run.end() == known.start())
+}
+
+/// Pages that are out, in slots that follow each other.
 #[derive(Copy, Clone)]
 struct Missing<'a> {
-    at: &'a Found,
-    /// What its entry said before the lock.
-    entry: SwapEntry,
+    at: &'a Found<'a>,
+    /// The pages: one, or a folio's.
+    run: VpnRange,
+    /// What the first one's entry said before the lock.
+    first: SwapEntry,
 }
 
 impl Missing<'_> {
-    /// The leaf that shows the page in `frame`.
+    /// The leaf that shows the first page in `frame`.
     #[inline]
     fn leaf<G: Granule>(&self, frame: Pfn) -> Leaf {
         let leaf = Leaf::page::<G>(frame, self.at.protection).with_dirty();
-        if !self.entry.is_exclusive() {
+        if !self.first.is_exclusive() {
             leaf.without_exclusive()
         } else if self.at.protection.contains(Protection::WRITE) {
-            // The entry was the slot's only user, so nobody else will map the page.
+            // The entries were the slots' only users, so nobody else will map the pages.
             leaf.with_write(&Exclusive::proven())
         } else {
             leaf
         }
     }
 
+    /// Whether all the entries are as they were.
+    #[inline]
+    fn is_there<M: Machine>(&self, cursor: &Cursor<'_, M>) -> bool {
+        cursor.read(self.run.start()) == Decoded::Swapped(self.first)
+            && cursor.swapped(self.run, self.first) == self.run.pages()
+    }
+
     #[cold]
     fn unreadable(&self) -> FaultError {
-        FaultError::Unreadable { area: self.entry.area(), slot: self.entry.slot() }
+        FaultError::Unreadable { area: self.first.area(), slot: self.first.slot() }
     }
 }
 
 impl<M: Machine> Space<M> {
-    /// Maps a page that is out.
+    /// Maps a page that is out, and its neighbours where that pays.
     #[inline(never)]
-    pub(super) fn swap_in(&self, mm: &Mm<M>, at: &Found, entry: SwapEntry, access: Access) -> Result<Step, FaultError> {
-        let missing = Missing { at, entry };
+    pub(super) fn swap_in(
+        &self,
+        mm: &Mm<M>,
+        at: &Found<'_>,
+        entry: SwapEntry,
+        access: Access,
+    ) -> Result<Step, FaultError> {
+        let missing = Missing { at, run: VpnRange::new(at.page, 1), first: entry };
         let Some(area) = mm.swap().area(entry.area()) else { return Err(missing.unreadable()) };
         let Some(slot) = area.slot(entry.slot()) else { return Err(missing.unreadable()) };
         let step = match slot.state() {
-            SlotState::Out { shadow, .. } => {
-                let Some(folio) = mm.take_frame_urgently(Kind::Folio) else { return Err(FaultError::NoMemory) };
-                self.read(mm, area, slot, missing, &folio)?;
-                let step = self.show(mm, area, missing, folio);
-                if step == Step::Done {
-                    mm.stats().swap_in.bump();
-                    mm.returned(shadow);
+            SlotState::Out { shadow, .. } => match self.read_folio(mm, area, slot, missing, shadow) {
+                Some(step) => step,
+                None => {
+                    let Some(folio) = mm.take_frame_urgently(Kind::Folio) else { return Err(FaultError::NoMemory) };
+                    self.read(mm, area, missing, &folio)?;
+                    self.show(mm, area, missing, folio, shadow)
                 }
-                step
-            }
+            },
             SlotState::Cached { .. } => self.map_cached(mm, area, missing)?,
             SlotState::Free | SlotState::Taken | SlotState::Unknown => self.confirm_lost(mm, slot, missing)?,
         };
@@ -75,57 +137,80 @@ impl<M: Machine> Space<M> {
     fn confirm_lost(&self, mm: &Mm<M>, slot: &SlotRecord, missing: Missing<'_>) -> Result<Step, FaultError> {
         let Some(cursor) = missing.at.table.lock(mm) else { return Ok(Step::Again) };
         let lost = matches!(slot.state(), SlotState::Free | SlotState::Taken | SlotState::Unknown);
-        if lost && cursor.read(missing.at.page) == Decoded::Swapped(missing.entry) {
+        if lost && missing.is_there(&cursor) {
             return Err(missing.unreadable());
         }
         Ok(Step::Again)
     }
 
-    /// Fills a fresh folio with the slot's data and tags.
-    #[inline]
-    fn read(
+    /// Brings in the whole folio that the page left with. `None` when it is to come alone: the program does not go in
+    /// order, the folio is not what it was, memory is short, or the device fails.
+    fn read_folio(
         &self,
         mm: &Mm<M>,
         area: &Area<M>,
         slot: &SlotRecord,
-        missing: Missing<'_>,
-        folio: &OwnedFrame<'_>,
-    ) -> Result<(), FaultError> {
-        let run = PfnRange::new(folio.pfn(), 1);
+        page: Missing<'_>,
+        shadow: u32,
+    ) -> Option<Step> {
+        let missing = folio_around(mm, area, slot, page)?;
+        let folio = mm.take_large(missing.run.pages().ilog2())?;
+        self.read(mm, area, missing, &folio).ok()?;
+        let step = self.show(mm, area, missing, folio, shadow);
+        if step == Step::Done {
+            mm.stats().swap_in_folios.bump();
+        }
+        Some(step)
+    }
+
+    /// Fills a fresh folio with the slots' data and tags.
+    #[inline]
+    fn read(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing<'_>, folio: &OwnedFrame<'_>) -> Result<(), FaultError> {
+        let (frames, machine) = (mm.frames(), mm.machine());
+        let run = PfnRange::new(folio.pfn(), missing.run.pages());
         assert_may_sleep();
-        if area.device().read(mm.machine(), missing.entry.slot() as u32, run).is_err() {
+        if area.device().read(machine, missing.first.slot() as u32, run).is_err() {
             mm.stats().read_errors.bump();
             return Err(missing.unreadable());
         }
-        let record = mm.frames().record(folio.frame());
-        match area.load_tags(slot, |tags| mm.machine().store_tags(folio.pfn(), tags)) {
-            Kept::Tags => record.set(flag::TAGS_VALID),
-            Kept::None if missing.at.protection.contains(Protection::TAGGED) => {
+        for page in 0..run.pages() {
+            let pfn = run.start().offset(page);
+            let Some(slot) = area.slot(missing.first.slot() + page) else { return Err(missing.unreadable()) };
+            let kept = area.load_tags(slot, |tags| machine.store_tags(pfn, tags));
+            if kept == Kept::None {
+                if !missing.at.protection.contains(Protection::TAGGED) {
+                    continue;
+                }
                 // Untagged when it left; the region has become tagged since.
-                mm.machine().zero_tags(folio.pfn());
-                record.set(flag::TAGS_VALID);
+                machine.zero_tags(pfn);
             }
-            Kept::None => {}
+            if let Some(frame) = frames.tail(folio.frame(), page) {
+                frames.record(frame).set(flag::TAGS_VALID);
+            }
         }
-        Home::new(self.node, missing.at.page).store(&record.home);
+        Home::new(self.node, missing.run.start()).store(&frames.record(folio.frame()).home);
         Ok(())
     }
 
-    /// Maps a folio that was read, unless the entry is another by now.
+    /// Maps a folio that was read, unless an entry is another by now.
     #[inline]
-    fn show(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing<'_>, folio: OwnedFrame<'_>) -> Step {
+    fn show(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing<'_>, folio: OwnedFrame<'_>, shadow: u32) -> Step {
         let leaf = missing.leaf::<M::Granule>(folio.pfn());
+        let pages = missing.run.pages();
         {
             let Some(mut cursor) = missing.at.table.lock(mm) else { return Step::Again };
-            if cursor.read(missing.at.page) != Decoded::Swapped(missing.entry) {
+            if !missing.is_there(&cursor) {
                 return Step::Again;
             }
-            mm.frames().record(folio.frame()).count.store(MAP, Ordering::Relaxed);
-            cursor.map_back(VpnRange::new(missing.at.page, 1), leaf);
-            let cached = area.put(missing.entry.slot());
-            debug_assert!(cached.is_none(), "a slot that is out does not become cached again");
+            mm.frames().record(folio.frame()).count.store(MAP * pages, Ordering::Relaxed);
+            cursor.map_back(missing.run, leaf);
+            let cached = |_| debug_assert!(false, "a slot that is out does not become cached again");
+            area.put(missing.first.slot(), pages, cached);
         }
         mm.reclaim().insert(mm.frames(), folio.publish());
+        mm.stats().swap_in.add(pages);
+        mm.returned(shadow, pages);
+        missing.at.streams.note(missing.run);
         Step::Done
     }
 
@@ -133,38 +218,79 @@ impl<M: Machine> Space<M> {
     #[cold]
     fn map_cached(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing<'_>) -> Result<Step, FaultError> {
         let frames = mm.frames();
-        let Some(frame) = area.get_cached(frames, missing.entry.slot()) else { return Ok(Step::Again) };
-        let folio = frames.lock(mm.machine(), frame);
+        let Some(head) = area.get_cached(frames, missing.first.slot()) else { return Ok(Step::Again) };
+        let folio = frames.lock(mm.machine(), head);
         let step = self.show_cached(mm, area, missing, &folio);
         drop(folio);
-        mm.release_folio(frame);
+        mm.release_folio(head);
         Ok(step)
     }
 
-    fn show_cached(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing<'_>, folio: &FolioLock<'_, M>) -> Step {
-        let (frames, frame) = (mm.frames(), folio.frame());
-        let record = frames.record(frame);
-        if !area.is_cached(missing.entry.slot(), frame) {
+    fn show_cached(&self, mm: &Mm<M>, area: &Area<M>, page: Missing<'_>, folio: &FolioLock<'_, M>) -> Step {
+        let (frames, head) = (mm.frames(), folio.frame());
+        let Some((index, _)) = area.names(frames, page.first.slot(), folio) else { return Step::Again };
+        let Some(missing) = folio_of(page, index, 1 << frames.record(head).order()) else {
+            area.split_kept(mm, folio);
             return Step::Again;
-        }
-        if missing.at.protection.contains(Protection::TAGGED) && !record.has(flag::TAGS_VALID) {
-            mm.machine().zero_tags(frames.pfn(frame));
-            record.set(flag::TAGS_VALID);
+        };
+        let pages = missing.run.pages();
+        let each = || (0..pages).filter_map(|page| frames.tail(head, page));
+        if missing.at.protection.contains(Protection::TAGGED) {
+            for frame in each().filter(|&frame| !frames.record(frame).has(flag::TAGS_VALID)) {
+                mm.machine().zero_tags(frames.pfn(frame));
+                frames.record(frame).set(flag::TAGS_VALID);
+            }
         }
         let Some(mut cursor) = missing.at.table.lock(mm) else { return Step::Again };
-        if cursor.read(missing.at.page) != Decoded::Swapped(missing.entry) {
+        if !missing.is_there(&cursor) {
+            let is_single = pages == 1 || !page.is_there(&cursor);
+            drop(cursor);
+            if !is_single {
+                area.split_kept(mm, folio);
+            }
             return Step::Again;
         }
-        // The program may have lost the right to execute while the page was kept, and may store to it now.
-        record.clear(flag::CODE_SYNCED);
-        record.count.fetch_add(MAP, Ordering::Relaxed);
-        cursor.map_back(VpnRange::new(missing.at.page, 1), missing.leaf::<M::Granule>(frames.pfn(frame)));
-        let unused = area.put(missing.entry.slot()).is_some();
+        // The program may have lost the right to execute while the pages were kept, and may store to them now.
+        each().for_each(|frame| frames.record(frame).clear(flag::CODE_SYNCED));
+        frames.record(head).count.fetch_add(MAP * pages, Ordering::Relaxed);
+        cursor.map_back(missing.run, missing.leaf::<M::Granule>(frames.pfn(head)));
+        let mut unused = 0;
+        area.put(missing.first.slot(), pages, |_| unused += 1);
         drop(cursor);
-        if unused {
-            area.leave_cache(frames, folio, missing.entry.slot() as u32);
+        if unused == pages {
+            area.leave_cache(frames, folio);
         }
         mm.stats().swap_cache_hits.bump();
         Step::Done
     }
+}
+
+/// The folio of `pages` pages whose page `index` is missing, if all of it lies in one region.
+fn folio_of<'a>(page: Missing<'a>, index: u64, pages: u64) -> Option<Missing<'a>> {
+    let start = page.run.start().number().checked_sub(index)?;
+    let run = VpnRange::new(Vpn::new(start), pages);
+    let first = page.first.before(index)?;
+    page.at.region.covers(run).then_some(Missing { run, first, ..page })
+}
+
+/// The folio that a page left with, if it is all still out, in the slots that it left for, and to come in as one.
+fn folio_around<'a, M: Machine>(
+    mm: &Mm<M>,
+    area: &Area<M>,
+    slot: &SlotRecord,
+    page: Missing<'a>,
+) -> Option<Missing<'a>> {
+    let left_as = slot.order();
+    if left_as == 0 || !mm.folio_orders().has(left_as) {
+        return None;
+    }
+    let index = page.first.slot() & ((1 << left_as) - 1);
+    let missing = folio_of(page, index, 1 << left_as)?;
+    let is_out = |page: u64| {
+        let entry = missing.at.table.peek(mm.machine(), missing.run.start().offset(page));
+        let state = area.slot(missing.first.slot() + page).map(SlotRecord::state);
+        entry.is(missing.first.nth(page)) && matches!(state, Some(SlotState::Out { .. }))
+    };
+    let is_aligned = missing.run.start().number() & (missing.run.pages() - 1) == 0;
+    (is_aligned && page.at.streams.reach(missing.run) && (0..missing.run.pages()).all(is_out)).then_some(missing)
 }

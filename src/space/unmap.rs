@@ -23,7 +23,7 @@ impl<M: Machine> Space<M> {
             return Err(MapError::Empty);
         }
         let mut guarded = self.lock(mm);
-        let Guarded { regions, near } = &mut *guarded;
+        let Guarded { regions, near, .. } = &mut *guarded;
         if regions.spans(mm, range.start()) || regions.spans(mm, range.end()) {
             regions.reserve(mm).ok_or(MapError::NoMemory)?;
         }
@@ -90,7 +90,7 @@ impl<M: Machine> Space<M> {
                         flush.own(frames.head(frame), pages.pages() as u32);
                     }
                 }
-                Taken::Swapped(entry) => unused.extend(mm.put_slot(entry)),
+                Taken::Swapped(entry) => mm.put_slots(entry, pages.pages(), |entry| unused.push(entry)),
             });
             lost.note(self.node, flush);
         }

@@ -3,17 +3,15 @@
 use core::fmt;
 use core::ptr::NonNull;
 
-use super::cluster::{self, ClusterRecord, Clusters};
+use super::cluster::{self, ClusterRecord, Clusters, ORDERS};
 use super::device::SwapDevice;
-use super::out::Leaving;
 use super::rooms::Rooms;
 use super::slot::{SlotLeft, SlotRecord, SlotState};
-use crate::frame::{FolioLock, Frame, Frames, REFERENCE, flag};
+use super::slots::Slots;
 use crate::granule::Granule;
-use crate::machine::{MAX_CPUS, Machine, TagWords, Tags};
+use crate::machine::{MAX_CPUS, Machine, TagWords};
 use crate::mte::TagImage;
-use crate::pte::{Leaf, SwapEntry};
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, SpinGuard};
 
 /// What a porter gives to add a swap area.
 pub struct SwapArea<M: Machine> {
@@ -59,11 +57,11 @@ impl fmt::Display for SwapOnError {
 pub const fn memory_needed<G: Granule>(slots: u32, tag_rooms: u32) -> usize {
     slots as usize * size_of::<SlotRecord>()
         + tag_rooms as usize * G::TAG_BYTES
-        + clusters_of(slots) as usize * size_of::<ClusterRecord>()
+        + clusters_of(slots, cluster::shift_for::<G>(slots)) as usize * size_of::<ClusterRecord>()
 }
 
-const fn clusters_of(slots: u32) -> u32 {
-    slots.div_ceil(1 << cluster::shift_for(slots))
+const fn clusters_of(slots: u32, shift: u32) -> u32 {
+    slots.div_ceil(1 << shift)
 }
 
 /// A swap area that is on.
@@ -71,13 +69,12 @@ pub struct Area<M: Machine> {
     number: u8,
     device: &'static dyn SwapDevice<M>,
     slots: u32,
-    shift: u32,
     records: NonNull<SlotRecord>,
     cluster_records: NonNull<ClusterRecord>,
     clusters: Clusters,
-    /// The cluster that each CPU fills.
-    current: [AtomicU32; MAX_CPUS],
-    rooms: Rooms<M::Granule>,
+    /// The clusters that each CPU fills, by the order of the folios.
+    current: [[AtomicU32; ORDERS]; MAX_CPUS],
+    pub(super) rooms: Rooms<M::Granule>,
     /// Slots not free. Drops only after a freed slot's clean-up.
     used: AtomicU32,
 }
@@ -111,8 +108,8 @@ impl<M: Machine> Area<M> {
         if bytes < needed {
             return Err(SwapOnError::TooLittleMemory(needed - bytes));
         }
-        let shift = cluster::shift_for(slots);
-        let count = clusters_of(slots);
+        let shift = cluster::shift_for::<M::Granule>(slots);
+        let count = clusters_of(slots, shift);
         let records: NonNull<SlotRecord> = memory.cast();
         // SAFETY: the three arrays lie one after the other within `needed` bytes; each element's size is a multiple
         // of its alignment of at most 8, and so is each array's start.
@@ -127,19 +124,17 @@ impl<M: Machine> Area<M> {
                 .write_bytes(0, slots as usize * size_of::<SlotRecord>() + tag_rooms as usize * M::Granule::TAG_BYTES);
             for index in 0..count {
                 let free = (slots - (index << shift)).min(1 << shift);
-                let next = if index + 1 < count { index + 1 } else { cluster::NONE };
-                cluster_records.add(index as usize).write(ClusterRecord::new(free, next));
+                cluster_records.add(index as usize).write(ClusterRecord::new(free, index, count));
             }
         }
         Ok(Self {
             number,
             device,
             slots,
-            shift,
             records,
             cluster_records,
-            clusters: Clusters::new(0),
-            current: [const { AtomicU32::new(cluster::NONE) }; MAX_CPUS],
+            clusters: Clusters::new(count, shift),
+            current: [const { [const { AtomicU32::new(cluster::NONE) }; ORDERS] }; MAX_CPUS],
             // SAFETY: the rooms are zeroed above and lie within the area's own memory.
             rooms: unsafe { Rooms::new(rooms, tag_rooms) },
             used: AtomicU32::new(0),
@@ -182,110 +177,114 @@ impl<M: Machine> Area<M> {
     #[inline]
     fn cluster_records(&self) -> &[ClusterRecord] {
         // SAFETY: `new` wrote one record for each cluster.
-        unsafe { core::slice::from_raw_parts(self.cluster_records.as_ptr(), clusters_of(self.slots) as usize) }
+        unsafe { core::slice::from_raw_parts(self.cluster_records.as_ptr(), self.cluster_count() as usize) }
     }
 
     #[inline]
-    fn take_in(&self, cluster: u32) -> Option<u32> {
-        let slot = self.clusters.take(self.cluster_records(), cluster, self.shift, |slot| {
-            let record = self.slot(slot as u64)?;
-            if record.state() != SlotState::Free {
-                return None;
-            }
+    fn cluster_count(&self) -> u32 {
+        clusters_of(self.slots, self.clusters.shift())
+    }
+
+    fn is_free(&self, slot: u32) -> bool {
+        self.slot(slot as u64).is_some_and(|record| record.state() == SlotState::Free)
+    }
+
+    fn mark_taken(&self, slot: u32) {
+        if let Some(record) = self.slot(slot as u64) {
             record.take();
-            Some(())
-        })?;
-        self.used.fetch_add(1, Ordering::Relaxed);
-        Some(slot)
+        }
     }
 
-    /// Takes a free slot, for the CPU `cpu`.
     #[inline]
-    pub(super) fn take_slot(&self, cpu: usize) -> Option<u32> {
-        let current = &self.current[cpu % MAX_CPUS];
-        if let Some(slot) = self.take_in(current.load(Ordering::Relaxed)) {
-            return Some(slot);
-        }
-        self.take_slot_elsewhere(current)
+    fn take_in(&self, cluster: u32, order: u32) -> Option<Slots> {
+        let records = self.cluster_records();
+        self.clusters.take(records, cluster, order, |slot| self.is_free(slot), |slot| self.mark_taken(slot))
+    }
+
+    /// Takes free slots for a folio of 2^`order` pages, for the CPU `cpu`.
+    #[inline]
+    pub(super) fn take_slots(&self, cpu: usize, order: u32) -> Option<Slots> {
+        let current = self.current[cpu % MAX_CPUS].get(order as usize)?;
+        let near = self.take_in(current.load(Ordering::Relaxed), order);
+        let slots = near.or_else(|| self.take_slots_elsewhere(current, order))?;
+        self.used.fetch_add(slots.pages() as u32, Ordering::Relaxed);
+        Some(slots)
     }
 
     #[cold]
-    fn take_slot_elsewhere(&self, current: &AtomicU32) -> Option<u32> {
-        while let Some(cluster) = self.clusters.pop(self.cluster_records()) {
+    fn take_slots_elsewhere(&self, current: &AtomicU32, order: u32) -> Option<Slots> {
+        if order > self.clusters.shift() {
+            return None;
+        }
+        while let Some(cluster) = self.clusters.pop(self.cluster_records(), order) {
             current.store(cluster, Ordering::Relaxed);
-            if let Some(slot) = self.take_in(cluster) {
-                return Some(slot);
+            if let Some(slots) = self.take_in(cluster, order) {
+                return Some(slots);
             }
         }
         current.store(cluster::NONE, Ordering::Relaxed);
+        if order > 0 {
+            let records = self.cluster_records();
+            return self.clusters.take_fragmented(
+                records,
+                order,
+                |slot| self.is_free(slot),
+                |slot| self.mark_taken(slot),
+            );
+        }
         if self.slots().1 == 0 {
             return None;
         }
         // Free slots are left in other CPUs' current clusters only.
-        (0..clusters_of(self.slots)).find_map(|cluster| self.take_in(cluster))
+        (0..self.cluster_count()).find_map(|cluster| self.take_in(cluster, 0))
     }
 
-    /// Frees a slot that nobody uses: tags and words first, then the slot, then the usage count.
-    pub(crate) fn free_slot(&self, slot: u32) {
-        let Some(record) = self.slot(slot as u64) else { return };
-        if let TagImage::Raw(room) = record.tags() {
-            self.rooms.give(room);
-        }
-        self.clusters.give(self.cluster_records(), slot >> self.shift, || record.free());
-        self.used.fetch_sub(1, Ordering::Release);
-    }
-
-    /// Gives back the use of one swap entry, under the lock of the table that held it. The index of the cached frame is
-    /// returned when that was the last use and the page is still in memory: its holder frees the slot.
-    #[inline]
-    pub(crate) fn put(&self, slot: u64) -> Option<u32> {
-        match self.slot(slot)?.put() {
-            SlotLeft::Shared => None,
-            SlotLeft::Unused => {
-                self.free_slot(slot as u32);
-                None
+    /// Frees slots of one cluster that nobody uses: tags and words first, then the slots, then the usage count.
+    pub(crate) fn free_slots(&self, first: u32, count: u32) {
+        let each = || (first..first + count).filter_map(|slot| self.slot(slot as u64));
+        for record in each() {
+            if let TagImage::Raw(room) = record.tags() {
+                self.rooms.give(room);
             }
-            SlotLeft::UnusedButCached(frame) => Some(frame),
         }
+        self.clusters.give(self.cluster_records(), first, count, || each().for_each(SlotRecord::free));
+        self.used.fetch_sub(count, Ordering::Release);
     }
 
-    /// Takes a reference to the frame that holds the page of `slot`, if one does.
-    ///
-    /// A frame leaves the cache under the cluster's lock ([`Area::wrote`]), and its reference of the cache's is given
-    /// back after. So it cannot become something else between the look and the reference.
-    pub(crate) fn get_cached(&self, frames: &Frames, slot: u64) -> Option<Frame> {
-        let record = self.slot(slot)?;
-        let _cluster = self.clusters.lock(self.cluster_records(), slot as u32 >> self.shift)?;
-        match record.state() {
-            SlotState::Cached { frame, .. } => frames.frame_at(frame).filter(|&frame| frames.get(frame)),
-            _ => None,
-        }
-    }
-
-    /// Whether `frame` holds the page of `slot`. Under its folio lock.
-    pub(crate) fn is_cached(&self, slot: u64, frame: Frame) -> bool {
-        let state = self.slot(slot).map(SlotRecord::state);
-        matches!(state, Some(SlotState::Cached { frame: found, .. }) if found == frame.index())
-    }
-
-    /// The device has the page of `slot`: its frame leaves the cache. When no swap entry is left, the slot is freed
-    /// as well. Under the folio lock.
+    /// Gives back the uses of `count` swap entries of slots from `first` on, under the lock of the table that held
+    /// them. A slot whose last use that was, and whose page is still in memory, is handed to `cached`: the holder of
+    /// its frame frees it.
     #[inline]
-    pub(super) fn wrote(&self, slot: u32, shadow: u32) {
-        let Some(record) = self.slot(slot as u64) else { return };
-        let out = {
-            let _cluster = self.clusters.lock(self.cluster_records(), slot >> self.shift);
-            record.wrote(shadow)
-        };
-        if out.is_none() {
-            self.free_slot(slot);
+    pub(crate) fn put(&self, first: u64, count: u64, mut cached: impl FnMut(u64)) {
+        // Unused slots of one cluster are freed together.
+        let mut unused = first..first;
+        for slot in first..first + count {
+            let Some(record) = self.slot(slot) else { continue };
+            match record.put() {
+                SlotLeft::Shared => {}
+                SlotLeft::UnusedButCached => cached(slot),
+                SlotLeft::Unused => {
+                    let crosses = slot & ((1 << self.clusters.shift()) - 1) == 0;
+                    if unused.end != slot || crosses {
+                        self.free_range(unused);
+                        unused = slot..slot;
+                    }
+                    unused.end = slot + 1;
+                }
+            }
+        }
+        self.free_range(unused);
+    }
+
+    fn free_range(&self, slots: core::ops::Range<u64>) {
+        if !slots.is_empty() {
+            self.free_slots(slots.start as u32, (slots.end - slots.start) as u32);
         }
     }
 
-    /// The folio, whose slot no swap entry names any more, leaves the cache, and the slot is freed.
-    pub(crate) fn leave_cache(&self, frames: &Frames, folio: &FolioLock<'_, M>, slot: u32) {
-        uncache(frames, folio);
-        self.free_slot(slot);
+    /// Locks the cluster of `slot`: a frame enters and leaves the cache under it.
+    pub(super) fn lock_cluster(&self, slot: u32) -> Option<SpinGuard<'_, cluster::State>> {
+        self.clusters.lock(self.cluster_records(), slot)
     }
 
     /// Hands the tags that were kept of a slot to `show`, if the page had some of its own: at 64 KiB they
@@ -309,92 +308,11 @@ impl<M: Machine> Area<M> {
         Kept::Tags
     }
 
-    /// Gives back a room that was reserved and is not needed.
+    /// Writes an image to a room, of which one was reserved.
     #[inline]
-    pub(super) fn give_room(&self, room: Option<u32>) {
-        if let Some(room) = room {
-            self.rooms.give(room);
-        }
-    }
-
-    /// Writes an image to a room that was reserved; the room is the slot's that will name it.
-    #[inline]
-    pub(super) fn keep_image(&self, room: u32, image: &TagWords<M>) -> TagImage {
+    pub(super) fn keep_image(&self, image: &TagWords<M>) -> Option<TagImage> {
+        let room = self.rooms.take()?;
         self.rooms.store(room, image);
-        TagImage::Raw(room)
-    }
-}
-
-/// Takes the marks of the cache off a folio. The caller has a reference of its own.
-#[inline]
-pub(super) fn uncache<M: Machine>(frames: &Frames, folio: &FolioLock<'_, M>) {
-    let record = frames.record(folio.frame());
-    if record.has(flag::KEPT) {
-        // The cache's reference, taken when the device refused the page.
-        let _ = frames.put(folio.frame(), REFERENCE);
-    }
-    record.clear(flag::CACHED | flag::KEPT);
-}
-
-/// What a page needs to leave: a slot, and room for its tags. Dropped, it gives both back.
-#[must_use = "dropping what was prepared gives the slot back"]
-pub(crate) struct Prepared<'a, M: Machine> {
-    area: &'a Area<M>,
-    slot: u32,
-    room: Option<u32>,
-}
-
-impl<'a, M: Machine> Prepared<'a, M> {
-    /// A slot just taken.
-    #[inline]
-    pub(super) fn new(area: &'a Area<M>, slot: u32) -> Self {
-        Self { area, slot, room: None }
-    }
-
-    /// Makes sure of room for what a page of this kind needs: with [`Tags::Include`] for a raw tag image. False when
-    /// the pool of rooms is dry.
-    #[inline]
-    pub(crate) fn fit(&mut self, tags: Tags) -> bool {
-        if tags == Tags::Include && self.room.is_none() {
-            self.room = self.area.rooms.take();
-        }
-        tags == Tags::Ignore || self.room.is_some()
-    }
-
-    /// Names `frame` in the slot's record, with one swap entry to come; returns that entry, exclusive as `leaf` is.
-    #[inline]
-    pub(crate) fn cache(&self, frame: Frame, leaf: Leaf) -> SwapEntry {
-        if let Some(record) = self.area.slot(self.slot as u64) {
-            record.cache(frame);
-        }
-        let entry = SwapEntry::exclusive(self.area.number, self.slot);
-        if leaf.is_exclusive() { entry } else { entry.shared() }
-    }
-
-    /// The area's number.
-    #[inline]
-    pub(crate) fn area_number(&self) -> u8 {
-        self.area.number
-    }
-
-    /// The slot's number.
-    #[inline]
-    pub(crate) fn slot(&self) -> u32 {
-        self.slot
-    }
-
-    /// The swap entry stands in a table: the slot is the entry's from now on.
-    #[inline]
-    pub(crate) fn commit(self) -> Leaving<'a, M> {
-        let leaving = Leaving { area: self.area, slot: self.slot, room: self.room };
-        core::mem::forget(self);
-        leaving
-    }
-}
-
-impl<M: Machine> Drop for Prepared<'_, M> {
-    fn drop(&mut self) {
-        self.area.give_room(self.room);
-        self.area.free_slot(self.slot);
+        Some(TagImage::Raw(room))
     }
 }

@@ -1,11 +1,29 @@
 //! Clusters: which slots of an area are free.
 //!
-//! An area is cut into clusters of equal, power-of-two size. Each CPU fills one cluster at a time, in ascending
-//! order, so that pages which leave together lie together and CPUs do not meet. A cluster is in one of three places:
-//! some CPU's current one, in the list of those with free slots, or nowhere because it is full. A slot freed in a
-//! full cluster puts it back in the list. When the list is empty a CPU takes from any cluster, others' current ones
-//! too: a slot is refused only when none is free.
+//! An area is cut into clusters of equal, power-of-two size. Each CPU fills one cluster at a time for each folio order,
+//! in ascending order, so that pages which leave together lie together, folios of one size lie side by side, and CPUs
+//! do not meet. A folio's slots are an aligned run within one cluster.
+//!
+//! A cluster is in one of these places:
+//!
+//! | place | what it is |
+//! |---|---|
+//! | empty | all of its slots are free: any order may begin to fill it |
+//! | partial | some order filled it, and slots were freed since |
+//! | fragmented | it has free slots, but had no aligned run for its order when that looked |
+//! | current | some CPU fills it |
+//! | full | it has no free slot |
+//!
+//! A large folio looks for room in its CPU's current cluster, in partial ones of its order, in an empty one, and in a few
+//! fragmented ones: then it is refused, and its owner splits it. A single page takes from any cluster in the end,
+//! others' current ones too: it is refused only when no slot is free.
+//!
+//! **Locks.** A cluster's lock guards its count, its place, and which of its slots are free; the lists' lock, which is
+//! taken inside it, guards all links.
 
+use super::slots::Slots;
+use crate::frame::MAX_ORDER;
+use crate::granule::Granule;
 use crate::sync::{AtomicU32, Ordering, Spin, SpinGuard};
 
 /// "No cluster".
@@ -15,16 +33,20 @@ pub(super) const NONE: u32 = u32::MAX;
 const LARGEST: u32 = 512;
 /// Clusters of an area at least, as far as that leaves room for the largest folio in each.
 const AT_LEAST: u32 = 16;
-/// Slots of a cluster at least: the pages of a 64 KiB group at 4 KiB.
-const SMALLEST: u32 = 16;
 
-/// log2 of the slots of a cluster in an area of `slots` slots.
-pub(super) const fn shift_for(slots: u32) -> u32 {
-    let wanted = slots / AT_LEAST;
+/// Orders of folio, each with its own current clusters and lists.
+pub(super) const ORDERS: usize = MAX_ORDER as usize + 1;
+
+/// Fragmented clusters that a large folio looks at before it gives up: each look costs up to a load a slot.
+const FRAGMENTED_LOOKS: usize = 4;
+
+/// log2 of the slots of a cluster in an area of `slots` slots: a contiguous group's at least.
+pub(super) const fn shift_for<G: Granule>(slots: u32) -> u32 {
+    let (wanted, smallest) = (slots / AT_LEAST, G::GROUP_PAGES as u32);
     let size = if wanted > LARGEST {
         LARGEST
-    } else if wanted < SMALLEST {
-        SMALLEST
+    } else if wanted < smallest {
+        smallest
     } else {
         wanted
     };
@@ -32,20 +54,22 @@ pub(super) const fn shift_for(slots: u32) -> u32 {
 }
 
 /// Where a cluster is.
-#[derive(Copy, Clone, Eq, PartialEq)]
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
 enum Place {
-    /// In the list of clusters with free slots.
-    Listed,
-    /// Some CPU's current one.
+    Empty,
+    Partial,
+    Fragmented,
     Current,
-    /// In no list, as it has no free slot.
     Full,
 }
 
+/// What a cluster's lock guards.
 pub(super) struct State {
     free: u32,
     /// Where the search for a free slot goes on.
     cursor: u32,
+    /// The order that filled it last.
+    order: u32,
     place: Place,
 }
 
@@ -53,88 +77,226 @@ pub(super) struct State {
 pub struct ClusterRecord {
     state: Spin<State>,
     next: AtomicU32,
+    prev: AtomicU32,
 }
 
 impl ClusterRecord {
-    pub(super) const fn new(free: u32, next: u32) -> Self {
-        let place = if free == 0 { Place::Full } else { Place::Listed };
-        Self { state: Spin::new(State { free, cursor: 0, place }), next: AtomicU32::new(next) }
+    /// The record of cluster `index` of `count`, all of whose slots are free: linked with its neighbours.
+    pub(super) const fn new(free: u32, index: u32, count: u32) -> Self {
+        let next = if index + 1 < count { index + 1 } else { NONE };
+        let prev = if index > 0 { index - 1 } else { NONE };
+        let state = State { free, cursor: 0, order: 0, place: Place::Empty };
+        Self { state: Spin::new(state), next: AtomicU32::new(next), prev: AtomicU32::new(prev) }
+    }
+}
+
+/// First and last cluster of a list.
+#[derive(Copy, Clone)]
+struct List {
+    first: u32,
+    last: u32,
+}
+
+impl List {
+    const EMPTY: Self = Self { first: NONE, last: NONE };
+
+    fn push(&mut self, records: &[ClusterRecord], cluster: u32) {
+        let Some(record) = records.get(cluster as usize) else { return };
+        record.next.store(NONE, Ordering::Relaxed);
+        record.prev.store(self.last, Ordering::Relaxed);
+        match records.get(self.last as usize) {
+            Some(last) => last.next.store(cluster, Ordering::Relaxed),
+            None => self.first = cluster,
+        }
+        self.last = cluster;
+    }
+
+    fn remove(&mut self, records: &[ClusterRecord], cluster: u32) {
+        let Some(record) = records.get(cluster as usize) else { return };
+        let (next, prev) = (record.next.load(Ordering::Relaxed), record.prev.load(Ordering::Relaxed));
+        match records.get(next as usize) {
+            Some(next) => next.prev.store(prev, Ordering::Relaxed),
+            None => self.last = prev,
+        }
+        match records.get(prev as usize) {
+            Some(prev) => prev.next.store(next, Ordering::Relaxed),
+            None => self.first = next,
+        }
+    }
+}
+
+struct Lists {
+    empty: List,
+    partial: [List; ORDERS],
+    fragmented: [List; ORDERS],
+}
+
+impl Lists {
+    /// The list that a cluster in this place is in.
+    fn of(&mut self, place: Place, order: u32) -> Option<&mut List> {
+        match place {
+            Place::Empty => Some(&mut self.empty),
+            Place::Partial => self.partial.get_mut(order as usize),
+            Place::Fragmented => self.fragmented.get_mut(order as usize),
+            Place::Current | Place::Full => None,
+        }
     }
 }
 
 /// The clusters of one area.
 pub(super) struct Clusters {
-    /// The first cluster of the list.
-    list: Spin<u32>,
+    lists: Spin<Lists>,
+    shift: u32,
 }
 
 impl Clusters {
-    pub(super) const fn new(first: u32) -> Self {
-        Self { list: Spin::new(first) }
+    /// `count` clusters of 2^`shift` slots each, all empty.
+    pub(super) const fn new(count: u32, shift: u32) -> Self {
+        let empty = if count > 0 { List { first: 0, last: count - 1 } } else { List::EMPTY };
+        let lists = Lists { empty, partial: [List::EMPTY; ORDERS], fragmented: [List::EMPTY; ORDERS] };
+        Self { lists: Spin::new(lists), shift }
     }
 
-    /// Takes the first cluster out of the list, for a CPU to make it its current one.
-    pub(super) fn pop(&self, records: &[ClusterRecord]) -> Option<u32> {
-        // Cluster before list is the order of locks; here the list alone says which cluster, so it is taken out first
-        // and nobody else can reach it by the list any more.
-        let cluster = {
-            let mut list = self.list.lock();
-            let cluster = *list;
-            *list = records.get(cluster as usize)?.next.load(Ordering::Relaxed);
-            cluster
-        };
-        records.get(cluster as usize)?.state.lock().place = Place::Current;
-        Some(cluster)
+    /// log2 of the slots of each.
+    #[inline]
+    pub(super) const fn shift(&self) -> u32 {
+        self.shift
     }
 
-    /// Takes a slot of `cluster`: the first that `is_free` from the cursor on, marked by `take`, both under the
-    /// cluster's lock. `None` when it has none; it is then off every list.
+    /// Takes a cluster in which a folio of `order` may find room out of its list, for a CPU to fill.
+    pub(super) fn pop(&self, records: &[ClusterRecord], order: u32) -> Option<u32> {
+        loop {
+            let first = {
+                let mut lists = self.lists.lock();
+                let partial = lists.partial[order as usize].first;
+                let empty = lists.empty.first;
+                let found = [partial, empty].into_iter().find(|&cluster| cluster != NONE);
+                found.or_else(|| self.leftover(&mut lists, order))?
+            };
+            // Its lock comes before that of the lists: it may be elsewhere by now.
+            let mut state = records.get(first as usize)?.state.lock();
+            if matches!(state.place, Place::Empty | Place::Partial | Place::Fragmented) {
+                self.place(records, first, &mut state, Place::Current);
+                state.order = order;
+                return Some(first);
+            }
+        }
+    }
+
+    /// For a single page, a cluster that some larger order filled.
+    fn leftover(&self, lists: &mut Lists, order: u32) -> Option<u32> {
+        let of_large = lists.partial.iter().chain(lists.fragmented.iter()).map(|list| list.first);
+        if order == 0 { of_large.rev().find(|&cluster| cluster != NONE) } else { None }
+    }
+
+    /// Takes the room for a folio of `order` out of a fragmented cluster of that order, if one of a few has it.
+    #[cold]
+    pub(super) fn take_fragmented(
+        &self,
+        records: &[ClusterRecord],
+        order: u32,
+        is_free: impl Fn(u32) -> bool,
+        take: impl Fn(u32),
+    ) -> Option<Slots> {
+        for _ in 0..FRAGMENTED_LOOKS {
+            let first = self.lists.lock().fragmented[order as usize].first;
+            let mut state = records.get(first as usize)?.state.lock();
+            if state.place != Place::Fragmented || state.order != order {
+                continue;
+            }
+            if let Some(slots) = self.take_run(&mut state, first, order, &is_free, &take) {
+                return Some(slots);
+            }
+            // To the end of the list: the next look is at another one.
+            self.place(records, first, &mut state, Place::Fragmented);
+        }
+        None
+    }
+
+    /// Moves a cluster, whose lock the caller holds, to another place.
+    fn place(&self, records: &[ClusterRecord], cluster: u32, state: &mut State, place: Place) {
+        let mut lists = self.lists.lock();
+        if let Some(list) = lists.of(state.place, state.order) {
+            list.remove(records, cluster);
+        }
+        state.place = place;
+        if let Some(list) = lists.of(place, state.order) {
+            list.push(records, cluster);
+        }
+    }
+
+    /// Takes the room for a folio of `order` out of `cluster`: the first aligned run from its cursor on whose slots all
+    /// `is_free`, each marked by `take`, both under the cluster's lock. `None` when there is none: a current cluster is
+    /// current no more then.
     #[inline]
     pub(super) fn take(
         &self,
         records: &[ClusterRecord],
         cluster: u32,
-        shift: u32,
-        take: impl Fn(u32) -> Option<()>,
-    ) -> Option<u32> {
+        order: u32,
+        is_free: impl Fn(u32) -> bool,
+        take: impl Fn(u32),
+    ) -> Option<Slots> {
         let mut state = records.get(cluster as usize)?.state.lock();
-        if state.free == 0 {
-            if state.place == Place::Current {
-                state.place = Place::Full;
-            }
+        if let Some(slots) = self.take_run(&mut state, cluster, order, is_free, take) {
+            return Some(slots);
+        }
+        if state.place == Place::Current {
+            let place = if state.free == 0 { Place::Full } else { Place::Fragmented };
+            self.place(records, cluster, &mut state, place);
+        }
+        None
+    }
+
+    #[inline]
+    fn take_run(
+        &self,
+        state: &mut State,
+        cluster: u32,
+        order: u32,
+        is_free: impl Fn(u32) -> bool,
+        take: impl Fn(u32),
+    ) -> Option<Slots> {
+        let pages = 1 << order;
+        if state.free < pages {
             return None;
         }
-        let mask = (1 << shift) - 1;
-        for step in 0..1u32 << shift {
-            let within = (state.cursor + step) & mask;
-            let slot = cluster << shift | within;
-            if take(slot).is_some() {
-                state.cursor = (within + 1) & mask;
-                state.free -= 1;
-                return Some(slot);
+        let mask = (1 << self.shift) - 1;
+        let start = (state.cursor + pages - 1) & !(pages - 1);
+        for step in 0..1u32 << (self.shift - order) {
+            let within = (start + (step << order)) & mask;
+            let slots = Slots::new(cluster << self.shift | within, order);
+            if slots.each().all(|(_, slot)| is_free(slot)) {
+                slots.each().for_each(|(_, slot)| take(slot));
+                state.cursor = (within + pages) & mask;
+                state.free -= pages;
+                return Some(slots);
             }
         }
         None
     }
 
-    /// Locks `cluster`, and with it the change of its slots between cached and not.
+    /// Locks the cluster of `slot`, and with it the change of its slots between cached and not.
     #[inline]
-    pub(super) fn lock<'a>(&self, records: &'a [ClusterRecord], cluster: u32) -> Option<SpinGuard<'a, State>> {
-        Some(records.get(cluster as usize)?.state.lock())
+    pub(super) fn lock<'a>(&self, records: &'a [ClusterRecord], slot: u32) -> Option<SpinGuard<'a, State>> {
+        Some(records.get((slot >> self.shift) as usize)?.state.lock())
     }
 
-    /// Gives a slot of `cluster` back: `free` marks it, under the cluster's lock.
+    /// Gives `count` slots of the cluster that has `slot` back: `free` marks them, under the cluster's lock.
     #[inline]
-    pub(super) fn give(&self, records: &[ClusterRecord], cluster: u32, free: impl FnOnce()) {
+    pub(super) fn give(&self, records: &[ClusterRecord], slot: u32, count: u32, free: impl FnOnce()) {
+        let cluster = slot >> self.shift;
         let Some(record) = records.get(cluster as usize) else { return };
         let mut state = record.state.lock();
         free();
-        state.free += 1;
-        if state.place == Place::Full {
-            state.place = Place::Listed;
-            let mut list = self.list.lock();
-            record.next.store(*list, Ordering::Relaxed);
-            *list = cluster;
+        state.free += count;
+        if state.free == 1 << self.shift {
+            state.cursor = 0;
+            if state.place != Place::Current {
+                self.place(records, cluster, &mut state, Place::Empty);
+            }
+        } else if state.place == Place::Full {
+            self.place(records, cluster, &mut state, Place::Partial);
         }
     }
 }
@@ -142,12 +304,14 @@ impl Clusters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::granule::{K4, K16};
 
     #[test]
     fn an_area_has_sixteen_clusters_unless_they_would_be_tiny() {
-        assert_eq!(1 << shift_for(1 << 20), 512);
-        assert_eq!(1 << shift_for(4096), 256);
-        assert_eq!(1 << shift_for(300), 16);
-        assert_eq!(1 << shift_for(1), 16);
+        assert_eq!(1 << shift_for::<K4>(1 << 20), 512);
+        assert_eq!(1 << shift_for::<K4>(4096), 256);
+        assert_eq!(1 << shift_for::<K4>(300), 16);
+        assert_eq!(1 << shift_for::<K4>(1), 16);
+        assert_eq!(1 << shift_for::<K16>(1), 128);
     }
 }

@@ -1,39 +1,44 @@
 //! Swap: slots on devices, and the pages in them.
 //!
-//! **A page's way out** ([`crate::reclaim`] drives it): *prepare* takes a slot and, for a tagged page, a room for a
-//! raw tag image ([`Prepared`], which gives both back when dropped); the slot then names the page's frame (it is
-//! *cached*) with one user; the leaf entry is exchanged for a swap entry; the flush completes; the tags are saved and
-//! the data written; the slot is *out* and the frame is free. Nothing after prepare can fail but the device: then the
-//! page stays cached, with its swap entry, and is the only copy.
+//! **A folio's way out** ([`crate::reclaim`] drives it): *prepare* takes a slot for each page, an aligned run of them,
+//! and reserves a room for a raw tag image for each page that has tags ([`Prepared`], which gives all back when
+//! dropped); the slots then name the pages' frames (they are *cached*) with one user each; the leaf entries are
+//! exchanged for swap entries; the flush completes; the tags are saved and the data written, in one request; the slots
+//! are *out* and the frames are free. Nothing after prepare can fail but the device: then the folio stays cached, with
+//! its swap entries, and is the only copy. A large folio that finds no run of slots, or too few rooms, is split.
 //!
-//! **Its way in** ([`crate::space`]): a swap entry leads to a slot. If the slot is cached, the frame is mapped as it
-//! is. If it is out, a frame is read from the device, its tags are restored before the entry shows it, and the user
-//! of the slot is given back after. A page read in is dirty: its memory is the sole copy as soon as the slot is free.
+//! **Its way in** ([`crate::space`]): a swap entry leads to a slot. If the slot is cached, the folio is mapped as it
+//! is. If it is out, frames are read from the device, their tags are restored before the entries show them, and the
+//! users of the slots are given back after. What was read in is dirty: its memory is the sole copy as soon as the slots
+//! are free.
 //!
 //! **One word decides.** A slot's state word ([`slot`]) holds its kind, its count of swap entries, its tag kind, and
 //! the cached frame or the refault shadow. Count and cache therefore cannot disagree. Clean-up of a slot (tags, room,
-//! words) is one function ([`Area::free_slot`]), and it runs before the usage count drops.
+//! words) is one function ([`Area::free_slots`]), and it runs before the usage count drops.
 //!
 //! **Who may touch a slot.** Whoever holds what owns the reference: the leaf table's lock for a swap entry's count, the
 //! folio lock for the cached frame, the cluster's lock for free and taken.
 
 mod area;
+mod cache;
 mod cluster;
 mod device;
 mod out;
+mod prepared;
 mod rooms;
 mod slot;
+mod slots;
 
 pub use area::{Area, SwapArea, SwapOnError, memory_needed};
 pub use device::{DeviceError, DeviceFlags, SwapDevice};
 pub use slot::SlotRecord;
 
-pub(crate) use area::{Kept, Prepared};
+pub(crate) use area::Kept;
 pub(crate) use out::{Leaving, Written};
+pub(crate) use prepared::Prepared;
 pub(crate) use slot::SlotState;
 
-use crate::machine::{Machine, Tags};
-use crate::mm::Mm;
+use crate::machine::Machine;
 use crate::pte::SwapEntry;
 use crate::sync::{AtomicU32, Once, Ordering, Sleep};
 
@@ -91,18 +96,17 @@ impl<M: Machine> Swap<M> {
         self.areas.get(number as usize)?.get()
     }
 
-    /// Takes a slot, and with [`Tags::Include`] a room for its tags, in the first area that has them, in the order in
-    /// which the areas came.
+    /// Takes slots for a folio of 2^`order` pages, and rooms for the tags of `tagged` of them, in the first area that
+    /// has them, in the order in which the areas came.
     #[inline]
-    pub(crate) fn prepare(&self, cpu: usize, tags: Tags) -> Result<Prepared<'_, M>, Dry> {
+    pub(crate) fn prepare(&self, cpu: usize, order: u32, tagged: u32) -> Result<Prepared<'_, M>, Dry> {
         let mut dry = Dry::Slots;
         for area in self.areas() {
-            let Some(slot) = area.take_slot(cpu) else { continue };
-            let mut prepared = Prepared::new(area, slot);
-            if prepared.fit(tags) {
-                return Ok(prepared);
+            match Prepared::take(area, cpu, order, tagged) {
+                Ok(prepared) => return Ok(prepared),
+                Err(Dry::Rooms) => dry = Dry::Rooms,
+                Err(Dry::Slots) => {}
             }
-            dry = Dry::Rooms;
         }
         Err(dry)
     }
@@ -111,36 +115,5 @@ impl<M: Machine> Swap<M> {
     pub fn areas(&self) -> impl Iterator<Item = &Area<M>> {
         let count = self.count.load(Ordering::Acquire) as usize;
         self.areas.iter().take(count).filter_map(Once::get)
-    }
-}
-
-impl<M: Machine> Mm<M> {
-    /// Whether the page of a swap entry is still in memory. Under the lock of the table that holds the entry.
-    pub(crate) fn is_cached(&self, entry: SwapEntry) -> bool {
-        let slot = self.swap().area(entry.area()).and_then(|area| area.slot(entry.slot()));
-        matches!(slot.map(SlotRecord::state), Some(SlotState::Cached { .. }))
-    }
-
-    /// Gives back a swap entry's use of its slot. Returns the entry if it was the last of a page that is still in memory:
-    /// then [`Mm::drop_unused`] has to follow, without a spinning lock.
-    pub(crate) fn put_slot(&self, entry: SwapEntry) -> Option<SwapEntry> {
-        self.swap().area(entry.area())?.put(entry.slot()).map(|_| entry)
-    }
-
-    /// Lets go of a page that is still in memory, and of its slot, if no swap entry names the slot any more: for
-    /// whoever gave back the last use of a slot that was cached. May sleep.
-    #[cold]
-    pub(crate) fn drop_unused(&self, entry: SwapEntry) {
-        let frames = self.frames();
-        let Some(area) = self.swap().area(entry.area()) else { return };
-        // When the frame has left meanwhile, who took it out found the slot without users and freed it.
-        let Some(frame) = area.get_cached(frames, entry.slot()) else { return };
-        let folio = frames.lock(self.machine(), frame);
-        let state = area.slot(entry.slot()).map(SlotRecord::state);
-        if state == Some(SlotState::Cached { frame: frame.index(), count: 0 }) {
-            area.leave_cache(frames, &folio, entry.slot() as u32);
-        }
-        drop(folio);
-        self.release_folio(frame);
     }
 }

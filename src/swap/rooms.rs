@@ -1,10 +1,14 @@
 //! Rooms for raw tag images: a pool sized once, so that saving tags never allocates.
+//!
+//! Who is about to save tags reserves rooms by their number, and takes one by one what was reserved when it turns out
+//! to be needed: so a folio of many pages prepares in one step, and most pages, whose tags fit in a word, never touch
+//! the list of rooms.
 
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
 use crate::granule::Granule;
-use crate::sync::{AtomicU64, Ordering, Spin};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, Spin};
 
 /// "No room" in the free list.
 const NONE: u32 = u32::MAX;
@@ -14,13 +18,14 @@ struct FreeRooms {
     first: u32,
     /// Rooms from here up were never used.
     fresh: u32,
-    free: u32,
 }
 
 /// A pool of rooms of one page's packed tags each.
 pub(super) struct Rooms<G: Granule> {
     base: NonNull<AtomicU64>,
     rooms: u32,
+    /// Rooms that are neither used nor reserved.
+    unreserved: AtomicU32,
     free: Spin<FreeRooms>,
     granule: PhantomData<G>,
 }
@@ -34,7 +39,8 @@ impl<G: Granule> Rooms<G> {
     /// # Safety
     /// `base` points to `rooms` initialised images that stay, and are the pool's alone, for its life.
     pub(super) unsafe fn new(base: NonNull<AtomicU64>, rooms: u32) -> Self {
-        Self { base, rooms, free: Spin::new(FreeRooms { first: NONE, fresh: 0, free: rooms }), granule: PhantomData }
+        let free = Spin::new(FreeRooms { first: NONE, fresh: 0 });
+        Self { base, rooms, unreserved: AtomicU32::new(rooms), free, granule: PhantomData }
     }
 
     /// The words of a room, if the room exists.
@@ -50,7 +56,26 @@ impl<G: Granule> Rooms<G> {
         }
     }
 
-    /// Takes a room.
+    /// Makes sure that [`Rooms::take`] will find `count` rooms. `None`, and nothing is reserved, when there are fewer.
+    #[inline]
+    pub(super) fn reserve(&self, count: u32) -> Option<()> {
+        let mut seen = self.unreserved.load(Ordering::Relaxed);
+        while seen >= count {
+            match self.unreserved.compare_exchange_weak(seen, seen - count, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Some(()),
+                Err(now) => seen = now,
+            }
+        }
+        None
+    }
+
+    /// Gives back what was reserved and not taken.
+    #[inline]
+    pub(super) fn unreserve(&self, count: u32) {
+        self.unreserved.fetch_add(count, Ordering::Release);
+    }
+
+    /// Takes a room that was reserved.
     #[inline]
     pub(super) fn take(&self) -> Option<u32> {
         let mut free = self.free.lock();
@@ -64,18 +89,19 @@ impl<G: Granule> Rooms<G> {
         } else {
             return None;
         };
-        free.free -= 1;
         Some(room)
     }
 
     /// Gives a room back.
     #[inline]
     pub(super) fn give(&self, room: u32) {
-        let mut free = self.free.lock();
-        let Some(link) = self.words(room).and_then(<[AtomicU64]>::first) else { return };
-        link.store(free.first.into(), Ordering::Relaxed);
-        free.first = room;
-        free.free += 1;
+        {
+            let mut free = self.free.lock();
+            let Some(link) = self.words(room).and_then(<[AtomicU64]>::first) else { return };
+            link.store(free.first.into(), Ordering::Relaxed);
+            free.first = room;
+        }
+        self.unreserve(1);
     }
 
     /// Writes an image to a room that the caller took.
@@ -100,6 +126,6 @@ impl<G: Granule> Rooms<G> {
 
     /// Rooms in all, and free ones.
     pub(super) fn count(&self) -> (u32, u32) {
-        (self.rooms, self.free.lock().free)
+        (self.rooms, self.unreserved.load(Ordering::Relaxed))
     }
 }

@@ -1,13 +1,12 @@
 //! The record of a swap slot, 24 bytes.
 
-use crate::frame::Frame;
 use crate::mte::TagImage;
 use crate::sync::{AtomicU64, Ordering};
 
 /// One slot's record.
 ///
 /// `state`, from the low end: 32 bits of cached frame or refault shadow, 16 bits of count, 3 bits of kind, 3 bits of
-/// tag kind, then the same-filled and poison bits.
+/// tag kind, the same-filled and poison bits, and 4 bits of the order of the folio that went out in one piece.
 #[repr(C)]
 pub struct SlotRecord {
     state: AtomicU64,
@@ -32,6 +31,9 @@ const FREE: u64 = 0 << KIND_SHIFT;
 const TAKEN: u64 = 2 << KIND_SHIFT;
 const CACHED: u64 = 3 << KIND_SHIFT;
 const OUT: u64 = 4 << KIND_SHIFT;
+
+const ORDER_SHIFT: u32 = 56;
+const ORDER_MASK: u64 = 0xf << ORDER_SHIFT;
 
 const UNTAGGED: u64 = 0 << TAGS_SHIFT;
 const UNIFORM: u64 = 1 << TAGS_SHIFT;
@@ -61,8 +63,8 @@ pub(crate) enum SlotLeft {
     Shared,
     /// None does, and the device alone held the page: the caller frees the slot.
     Unused,
-    /// None does, and the frame with this index is still in the cache.
-    UnusedButCached(u32),
+    /// None does, and a frame is still in the cache.
+    UnusedButCached,
 }
 
 impl SlotRecord {
@@ -92,10 +94,21 @@ impl SlotRecord {
     }
 
     /// Taken to cached, with one swap entry, which the caller is about to install by an exchange, which is a release:
-    /// a fault that finds the entry finds this.
+    /// a fault that finds the entry finds this. `frame` is the index of the page's frame, of a folio of 2^`order` pages.
     #[inline]
-    pub(crate) fn cache(&self, frame: Frame) {
-        self.state.store(CACHED | COUNT_ONE | frame.index() as u64, Ordering::Relaxed);
+    pub(crate) fn cache(&self, frame: u32, order: u32) {
+        self.state.store((order as u64) << ORDER_SHIFT | CACHED | COUNT_ONE | frame as u64, Ordering::Relaxed);
+    }
+
+    /// log2 of the pages of the folio that left, or is leaving, in one piece.
+    #[inline]
+    pub(crate) fn order(&self) -> u32 {
+        ((self.state.load(Ordering::Relaxed) & ORDER_MASK) >> ORDER_SHIFT) as u32
+    }
+
+    /// The page is of a single folio now. Under the lock of the folio that it was of.
+    pub(crate) fn set_single(&self) {
+        self.state.fetch_and(!ORDER_MASK, Ordering::Relaxed);
     }
 
     /// Cached to out: the device has the page. `None`, and still cached, when no swap entry is left.
@@ -104,7 +117,7 @@ impl SlotRecord {
     pub(crate) fn wrote(&self, shadow: u32) -> Option<()> {
         let mut seen = self.state.load(Ordering::Relaxed);
         while seen & COUNT_MASK != 0 {
-            let new = OUT | seen & (COUNT_MASK | TAGS_MASK) | shadow as u64;
+            let new = OUT | seen & (COUNT_MASK | TAGS_MASK | ORDER_MASK) | shadow as u64;
             match self.state.compare_exchange_weak(seen, new, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return Some(()),
                 Err(now) => seen = now,
@@ -119,7 +132,7 @@ impl SlotRecord {
         let before = self.state.fetch_sub(COUNT_ONE, Ordering::AcqRel);
         debug_assert!(before & COUNT_MASK != 0, "the count of a slot went below zero");
         match Self::parse(before) {
-            SlotState::Cached { frame, count: 1 } => SlotLeft::UnusedButCached(frame),
+            SlotState::Cached { count: 1, .. } => SlotLeft::UnusedButCached,
             SlotState::Out { count: 1, .. } => SlotLeft::Unused,
             _ => SlotLeft::Shared,
         }

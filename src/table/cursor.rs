@@ -25,6 +25,12 @@ impl Racy {
     pub(crate) fn guess<M: Machine>(self) -> Decoded {
         decode::<M::Granule>(self.0, Level::LEAF)
     }
+
+    /// Whether it was this swap entry.
+    #[inline]
+    pub(crate) fn is(self, entry: SwapEntry) -> bool {
+        self.0 == entry.raw()
+    }
 }
 
 /// A live leaf before and after a change.
@@ -39,7 +45,7 @@ pub(crate) struct Change {
 pub(crate) enum Taken {
     /// Pages of one folio; the first one's leaf as it was read, whatever the hardware noted since.
     Leaves(Leaf),
-    /// A page that is out.
+    /// Pages that are out, in slots that follow each other; the first one's entry.
     Swapped(SwapEntry),
 }
 
@@ -267,9 +273,13 @@ impl<M: Machine> Cursor<'_, M> {
                     taken(VpnRange::new(page, pages as u64), Taken::Leaves(leaf));
                 }
                 Decoded::Swapped(entry) => {
-                    machine.store_entry(at, 0);
-                    out += OUT;
-                    taken(VpnRange::new(page, 1), Taken::Swapped(entry));
+                    let pages = self.swapped(VpnRange::between(page, run.pages().end()), entry);
+                    for next in 0..pages {
+                        machine.store_entry(at.offset(next as usize), 0);
+                    }
+                    index += pages - 1;
+                    out += OUT * pages;
+                    taken(VpnRange::new(page, pages), Taken::Swapped(entry));
                 }
                 Decoded::Empty | Decoded::Table(_) | Decoded::Unknown(_) => {}
             }
@@ -278,20 +288,32 @@ impl<M: Machine> Cursor<'_, M> {
     }
 
     /// Takes the swap entries of a run out as [`Cursor::take`] does, and leaves what is present in place.
-    pub(crate) fn take_swapped(&mut self, run: Fitted, mut taken: impl FnMut(SwapEntry)) {
+    pub(crate) fn take_swapped(&mut self, run: Fitted, mut taken: impl FnMut(SwapEntry, u64)) {
         if !self.holds_swapped() {
             return;
         }
+        let (mut page, end) = (run.pages().start(), run.pages().end());
         let mut out = 0;
-        for index in 0..run.pages().pages() {
-            let page = run.pages().start().offset(index);
+        while page < end {
+            let mut pages = 1;
             if let Decoded::Swapped(entry) = self.read(page) {
-                self.mm.machine().store_entry(self.table.entry(page), 0);
-                out += OUT;
-                taken(entry);
+                pages = self.swapped(VpnRange::between(page, end), entry);
+                let at = self.table.entry(page);
+                (0..pages).for_each(|next| self.mm.machine().store_entry(at.offset(next as usize), 0));
+                out += OUT * pages;
+                taken(entry, pages);
             }
+            page = page.offset(pages);
         }
         self.count(0, out);
+    }
+
+    /// The pages from the start of `run` on that are out in slots which follow that of `first`, the entry of the first,
+    /// and are as exclusive.
+    #[inline]
+    pub(crate) fn swapped(&self, run: VpnRange, first: SwapEntry) -> u64 {
+        let follows = |&page: &u64| self.table.peek(self.mm.machine(), run.start().offset(page)).is(first.nth(page));
+        1 + (1..run.pages()).take_while(follows).count() as u64
     }
 
     /// Takes the leaves of a run out as [`Cursor::take`] does, and leaves what is swapped out in place.
@@ -312,15 +334,22 @@ impl<M: Machine> Cursor<'_, M> {
         self.count(0, present);
     }
 
-    /// Takes a live leaf that is in no group out and leaves `entry` in its place.
+    /// Takes the live leaves of a run, all of it, out, and leaves the entries of a run of slots in their places: `first`,
+    /// which is exclusive, and those after it, each as exclusive as the leaf was.
     #[inline]
-    pub(crate) fn swap_out(&mut self, page: Vpn, entry: SwapEntry) -> Option<Leaf> {
-        let old = self.mm.machine().exchange_entry(self.table.entry(page), entry.raw());
-        self.count(OUT, PRESENT);
-        match decode::<M::Granule>(old, Level::LEAF) {
-            Decoded::Leaf(leaf) => Some(leaf),
-            _ => None,
+    pub(crate) fn swap_out(&mut self, run: Fitted, first: SwapEntry) {
+        let machine = self.mm.machine();
+        let start = self.table.entry(run.pages().start());
+        for index in 0..run.pages().pages() {
+            let at = start.offset(index as usize);
+            let entry = match decode::<M::Granule>(machine.load_entry(at), Level::LEAF) {
+                // The hardware changes other bits.
+                Decoded::Leaf(leaf) if !leaf.is_exclusive() => first.nth(index).shared(),
+                _ => first.nth(index),
+            };
+            machine.exchange_entry(at, entry.raw());
         }
+        self.count(OUT * run.pages().pages(), PRESENT * run.pages().pages());
     }
 }
 

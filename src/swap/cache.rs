@@ -1,0 +1,176 @@
+//! The swap cache: folios that have slots and are still in memory.
+//!
+//! A folio enters it whole, when its entries are taken out, and leaves it whole: once the device has it, or when it is
+//! mapped again, or when nobody wants it any more. A folio that the device refused stays, *kept*: the cache has a
+//! reference of its own then, and its slots have the only names of its pages. A kept large folio of which only a
+//! part is wanted becomes single pages first.
+//!
+//! **Locks.** A folio's marks (`CACHED`, `KEPT`, its area and first slot) change under its folio lock; a slot stops
+//! naming a frame under its cluster's lock as well, so that [`Area::get_cached`] may look there and take a reference.
+//! Between that look and the folio's lock all may change: [`Area::names`] confirms.
+
+use super::area::Area;
+use super::slot::{SlotRecord, SlotState};
+use super::slots::Slots;
+use crate::frame::{FolioLock, Frame, Frames, REFERENCE, flag};
+use crate::machine::Machine;
+use crate::mm::Mm;
+use crate::pte::SwapEntry;
+use crate::sync::Ordering;
+
+/// The slots of a cached folio. Under its lock.
+#[inline]
+pub(crate) fn slots_of<M: Machine>(frames: &Frames, folio: &FolioLock<'_, M>) -> Slots {
+    let record = frames.record(folio.frame());
+    Slots::new(record.slot.load(Ordering::Relaxed), record.order())
+}
+
+/// Takes the marks of the cache off a folio. The caller has a reference of its own.
+#[inline]
+fn uncache<M: Machine>(frames: &Frames, folio: &FolioLock<'_, M>) {
+    let record = frames.record(folio.frame());
+    if record.has(flag::KEPT) {
+        // The cache's reference, taken when the device refused the folio.
+        let _ = frames.put(folio.frame(), REFERENCE);
+    }
+    record.clear(flag::CACHED | flag::KEPT);
+}
+
+impl<M: Machine> Area<M> {
+    /// Takes a reference to the folio that has the page of `slot`, if one does.
+    ///
+    /// A folio leaves the cache under the cluster's lock, and its reference of the cache's is given back after. So it
+    /// cannot become something else between the look and the reference.
+    pub(crate) fn get_cached(&self, frames: &Frames, slot: u64) -> Option<Frame> {
+        let record = self.slot(slot)?;
+        let _cluster = self.lock_cluster(slot as u32)?;
+        match record.state() {
+            SlotState::Cached { frame, .. } => {
+                frames.frame_at(frame).map(|frame| frames.head(frame)).filter(|&head| frames.get(head))
+            }
+            _ => None,
+        }
+    }
+
+    /// The page of a locked folio that `slot` names, and the uses that the slot has. `None` when it names none of it.
+    pub(crate) fn names(&self, frames: &Frames, slot: u64, folio: &FolioLock<'_, M>) -> Option<(u64, u16)> {
+        let head = folio.frame();
+        match self.slot(slot)?.state() {
+            SlotState::Cached { frame, count } => {
+                let page = frame.checked_sub(head.index())? as u64;
+                (page < 1 << frames.record(head).order()).then_some((page, count))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether any swap entry names a slot of these.
+    pub(super) fn is_wanted(&self, slots: Slots) -> bool {
+        let state = |slot| self.slot(slot as u64).map(SlotRecord::state);
+        slots.each().any(|(_, slot)| matches!(state(slot), Some(SlotState::Cached { count: 1.., .. })))
+    }
+
+    /// The device has a folio, whose pages leave the cache. The slots that no swap entry names any more are freed as
+    /// well.
+    #[inline]
+    pub(super) fn wrote(&self, frames: &Frames, folio: &FolioLock<'_, M>, slots: Slots, shadow: u32) {
+        let mut unused = 0;
+        {
+            let _cluster = self.lock_cluster(slots.first());
+            for (_, slot) in slots.each() {
+                let out = self.slot(slot as u64).and_then(|record| record.wrote(shadow));
+                unused += u32::from(out.is_none());
+            }
+        }
+        if unused > 0 {
+            self.free_unused(slots);
+        }
+        uncache(frames, folio);
+    }
+
+    #[cold]
+    fn free_unused(&self, slots: Slots) {
+        for (_, slot) in slots.each() {
+            let state = self.slot(slot as u64).map(SlotRecord::state);
+            if matches!(state, Some(SlotState::Cached { count: 0, .. })) {
+                self.free_slots(slot, 1);
+            }
+        }
+    }
+
+    /// The folio, whose slots no swap entry names any more, leaves the cache, and the slots are freed.
+    pub(crate) fn leave_cache(&self, frames: &Frames, folio: &FolioLock<'_, M>) {
+        let slots = slots_of(frames, folio);
+        uncache(frames, folio);
+        self.free_slots(slots.first(), slots.pages() as u32);
+    }
+
+    /// Makes single pages of a kept large folio, each with its own slot; those that nobody wants are freed.
+    #[cold]
+    pub(crate) fn split_kept(&self, mm: &Mm<M>, folio: &FolioLock<'_, M>) {
+        let frames = mm.frames();
+        let head = folio.frame();
+        let slots = slots_of(frames, folio);
+        let is_wanted = |slot| {
+            let state = self.slot(slot as u64).map(SlotRecord::state);
+            matches!(state, Some(SlotState::Cached { count: 1.., .. }))
+        };
+        for (page, slot) in slots.each() {
+            if let Some(record) = self.slot(slot as u64) {
+                record.set_single();
+            }
+            let Some(tail) = frames.tail(head, page).filter(|_| page > 0) else { continue };
+            if is_wanted(slot) {
+                frames.promote_kept(head, tail, page, self.number(), slot);
+                mm.reclaim().insert_old(frames, core::iter::once(tail));
+            } else {
+                frames.record(tail).count.store(0, Ordering::Relaxed);
+                frames.promote(tail);
+                self.free_slots(slot, 1);
+                frames.free(mm.machine().cpu(), tail);
+            }
+        }
+        frames.shrink(head);
+        if !is_wanted(slots.first()) {
+            self.leave_cache(frames, folio);
+        }
+        mm.stats().splits.bump();
+    }
+}
+
+impl<M: Machine> Mm<M> {
+    /// Whether the page of a swap entry is still in memory. Under the lock of the table that holds the entry.
+    pub(crate) fn is_cached(&self, entry: SwapEntry) -> bool {
+        let slot = self.swap().area(entry.area()).and_then(|area| area.slot(entry.slot()));
+        matches!(slot.map(SlotRecord::state), Some(SlotState::Cached { .. }))
+    }
+
+    /// Gives back the uses of `count` slots by swap entries from `first` on. The entries that were the last of pages
+    /// still in memory are handed to `cached`: then [`Mm::drop_unused`] has to follow, without a spinning lock.
+    #[inline]
+    pub(crate) fn put_slots(&self, first: SwapEntry, count: u64, mut cached: impl FnMut(SwapEntry)) {
+        if let Some(area) = self.swap().area(first.area()) {
+            area.put(first.slot(), count, |slot| cached(first.nth(slot - first.slot())));
+        }
+    }
+
+    /// Lets go of a page that is still in memory, and of its slot, if no swap entry names the slot any more: for
+    /// whoever gave back the last use of a slot that was cached. May sleep.
+    #[cold]
+    pub(crate) fn drop_unused(&self, entry: SwapEntry) {
+        let frames = self.frames();
+        let Some(area) = self.swap().area(entry.area()) else { return };
+        // When the frame has left meanwhile, who took it out found the slot without users and freed it.
+        let Some(head) = area.get_cached(frames, entry.slot()) else { return };
+        let folio = frames.lock(self.machine(), head);
+        if let Some((_, 0)) = area.names(frames, entry.slot(), &folio) {
+            if frames.record(head).order() > 0 {
+                area.split_kept(self, &folio);
+            } else {
+                area.leave_cache(frames, &folio);
+            }
+        }
+        drop(folio);
+        self.release_folio(head);
+    }
+}
