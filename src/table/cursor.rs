@@ -176,9 +176,10 @@ impl<M: Machine> Cursor<'_, M> {
     }
 
     /// Changes live leaves in place, without losing what the hardware writes meanwhile, and tells `seen` of each run
-    /// that was alike, changed or not: a group, or single pages that differ in their addresses alone, with the change of
-    /// the first. The change may touch permissions, AF, dirty and software bits only, looks at nothing else, and gives
-    /// leaves that differ in AF and dirty alone ones that do; it is lent the proof of exclusivity when the leaf has it.
+    /// that was alike, changed or not: a group, or single pages that differ in their addresses alone, with the change
+    /// of the first. The change may touch permissions, AF, dirty and software bits only, looks at nothing else, and
+    /// gives leaves that differ in AF and dirty alone ones that do; it is lent the proof of exclusivity when the leaf
+    /// has it.
     #[inline]
     pub(crate) fn update(
         &mut self,
@@ -229,8 +230,8 @@ impl<M: Machine> Cursor<'_, M> {
         }
     }
 
-    /// Makes `change` of the first of `pages` single leaves from `at` on that are like the one that it was made for. Ends
-    /// early at one that is not, or that the hardware writes to just then. Returns how many were changed.
+    /// Makes `change` of the first of `pages` single leaves from `at` on that are like the one that it was made for.
+    /// Ends early at one that is not, or that the hardware writes to just then. Returns how many were changed.
     #[inline(always)]
     fn update_alike(&mut self, at: EntryAt, pages: u64, change: Change, each: &mut impl FnMut(Leaf)) -> u64 {
         let machine = self.mm.machine();
@@ -270,7 +271,8 @@ impl<M: Machine> Cursor<'_, M> {
         self.exchange_group(at, |page| first.nth::<M::Granule>(page).raw())
     }
 
-    /// Exchanges the entry of each page of a group for what `new` gives. Returns the old first leaf with the history of all.
+    /// Exchanges the entry of each page of a group for what `new` gives. Returns the old first leaf with the history
+    /// of all.
     #[inline]
     pub(super) fn exchange_group(&mut self, at: EntryAt, new: impl Fn(u64) -> u64) -> Leaf {
         let machine = self.mm.machine();
