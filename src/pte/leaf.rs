@@ -168,6 +168,18 @@ impl Leaf {
         Self(self.0 + (pages << G::SHIFT))
     }
 
+    /// The leaf that `raw` is, if it differs from this one in its address alone.
+    #[inline]
+    pub(crate) const fn alike<G: Granule>(self, raw: u64) -> Option<Self> {
+        if (self.0 ^ raw) & !address_mask::<G>() == 0 { Some(Self(raw)) } else { None }
+    }
+
+    /// The leaf with the address of another one.
+    #[inline]
+    pub(crate) const fn with_address_of<G: Granule>(self, other: Self) -> Self {
+        Self(self.0 & !address_mask::<G>() | other.0 & address_mask::<G>())
+    }
+
     /// The leaf as one of a contiguous group.
     #[inline]
     pub const fn with_contiguous(self) -> Self {
@@ -424,6 +436,17 @@ mod tests {
                 .without_access();
             assert_eq!(changed.raw() & odd, odd);
             assert_eq!(changed.pfn::<K4>(), leaf.pfn::<K4>());
+        }
+    }
+
+    #[test]
+    fn alike_leaves_differ_in_the_address_alone() {
+        let leaf = page(Protection::WRITE).with_write(&Exclusive::proven());
+        let other = leaf.nth::<K4>(0x1_2345);
+        assert_eq!(leaf.alike::<K4>(other.raw()), Some(other));
+        assert_eq!(leaf.with_dirty().with_address_of::<K4>(other), other.with_dirty());
+        for bit in (0..12).chain(48..64) {
+            assert_eq!(leaf.alike::<K4>(other.raw() ^ 1 << bit), None, "bit {bit}");
         }
     }
 

@@ -123,21 +123,23 @@ fn calm_chunk<M: Machine, C: Calm>(
         let mut folios: ArrayVec<Frame, CHUNK> = ArrayVec::new();
         let mut freed = 0;
         let mut lost = Lost::new();
-        cursor.update(
+        cursor.update_each(
             run,
             |leaf, _| C::leaf(leaf),
+            |leaf| {
+                if let Some(frame) = mm.frames().frame(leaf.pfn::<M::Granule>()) {
+                    let head = mm.frames().head(frame);
+                    if folios.last() != Some(&head) {
+                        let _ = folios.try_push(head);
+                    }
+                }
+            },
             |pages, Change { was, is }| {
                 if was.is_dirty() && !is.is_dirty() {
                     freed += pages.pages();
                 }
                 if was != is {
                     lost.add(pages, node, flush);
-                }
-                if let Some(frame) = mm.frames().frame(was.pfn::<M::Granule>()) {
-                    let head = mm.frames().head(frame);
-                    if folios.last() != Some(&head) {
-                        let _ = folios.try_push(head);
-                    }
                 }
             },
         );

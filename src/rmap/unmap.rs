@@ -8,7 +8,7 @@
 use arrayvec::ArrayVec;
 
 use super::split::split;
-use crate::addr::{Vpn, VpnRange};
+use crate::addr::{PfnRange, Vpn, VpnRange};
 use crate::frame::{FolioLock, MAP};
 use crate::machine::Machine;
 use crate::mm::Mm;
@@ -117,21 +117,23 @@ pub(crate) fn unmap<'a, M: Machine>(
     if ageing == Ageing::SecondChance && seen.is_accessed {
         // Without the invalidation a CPU that keeps the translation would not set the flag again, and a hot page
         // would look cold. One operation a run, one barrier pair a batch.
-        let all = cursor.fit(run, Edge::Widen, id, flush);
-        let first = frames.pfn(frame);
-        let ours = |leaf: Leaf| {
-            let pfn = leaf.pfn::<M::Granule>();
-            pfn >= first && pfn < first.offset(run.pages())
-        };
-        cursor.update(
-            all,
-            |leaf, _| if ours(leaf) { leaf.without_access() } else { leaf },
-            |pages, Change { was, is }| {
-                if was != is {
-                    flush.note(id, pages);
-                }
-            },
-        );
+        let ours = PfnRange::new(frames.pfn(frame), run.pages());
+        let mut page = run.start();
+        while page < run.end() {
+            let alike = cursor.widen(page);
+            if matches!(cursor.read(page), Decoded::Leaf(leaf) if ours.contains(leaf.pfn::<M::Granule>())) {
+                cursor.update(
+                    alike,
+                    |leaf, _| leaf.without_access(),
+                    |pages, Change { was, is }| {
+                        if was != is {
+                            flush.note(id, pages);
+                        }
+                    },
+                );
+            }
+            page = alike.pages().end();
+        }
         return Unmapped::Kept(Refusal::Referenced);
     }
     let is_whole = seen.mapped == run.pages() && run.pages() <= CHUNK as u64;

@@ -33,32 +33,31 @@ impl<M: Machine> Space<M> {
         let protection = usable(mm, protection);
         let mut guarded = self.lock(mm);
         let regions = &mut guarded.regions;
-        let mut end = wanted.start();
-        while end < wanted.end()
-            && let Some(region) = regions.find(mm, end)
-        {
-            end = region.pages.end();
-        }
-        let range = wanted.intersection(VpnRange::between(wanted.start(), end));
-        let done = if range == wanted { Ok(()) } else { Err(MapError::NotMapped(end.base::<M::Granule>())) };
+        let range = regions.covered(mm, wanted);
+        let done = if range == wanted { Ok(()) } else { Err(MapError::NotMapped(range.end().base::<M::Granule>())) };
         if range.is_empty() {
             return done;
         }
         regions.reserve(mm).ok_or(MapError::NoMemory)?;
-        regions.cut(mm, range.start());
-        regions.cut(mm, range.end());
         let mut flush = Flush::new(mm);
-        let mut page = range.start();
         let new = |old: Protection| protection | old & Protection::TAGGED;
-        while page < range.end()
-            && let Some(region) = regions.protect(mm, page, new)
-        {
-            if new(region.protection) != region.protection {
-                self.protect_pages(mm, region, new(region.protection), &mut flush);
-            }
-            page = region.pages.end();
-        }
         let around = group::around::<M::Granule>(range);
+        let mut left = range;
+        while !left.is_empty()
+            && let Some(region) = regions.protect(mm, left, new)
+        {
+            let part = Region { pages: region.pages.intersection(range), ..region };
+            let is_changed = new(region.protection) != region.protection;
+            if is_changed {
+                self.protect_pages(mm, part, new(region.protection), &mut flush);
+            }
+            if region.pages.start() < range.start() && range.end() < region.pages.end() {
+                // The inner part of one region: neither of its ends has a neighbour to join.
+                self.heal(mm, if is_changed { part } else { region }, around, &mut flush);
+                return done;
+            }
+            left = VpnRange::between(part.pages.end(), range.end());
+        }
         match regions.join(mm, range) {
             Some(region) if range.end() <= region.pages.end() => self.heal(mm, region, around, &mut flush),
             _ => {

@@ -41,6 +41,18 @@ impl Region {
     pub(crate) fn grows(&self) -> bool {
         self.floor < self.pages.start()
     }
+
+    /// What lies below `page`, and what does not. Both parts of a growing region go on growing: the lower one now, the
+    /// upper one once the lower is gone.
+    #[inline]
+    fn cut(self, page: Vpn) -> (Self, Self) {
+        let low = Self { pages: self.pages.intersection(VpnRange::between(Vpn::new(0), page)), ..self };
+        if low.pages.is_empty() {
+            return (low, self);
+        }
+        let floor = if self.grows() { self.floor } else { page };
+        (low, Self { pages: VpnRange::between(page, self.pages.end()), floor, ..self })
+    }
 }
 
 const NOTHING: Region =
@@ -194,52 +206,68 @@ impl Regions {
     }
 
     /// Makes sure that one call's insertions will find room. `None` when there is no memory, or the list is full.
+    #[inline]
     pub(crate) fn reserve<M: Machine>(&mut self, mm: &Mm<M>) -> Option<()> {
+        if self.root.is_none() || self.spares.len() < SPARES {
+            self.refill(mm)?;
+        }
+        if self.leaves + SPARES > Records::<Leaf>::capacity::<M>() { None } else { Some(()) }
+    }
+
+    #[cold]
+    fn refill<M: Machine>(&mut self, mm: &Mm<M>) -> Option<()> {
         if self.root.is_none() {
             self.root = Some(Records::take(mm)?);
         }
         while self.spares.len() < SPARES {
             self.spares.push(Records::take(mm)?);
         }
-        if self.leaves + SPARES > Records::<Leaf>::capacity::<M>() { None } else { Some(()) }
+        Some(())
     }
 
     /// Adds a region that meets no other. After [`Regions::reserve`].
     pub(crate) fn insert<M: Machine>(&mut self, mm: &Mm<M>, region: Region) {
         let place = self.place(mm, region.pages.start()).unwrap_or(Place { leaf: 0, within: 0 });
-        self.insert_at(mm, place, region);
+        self.insert_at(mm, place, [region]);
     }
 
-    /// Adds a region where it belongs.
-    fn insert_at<M: Machine>(&mut self, mm: &Mm<M>, place: Place, region: Region) {
+    /// Adds neighbouring regions where the first of them belongs.
+    fn insert_at<M: Machine, const N: usize>(&mut self, mm: &Mm<M>, place: Place, regions: [Region; N]) {
         self.last = NOTHING;
-        let Some((place, leaf)) = self.room(mm, place) else { return debug_assert!(false, "no leaf was reserved") };
-        leaf.regions.shift(mm, place.within, leaf.regions, place.within + 1, leaf.len - place.within);
-        leaf.regions.set(mm, place.within, region);
-        let first = if place.within == 0 { region.pages.start() } else { leaf.first };
-        self.set_leaf(mm, place.leaf, Leaf { first, len: leaf.len + 1, ..leaf });
+        let Some((place, leaf)) = self.room(mm, place, N) else { return debug_assert!(false, "no leaf was reserved") };
+        leaf.regions.shift(mm, place.within, leaf.regions, place.within + N, leaf.len - place.within);
+        for (index, region) in regions.into_iter().enumerate() {
+            leaf.regions.set(mm, place.within + index, region);
+        }
+        let first = if place.within == 0 { regions[0].pages.start() } else { leaf.first };
+        self.set_leaf(mm, place.leaf, Leaf { first, len: leaf.len + N, ..leaf });
+        // The next call is mostly for what comes after.
+        self.near.set(Place { within: place.within + N, ..place });
     }
 
-    /// A place with room for one more region, where one is to be inserted at `place`.
-    fn room<M: Machine>(&mut self, mm: &Mm<M>, place: Place) -> Option<(Place, Leaf)> {
-        let capacity = Records::<Region>::capacity::<M>();
-        let Some(leaf) = self.leaf(mm, place.leaf) else {
-            let leaf = self.add_leaf(mm, 0)?;
-            return Some((Place { leaf: 0, within: 0 }, leaf));
-        };
-        if leaf.len < capacity {
-            return Some((place, leaf));
+    /// A place with room for `count` more regions, where they are to be inserted at `place`.
+    #[inline]
+    fn room<M: Machine>(&mut self, mm: &Mm<M>, place: Place, count: usize) -> Option<(Place, Leaf)> {
+        match self.leaf(mm, place.leaf) {
+            Some(leaf) if leaf.len + count <= Records::<Region>::capacity::<M>() => Some((place, leaf)),
+            Some(leaf) => self.split(mm, place, leaf),
+            None => Some((Place { leaf: 0, within: 0 }, self.add_leaf(mm, 0)?)),
         }
-        let ends = [0, capacity];
-        let at = if ends.contains(&place.within) { place.within } else { capacity / 2 };
+    }
+
+    /// Makes two leaves of one. Returns where `place` is then.
+    #[cold]
+    fn split<M: Machine>(&mut self, mm: &Mm<M>, place: Place, leaf: Leaf) -> Option<(Place, Leaf)> {
+        let ends = [0, leaf.len];
+        let at = if ends.contains(&place.within) { place.within } else { leaf.len / 2 };
         let upper = self.add_leaf(mm, place.leaf + 1)?;
-        leaf.regions.shift(mm, at, upper.regions, 0, capacity - at);
+        leaf.regions.shift(mm, at, upper.regions, 0, leaf.len - at);
         let lower = Leaf { len: at, ..leaf };
-        let first = if at < capacity { upper.regions.get(mm, 0).pages.start() } else { leaf.first };
-        let upper = Leaf { first, len: capacity - at, ..upper };
+        let first = if at < leaf.len { upper.regions.get(mm, 0).pages.start() } else { leaf.first };
+        let upper = Leaf { first, len: leaf.len - at, ..upper };
         self.set_leaf(mm, place.leaf, lower);
         self.set_leaf(mm, place.leaf + 1, upper);
-        if place.within > at || at == capacity {
+        if place.within > at || at == leaf.len {
             Some((Place { leaf: place.leaf + 1, within: place.within - at }, upper))
         } else {
             Some((place, lower))
@@ -297,22 +325,46 @@ impl Regions {
         }
     }
 
-    /// Gives the first region that ends above `page` the protection that `change` makes of its own. Returns it as it was.
+    /// The part of `range` up to its first page that no region holds.
+    #[inline]
+    pub(crate) fn covered<M: Machine>(&self, mm: &Mm<M>, range: VpnRange) -> VpnRange {
+        let mut end = range.start();
+        while end < range.end()
+            && let Some(region) = self.place(mm, end).and_then(|place| self.below(mm, place))
+            && region.pages.contains(end)
+        {
+            end = region.pages.end();
+        }
+        range.intersection(VpnRange::between(range.start(), end))
+    }
+
+    /// Gives the part of `range` that lies in the region of its first page the protection that `change` makes of the
+    /// region's own. Returns that region as it was. After [`Regions::reserve`].
     #[inline]
     pub(crate) fn protect<M: Machine>(
         &mut self,
         mm: &Mm<M>,
-        page: Vpn,
+        range: VpnRange,
         change: impl FnOnce(Protection) -> Protection,
     ) -> Option<Region> {
-        let place = self.place(mm, page).unwrap_or(Place { leaf: 0, within: 0 });
-        let holds = self.below(mm, place).is_some_and(|region| region.pages.contains(page));
-        let place = if holds { place } else { self.after(mm, place)? };
+        let place = self.place(mm, range.start())?;
         let (leaf, region) = (self.leaf(mm, place.leaf)?, self.below(mm, place)?);
+        if !region.pages.contains(range.start()) {
+            return None;
+        }
         let protection = change(region.protection);
         if protection != region.protection {
             self.last = NOTHING;
-            leaf.regions.set(mm, place.within - 1, Region { protection, ..region });
+            let (low, rest) = region.cut(range.start());
+            let (part, high) = rest.cut(range.end());
+            let part = Region { protection, ..part };
+            leaf.regions.set(mm, place.within - 1, if low.pages.is_empty() { part } else { low });
+            match (low.pages.is_empty(), high.pages.is_empty()) {
+                (false, false) => self.insert_at(mm, place, [part, high]),
+                (false, true) => self.insert_at(mm, place, [part]),
+                (true, false) => self.insert_at(mm, place, [high]),
+                (true, true) => {}
+            }
         }
         Some(region)
     }
@@ -339,11 +391,9 @@ impl Regions {
         if region.pages.start() == page || !region.pages.contains(page) {
             return;
         }
-        let low = Region { pages: VpnRange::between(region.pages.start(), page), ..region };
+        let (low, high) = region.cut(page);
         leaf.regions.set(mm, place.within - 1, low);
-        // Both parts of a growing region go on growing: the lower one now, the upper one once the lower is gone.
-        let floor = if region.grows() { region.floor } else { page };
-        self.insert_at(mm, place, Region { pages: VpnRange::between(page, region.pages.end()), floor, ..region });
+        self.insert_at(mm, place, [high]);
     }
 
     /// The place of the region after the one at `place`.

@@ -40,6 +40,15 @@ pub(crate) struct Change {
     pub(crate) is: Leaf,
 }
 
+impl Change {
+    /// The same change of the leaf that `raw` is, if that differs from the first in its address alone.
+    #[inline]
+    fn of_alike<G: Granule>(self, raw: u64) -> Option<Self> {
+        let was = self.was.alike::<G>(raw)?;
+        Some(Self { was, is: self.is.with_address_of::<G>(was) })
+    }
+}
+
 /// What an entry held that was taken out.
 #[derive(Copy, Clone)]
 pub(crate) enum Taken {
@@ -173,14 +182,27 @@ impl<M: Machine> Cursor<'_, M> {
     }
 
     /// Changes live leaves in place, without losing what the hardware writes meanwhile, and tells `seen` of each run
-    /// that was alike, changed or not: a group, or one page. The change may touch permissions, AF, dirty and software bits
-    /// only, and gives leaves that differ in AF and dirty alone ones that do; it is lent the proof of exclusivity when
-    /// the leaf has it.
+    /// that was alike, changed or not: a group, or single pages that differ in their addresses alone, with the change
+    /// of the first. The change may touch permissions, AF, dirty and software bits only, looks at nothing else, and
+    /// gives leaves that differ in AF and dirty alone ones that do; it is lent the proof of exclusivity when the leaf
+    /// has it.
     #[inline]
     pub(crate) fn update(
         &mut self,
         run: Fitted,
         change: impl Fn(Leaf, Option<&Exclusive<'_>>) -> Leaf,
+        seen: impl FnMut(VpnRange, Change),
+    ) {
+        self.update_each(run, change, |_| {}, seen);
+    }
+
+    /// [`Cursor::update`], which also tells `each` of every page's leaf as it was, and of a group's first.
+    #[inline]
+    pub(crate) fn update_each(
+        &mut self,
+        run: Fitted,
+        change: impl Fn(Leaf, Option<&Exclusive<'_>>) -> Leaf,
+        mut each: impl FnMut(Leaf),
         mut seen: impl FnMut(VpnRange, Change),
     ) {
         let machine = self.mm.machine();
@@ -195,55 +217,74 @@ impl<M: Machine> Cursor<'_, M> {
         while index < run.pages().pages() {
             let at = start.offset(index as usize);
             let page = run.pages().start().offset(index);
-            index += 1;
-            let mut raw = machine.load_entry(at);
-            let (pages, done) = loop {
-                let Decoded::Leaf(was) = decode::<M::Granule>(raw, Level::LEAF) else { break (0, None) };
-                if was.is_contiguous() {
-                    break (M::Granule::GROUP_PAGES as u64, Some(self.update_group(at, was, &change)));
-                }
-                let is = change(was);
-                if is == was {
-                    break (1, Some(Change { was, is }));
-                }
-                match machine.compare_exchange_entry(at, raw, is.raw()) {
-                    Ok(()) => break (1, Some(Change { was, is })),
-                    Err(now) => raw = now,
-                }
+            let Decoded::Leaf(was) = decode::<M::Granule>(machine.load_entry(at), Level::LEAF) else {
+                index += 1;
+                continue;
             };
-            if let Some(change) = done {
-                index += pages - 1;
+            let (pages, change) = if was.is_contiguous() {
+                each(was);
+                (M::Granule::GROUP_PAGES as u64, self.update_group(at, was, &change))
+            } else {
+                let change = Change { was, is: change(was) };
+                (self.update_alike(at, run.pages().pages() - index, change, &mut each), change)
+            };
+            // None at all when the hardware came in between: then the leaf is looked at once more.
+            if pages > 0 {
+                index += pages;
                 seen(VpnRange::new(page, pages), change);
             }
         }
     }
 
+    /// Makes `change` of the first of `pages` single leaves from `at` on that are like the one that it was made for.
+    /// Ends early at one that is not, or that the hardware writes to just then. Returns how many were changed.
+    #[inline(always)]
+    fn update_alike(&mut self, at: EntryAt, pages: u64, change: Change, each: &mut impl FnMut(Leaf)) -> u64 {
+        let machine = self.mm.machine();
+        for page in 0..pages {
+            let at = at.offset(page as usize);
+            let raw = machine.load_entry(at);
+            let Some(Change { was, is }) = change.of_alike::<M::Granule>(raw) else { return page };
+            if change.was != change.is && machine.compare_exchange_entry(at, raw, is.raw()).is_err() {
+                return page;
+            }
+            each(was);
+        }
+        pages
+    }
+
     /// Changes the group that starts at `at`, whose first leaf is `first`. What it was has the history of all entries.
     ///
-    /// Every entry is exchanged for the same new leaf, made from what is known of the group so far. If an old one had more
-    /// history than that, once more: a use that the hardware notes late is in some old entry.
+    /// Every entry is exchanged for the same new leaf, made from what is known of the group so far. If the old ones had
+    /// more history than that, once more: a use that the hardware notes late is in some old entry.
     #[inline]
     fn update_group(&mut self, at: EntryAt, first: Leaf, change: &impl Fn(Leaf) -> Leaf) -> Change {
-        let mut was = first;
-        let mut is = change(was);
+        let mut is = change(first);
+        let mut was = self.exchange_group(at, |page| is.nth::<M::Granule>(page).raw());
         loop {
-            let old = self.exchange_group(at, is);
-            was = was.with_history_of(old);
             let next = change(was);
             if next == is {
                 return Change { was, is };
             }
             is = next;
+            was = was.with_history_of(self.exchange_group_again(at, is));
         }
     }
 
-    /// Exchanges the entries of a group for `first` and its like. Returns the old first leaf with the history of all.
+    #[cold]
+    #[inline(never)]
+    fn exchange_group_again(&mut self, at: EntryAt, first: Leaf) -> Leaf {
+        self.exchange_group(at, |page| first.nth::<M::Granule>(page).raw())
+    }
+
+    /// Exchanges the entry of each page of a group for what `new` gives. Returns the old first leaf with the history
+    /// of all.
     #[inline]
-    fn exchange_group(&mut self, at: EntryAt, first: Leaf) -> Leaf {
+    pub(super) fn exchange_group(&mut self, at: EntryAt, new: impl Fn(u64) -> u64) -> Leaf {
         let machine = self.mm.machine();
         let (mut any, mut all) = (0, !0);
-        for index in 0..M::Granule::GROUP_PAGES {
-            let old = machine.exchange_entry(at.offset(index), first.nth::<M::Granule>(index as u64).raw());
+        for page in 0..M::Granule::GROUP_PAGES {
+            let old = machine.exchange_entry(at.offset(page), new(page as u64));
             any |= old;
             all &= old;
         }

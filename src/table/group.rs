@@ -15,10 +15,10 @@
 
 use super::Cursor;
 use crate::addr::{Vpn, VpnRange};
-use crate::granule::{Granule, Level};
+use crate::granule::Granule;
 use crate::machine::Machine;
 use crate::node::NodeId;
-use crate::pte::{Decoded, Leaf, decode};
+use crate::pte::{Decoded, Leaf};
 use crate::tlb::Flush;
 
 /// What an operation does with a group that its run covers in part.
@@ -169,20 +169,13 @@ impl<M: Machine> Cursor<'_, M> {
     /// Break-before-make of the live, equal entries of one group: they come back with what `change` makes of them and
     /// with the history of all. The hole exists under the table's lock alone.
     fn remake(&mut self, group: VpnRange, node: NodeId, flush: &mut Flush<'_, M>, change: impl FnOnce(Leaf) -> Leaf) {
-        let machine = self.mm.machine();
         let at = self.table.entry(group.start());
-        let mut merged: Option<Leaf> = None;
-        for index in 0..M::Granule::GROUP_PAGES {
-            let old = machine.exchange_entry(at.offset(index), 0);
-            if let Decoded::Leaf(leaf) = decode::<M::Granule>(old, Level::LEAF) {
-                merged = Some(merged.map_or(leaf, |first| first.with_history_of(leaf)));
-            }
-        }
+        let old = self.exchange_group(at, |_| 0);
         flush.note(node, group);
         flush.invalidate();
-        let Some(first) = merged.map(change) else { return };
-        for index in 0..M::Granule::GROUP_PAGES {
-            machine.store_entry(at.offset(index), first.nth::<M::Granule>(index as u64).raw());
+        let first = change(old);
+        for page in 0..M::Granule::GROUP_PAGES {
+            self.mm.machine().store_entry(at.offset(page), first.nth::<M::Granule>(page as u64).raw());
         }
     }
 }
