@@ -7,8 +7,39 @@
 //!
 //! In builds with debug assertions a per-thread depth counter checks the first rule: [`assert_may_sleep`] fails when
 //! a spinning lock is held.
+//!
+//! With the feature `shuttle`, for `tests/races.rs` alone, each operation on an atomic, and so each turn of a lock, is a
+//! step of a scheduler that explores interleavings: `steps`.
 
-pub use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+#[cfg(feature = "shuttle")]
+mod steps;
+
+pub use core::sync::atomic::Ordering;
+#[cfg(not(feature = "shuttle"))]
+pub use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+#[cfg(feature = "shuttle")]
+pub use steps::{AtomicU32, AtomicU64, AtomicUsize, stepping};
+
+/// Atomics that are no steps to a scheduler: those of counters, by which nobody decides, and those that an emulated
+/// machine touches within one of its own steps.
+pub(crate) mod stepless {
+    #[cfg(any(test, feature = "emu"))]
+    pub(crate) use core::sync::atomic::AtomicU32;
+    pub(crate) use core::sync::atomic::AtomicU64;
+}
+
+/// Values of the calling thread. shuttle's tasks share one thread, and have theirs all the same.
+#[cfg(all(any(test, feature = "emu"), feature = "shuttle"))]
+pub(crate) use shuttle::thread_local;
+#[cfg(all(any(test, feature = "emu"), not(feature = "shuttle")))]
+pub(crate) use std::thread_local;
+
+/// A step that is no operation on an atomic: one of the emulated machine's.
+#[cfg(feature = "shuttle")]
+pub(crate) use steps::step;
+#[cfg(all(any(test, feature = "emu"), not(feature = "shuttle")))]
+#[inline(always)]
+pub(crate) fn step() {}
 
 /// A value written once and read without a lock from then on.
 pub type Once<T> = spin::once::Once<T, Relax>;
@@ -31,14 +62,16 @@ impl spin::RelaxStrategy for Relax {
         unsafe {
             core::arch::asm!("yield", options(nomem, nostack, preserves_flags));
         }
-        #[cfg(not(all(target_arch = "aarch64", target_os = "none")))]
+        #[cfg(feature = "shuttle")]
+        steps::relax();
+        #[cfg(not(any(feature = "shuttle", all(target_arch = "aarch64", target_os = "none"))))]
         core::hint::spin_loop();
     }
 }
 
 #[cfg(all(debug_assertions, any(test, feature = "emu")))]
 mod depth {
-    std::thread_local! {
+    crate::sync::thread_local! {
         static HELD: core::cell::Cell<u32> = const { core::cell::Cell::new(0) };
     }
     pub fn enter() {
@@ -99,6 +132,8 @@ impl<T> Spin<T> {
     /// Spins until the lock is free, and takes it.
     #[inline]
     pub fn lock(&self) -> SpinGuard<'_, T> {
+        #[cfg(feature = "shuttle")]
+        steps::step();
         SpinGuard { inner: self.0.lock(), _held: HeldMark::new() }
     }
 }

@@ -118,8 +118,11 @@ impl<M: Machine> Space<M> {
         if cursor.holds_swapped() {
             for page in 0..run.pages().pages() {
                 let page = run.pages().start().offset(page);
-                // Reclaim took the entry away, and its flush may be still to come.
-                if matches!(cursor.read(page), Decoded::Swapped(entry) if mm.is_cached(entry)) {
+                // Reclaim took the entry away, and its fence and its flush may be still to come.
+                if let Decoded::Swapped(entry) = cursor.read(page)
+                    && mm.is_cached(entry)
+                {
+                    cursor.store_again(page, entry);
                     flush.note(self.node, VpnRange::new(page, 1));
                 }
             }

@@ -312,6 +312,12 @@ impl<M: Machine> Cursor<'_, M> {
         self.count(0, present);
     }
 
+    /// Stores a swap entry once more. Another CPU put it there, and its fence may be still to come: a walker that sees this
+    /// CPU's store, as it must after this CPU's fence, sees none before it.
+    pub(crate) fn store_again(&mut self, page: Vpn, entry: SwapEntry) {
+        self.mm.machine().store_entry(self.table.entry(page), entry.raw());
+    }
+
     /// Takes a live leaf that is in no group out and leaves `entry` in its place.
     #[inline]
     pub(crate) fn swap_out(&mut self, page: Vpn, entry: SwapEntry) -> Option<Leaf> {

@@ -9,7 +9,7 @@ use crate::granule::Granule;
 use crate::machine::{Asid, EntryAt, Features};
 use crate::sync::Ordering::Relaxed;
 
-use super::desc::VALID;
+use super::desc::{ACCESSED, VALID};
 use super::may::{Frame, Ghost, Root};
 use super::ram::Ram;
 use super::report::Log;
@@ -193,6 +193,13 @@ impl<G: Granule> State<G> {
         self.late += 1;
     }
 
+    /// Lets a table store travel that changes nothing, but overtakes those that are on their way to the same word.
+    pub(super) fn repeat(&mut self, cpu: usize, at: EntryAt, raw: u64) {
+        if self.late > 0 && self.cpus.iter().any(|cpu| cpu.late.iter().any(|late| late.at == at)) {
+            self.delay(cpu, at, raw);
+        }
+    }
+
     /// The oldest late store of a CPU reaches everybody.
     fn arrive_one(&mut self, cpu: usize) {
         if !self.cpus[cpu].late.is_empty() {
@@ -247,8 +254,10 @@ impl<G: Granule> State<G> {
         };
         for (_, cpu) in self.cpus.iter_mut().enumerate().filter(|(number, _)| what.cpus >> number & 1 != 0) {
             let installed = cpu.root.map(|(_, asid)| asid);
-            cpu.tlb.invalidate(what, |asid, at| {
-                (asid.is_none() || asid == installed) && late.iter().any(|late| late.at == at)
+            cpu.tlb.invalidate(what, |asid, at, raw| {
+                // An earlier one than the late store replaced is nowhere any more. What is cached has AF.
+                let is_same = |late: &Late| late.at == at && (late.old ^ raw) & !ACCESSED == 0;
+                (asid.is_none() || asid == installed) && late.iter().any(is_same)
             });
         }
     }

@@ -137,11 +137,12 @@ impl<G: Granule> State<G> {
     /// Writes a descriptor and moves both sets. The laws were checked before.
     pub(super) fn replace(&mut self, cpu: usize, place: Place, at: EntryAt, raw: u64) {
         let old = self.ram.entry(at).swap(raw, Relaxed);
-        if old == raw {
-            return;
-        }
         for ghost in self.ghosts.iter_mut().chain(&mut self.unseen).filter(|ghost| ghost.at == at) {
             ghost.writers |= 1 << cpu;
+        }
+        if old == raw {
+            self.repeat(cpu, at, raw);
+            return;
         }
         let vpn = place.vpn::<G>(at.index);
         let (before, after) = (decode::<G>(old, place.level), decode::<G>(raw, place.level));
