@@ -3,8 +3,8 @@
 //! A step is an operation on an atomic, a turn of a lock, an operation of the emulated machine, or an access of a program
 //! with what the hardware writes for it. Each schedule makes a small world anew, lets two or three CPUs work on one
 //! group of pages, and looks at what is left: the contents and tags, page by page, against what may be there; the groups'
-//! entries; frames, slots and tag rooms; and the emulator's laws on the way. Half of the schedules are random, half
-//! have few changes of turns at places that matter (PCT).
+//! entries; frames, slots and tag rooms; and the emulator's laws on the way. Half of the schedules are bursts of steps of any
+//! length, half have few changes of turns, at any of the steps (PCT).
 //!
 //! ```text
 //! cargo test --no-default-features --features shuttle --test races
@@ -37,11 +37,11 @@ use ebbtide::reclaim::Advice;
 use ebbtide::space::{FaultError, Protection};
 use ebbtide::sync::{Spin, stepping};
 use shuttle::rand::{Rng, thread_rng};
-use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler};
+use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Schedule, Scheduler, Task, TaskId};
 use shuttle::{Config, FailurePersistence, Runner};
 
 use support::entries::{ACCESSED, READ_ONLY, VALID, WRITABLE};
-use support::{RW, RWT, Rig, Setup, Stage, tagged};
+use support::{Dice, RW, RWT, Rig, Setup, Stage, tagged};
 
 const BASE: u64 = 0x4000_0000;
 const PAGE: u64 = 4096;
@@ -69,6 +69,45 @@ impl Drop for Told<'_> {
     }
 }
 
+/// Lets a task go on for a while, and then chooses among the others. How long a while is differs by schedule: CPUs that
+/// take turns at every step, and one that does all of a call while another is between two of its steps.
+#[derive(Debug)]
+struct Bursts {
+    /// Its rounds, and its random data.
+    rounds: RandomScheduler,
+    dice: Dice,
+    /// One step in so many ends a burst, on average.
+    length: u64,
+}
+
+impl Bursts {
+    fn new(seed: u64, schedules: usize) -> Self {
+        Self { rounds: RandomScheduler::new_from_seed(seed, schedules), dice: Dice::new(seed), length: 1 }
+    }
+}
+
+impl Scheduler for Bursts {
+    fn new_execution(&mut self) -> Option<Schedule> {
+        self.length = 1 << self.dice.below(10);
+        self.rounds.new_execution()
+    }
+
+    fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, is_yielding: bool) -> Option<TaskId> {
+        let goes_on = !is_yielding && self.dice.below(self.length) != 0;
+        if let Some(current) = current.filter(|&current| goes_on && runnable.iter().any(|task| task.id() == current)) {
+            return Some(current);
+        }
+        let others = runnable.iter().filter(|task| Some(task.id()) != current).count();
+        let choice = self.dice.below(others.max(1) as u64) as usize;
+        let mut tasks = runnable.iter().filter(|task| others == 0 || Some(task.id()) != current);
+        tasks.nth(choice).map(|task| task.id())
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        self.rounds.next_u64()
+    }
+}
+
 /// Runs a scene under many schedules.
 fn explore(race: &str, scene: impl Fn() + Send + Sync + 'static) {
     let mut config = Config::new();
@@ -89,7 +128,7 @@ fn explore(race: &str, scene: impl Fn() + Send + Sync + 'static) {
     }
     let schedules = variable("EBBTIDE_SCHEDULES").map_or(BOUNDED, |schedules| schedules as usize);
     let seed = variable("EBBTIDE_SEED").unwrap_or(1);
-    run(Box::new(RandomScheduler::new_from_seed(seed, schedules.div_ceil(2))));
+    run(Box::new(Bursts::new(seed, schedules.div_ceil(2))));
     run(Box::new(PctScheduler::new_from_seed(seed, 3, schedules / 2)));
 }
 

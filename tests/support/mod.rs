@@ -294,6 +294,7 @@ pub const fn tagged(address: u64, tag: u8) -> u64 {
 }
 
 /// Numbers that follow from a seed (splitmix64).
+#[derive(Debug)]
 pub struct Dice(u64);
 
 impl Dice {
