@@ -47,6 +47,8 @@ const BASE: u64 = 0x4000_0000;
 const PAGE: u64 = 4096;
 /// Where each CPU has a page that nobody races for.
 const FAR: u64 = 0x4020_0000;
+/// What is mapped in a race, in a table that is there.
+const NEXT: u64 = FAR + 8 * PAGE;
 const PAGES: u64 = 16;
 
 // ---- Exploring. ----
@@ -221,11 +223,19 @@ impl World {
     fn new(cpus: usize) -> Self {
         let mut dice = thread_rng();
         let pick = |dice: &mut shuttle::rand::rngs::ThreadRng, bound: u32| dice.gen_range(0..bound);
-        let start = [Start::Empty, Start::Clean, Start::Dirty, Start::Dirty, Start::Cold, Start::Cold, Start::Out]
-            [pick(&mut dice, 7) as usize];
+        let start = [
+            Start::Empty,
+            Start::Clean,
+            Start::Clean,
+            Start::Dirty,
+            Start::Dirty,
+            Start::Cold,
+            Start::Cold,
+            Start::Out,
+        ][pick(&mut dice, 8) as usize];
         let adversary = if pick(&mut dice, 2) == 0 { Adversary::Quiet } else { Adversary::Full };
         let features = if pick(&mut dice, 4) == 0 { Features::MTE | Features::TLB_RANGE } else { Features::all() };
-        let orders = if pick(&mut dice, 4) == 0 { FolioOrders::SINGLE } else { FolioOrders::group::<K4>() };
+        let orders = if pick(&mut dice, 2) == 0 { FolioOrders::SINGLE } else { FolioOrders::group::<K4>() };
         let setup = Setup {
             // So little that the reclaimer has work to do once each CPU has taken some in advance.
             frames: 64 + 16 * (cpus as u64 - 1),
@@ -400,11 +410,20 @@ enum Presses {
 
 // ---- What CPUs do. ----
 
+/// Makes pages of `space` out of what was freed last on this CPU. What was a table is then a page, of nothing that a
+/// walker could use.
+fn reuse(rig: &Rig, space: &Space<Stage<K4>>, cpu: usize) {
+    for (page, word) in (0..4).flat_map(|page| [0, 5, 11].map(|word| (page, word))) {
+        let stored = rig.program_on(cpu, space).store(NEXT + page * PAGE + word * 8, !0);
+        assert_eq!(stored, Ok(()), "{:?}", rig.emu().last_operations());
+    }
+}
+
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 enum Call {
     /// The walker: evicts, splits, ages.
     Reclaim,
-    /// A program that stores to three pages, twice.
+    /// A program that stores to some pages, and to one of them again.
     Store,
     /// The same pages from the other end, and their neighbours.
     StoreBeside,
@@ -427,6 +446,9 @@ enum Call {
 
 use Call::*;
 
+/// The pages that a program stores to, and its words.
+const STORES: [(u64, u64); 6] = [(0, 1), (5, 2), (11, 3), (14, 4), (8, 5), (5, 6)];
+
 impl Call {
     /// What meets programs and the reclaimer.
     const CALLS: [Self; 12] = [
@@ -448,8 +470,10 @@ impl Call {
         world.rig.emu().set_cpu(cpu);
         match self {
             Reclaim => world.rig.mm.balance(),
-            Store => [(0, 1), (5, 2), (11, 3), (5, 4)].iter().for_each(|&(page, value)| world.store(cpu, page, value)),
-            StoreBeside => [(11, 5), (6, 6), (1, 7)].iter().for_each(|&(page, value)| world.store(cpu, page, value)),
+            Store => STORES.iter().for_each(|&(page, value)| world.store(cpu, page, value)),
+            StoreBeside => {
+                [(11, 7), (6, 8), (5, 9), (1, 10)].iter().for_each(|&(page, value)| world.store(cpu, page, value))
+            }
             Load => [0, 5, 12, 5].iter().for_each(|&page| world.load(cpu, page)),
             ShutPart => self.shut(world, PART, RWT - Protection::WRITE, Access::Store(9)),
             ShutAll => self.shut(world, ALL, RWT - Protection::WRITE, Access::Store(9)),
@@ -479,6 +503,8 @@ impl Call {
         world.space.unmap(&world.rig.mm, at(pages.start), (pages.end - pages.start) * PAGE).unwrap();
         world.note(pages.clone(), Phase::Over, |done| &mut done.unmapped);
         world.is_refused(pages, Access::Load);
+        world.rig.map(&world.space, NEXT, 4, RW);
+        reuse(&world.rig, &world.space, world.rig.emu().cpu());
     }
 
     fn give_up(self, world: &World, pages: std::ops::Range<u64>, advice: Advice, of: fn(&mut Done) -> &mut Phase) {
@@ -543,12 +569,15 @@ fn the_end_of_a_space_meets_reclaim() {
         let other = world.rig.try_space().unwrap();
         world.rig.activate(2, &other);
         world.rig.map(&other, BASE, 1, RW);
+        world.rig.map(&other, NEXT, 4, RW);
         let World { rig, space, told, .. } = world;
         let ending = Mutex::new(Some(space));
         let end = |cpu: usize| {
             rig.emu().set_cpu(cpu);
             let space = ending.lock().unwrap().take().expect("it ends once");
             assert!(space.destroy(&rig.mm).is_ok(), "no CPU runs it: {told}");
+            rig.activate(cpu, &other);
+            reuse(&rig, &other, cpu);
         };
         let reclaim = |cpu: usize| rig.emu().on_cpu(cpu, || rig.mm.balance());
         let store = |cpu: usize| {
