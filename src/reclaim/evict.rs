@@ -9,7 +9,6 @@ use crate::machine::{Machine, Tags};
 use crate::mm::Mm;
 use crate::rmap::{Refusal, Unmapped, unmap};
 use crate::swap::{Dry, Leaving, Prepared, Written};
-use crate::sync::Ordering;
 use crate::tlb::Flush;
 
 pub(super) use crate::rmap::Ageing;
@@ -90,7 +89,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> u6
                 let record = frames.record(folio.frame());
                 if !record.has(flag::KEPT) {
                     record.set(flag::KEPT);
-                    record.count.fetch_add(REFERENCE, Ordering::Relaxed);
+                    record.count.add(REFERENCE);
                 }
                 kept.push(folio.frame());
             }

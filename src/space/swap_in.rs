@@ -14,7 +14,7 @@ use crate::mm::Mm;
 use crate::node::Home;
 use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry};
 use crate::swap::{Area, Kept, SlotRecord, SlotState};
-use crate::sync::{Ordering, assert_may_sleep};
+use crate::sync::assert_may_sleep;
 
 /// A page that is out.
 #[derive(Copy, Clone)]
@@ -120,7 +120,7 @@ impl<M: Machine> Space<M> {
             if cursor.read(missing.at.page) != Decoded::Swapped(missing.entry) {
                 return Step::Again;
             }
-            mm.frames().record(folio.frame()).count.store(MAP, Ordering::Relaxed);
+            mm.frames().record(folio.frame()).count.begin(MAP);
             cursor.map_back(VpnRange::new(missing.at.page, 1), leaf);
             let cached = area.put(missing.entry.slot());
             debug_assert!(cached.is_none(), "a slot that is out does not become cached again");
@@ -157,7 +157,7 @@ impl<M: Machine> Space<M> {
         }
         // The program may have lost the right to execute while the page was kept, and may store to it now.
         record.clear(flag::CODE_SYNCED);
-        record.count.fetch_add(MAP, Ordering::Relaxed);
+        record.count.add(MAP);
         cursor.map_back(VpnRange::new(missing.at.page, 1), missing.leaf::<M::Granule>(frames.pfn(frame)));
         let unused = area.put(missing.entry.slot()).is_some();
         drop(cursor);

@@ -365,7 +365,7 @@ impl<'a, M: Machine> Prepared<'a, M> {
     #[inline]
     pub(crate) fn cache(&self, frame: Frame, leaf: Leaf) -> SwapEntry {
         if let Some(record) = self.area.slot(self.slot as u64) {
-            record.cache(frame);
+            record.cache(frame.index());
         }
         let entry = SwapEntry::exclusive(self.area.number, self.slot);
         if leaf.is_exclusive() { entry } else { entry.shared() }
