@@ -192,12 +192,14 @@ mod tests {
                     folio.leave(REFERENCE);
                 })
             };
-            if folio.count.trade(REFERENCE + 2 * MAP, REFERENCE + MAP).is_some() {
-                folio.change(2);
+            let traded = folio.count.trade(REFERENCE + 2 * MAP, REFERENCE + MAP).is_some();
+            if traded {
                 folio.change(0);
             }
             other.join().unwrap();
             late.join().unwrap();
+            let left = if traded { REFERENCE + MAP } else { REFERENCE + 2 * MAP };
+            assert_eq!(folio.count.0.load(Ordering::Relaxed), left);
         });
     }
 }

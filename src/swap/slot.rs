@@ -258,12 +258,9 @@ mod tests {
             self.slot.free();
         }
 
-        /// munmap of the entry.
+        /// munmap of an entry, of whatever table.
         fn give_up(&self) -> SlotLeft {
-            let left = self.locked(|| {
-                self.entry.store(0, Ordering::Relaxed);
-                self.slot.put()
-            });
+            let left = self.slot.put();
             if left == SlotLeft::Unused {
                 self.free();
             }
@@ -305,12 +302,14 @@ mod tests {
     fn who_finds_a_page_out_finds_its_tags_and_its_data() {
         loom::model(|| {
             let page = Page::new(CACHED | COUNT_ONE | FRAME as u64, ENTRY);
-            let reclaim = with(&page, |page| page.write());
-            if matches!(page.slot.state(), SlotState::Out { shadow: 11, count: 1 }) {
-                assert_eq!(look(&page.device), 1);
-                assert_eq!(page.slot.tags(), TagImage::Packed(0x9abc));
-            }
-            reclaim.join().unwrap();
+            let fault = with(&page, |page| {
+                if matches!(page.slot.state(), SlotState::Out { shadow: 11, count: 1 }) {
+                    assert_eq!(look(&page.device), 1);
+                    assert_eq!(page.slot.tags(), TagImage::Packed(0x9abc));
+                }
+            });
+            page.write();
+            fault.join().unwrap();
         });
     }
 
