@@ -54,7 +54,7 @@ const PAGES: u64 = 16;
 // ---- Exploring. ----
 
 /// Schedules of a race that need no more than seconds for all races together.
-const BOUNDED: usize = 400;
+const BOUNDED: usize = 800;
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is a number")))
