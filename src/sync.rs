@@ -8,8 +8,8 @@
 //! In builds with debug assertions a per-thread depth counter checks the first rule: [`assert_may_sleep`] fails when
 //! a spinning lock is held.
 //!
-//! With the feature `shuttle`, for `tests/races.rs` alone, each operation on an atomic, and so each turn of a lock, is a
-//! step of a scheduler that explores interleavings: `steps`.
+//! With the feature `shuttle`, for `tests/races.rs` alone, each operation on an atomic, and so each turn of a lock, is
+//! a step of a scheduler that explores interleavings: `steps`.
 
 #[cfg(feature = "shuttle")]
 mod steps;
@@ -420,7 +420,6 @@ impl<T, M: Machine> Drop for SleepGuard<'_, T, M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use loom::cell::UnsafeCell as Watched;
     use loom::sync::Arc;
     use loom::sync::atomic::AtomicU32 as Modelled;
     use loom::thread;
@@ -428,7 +427,7 @@ mod tests {
     /// A lock's word, and what the lock guards: loom fails two uses, one of them a change, that are not in order.
     struct Guarded<L> {
         lock: L,
-        value: Watched<u32>,
+        value: loom::cell::UnsafeCell<u32>,
     }
 
     // SAFETY: loom watches each use of the cell.
@@ -436,7 +435,7 @@ mod tests {
 
     impl<L> Guarded<L> {
         fn new(lock: L) -> Arc<Self> {
-            Arc::new(Self { lock, value: Watched::new(0) })
+            Arc::new(Self { lock, value: loom::cell::UnsafeCell::new(0) })
         }
 
         fn look(&self) -> u32 {

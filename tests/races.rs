@@ -1,10 +1,10 @@
 //! CPUs that meet, in many orders: shuttle chooses at each step who goes on.
 //!
-//! A step is an operation on an atomic, a turn of a lock, an operation of the emulated machine, or an access of a program
-//! with what the hardware writes for it. Each schedule makes a small world anew, lets two or three CPUs work on one
-//! group of pages, and looks at what is left: the contents and tags, page by page, against what may be there; the groups'
-//! entries; frames, slots and tag rooms; and the emulator's laws on the way. Half of the schedules are bursts of steps of any
-//! length, half have few changes of turns, at any of the steps (PCT).
+//! A step is an operation on an atomic, a turn of a lock, an operation of the emulated machine, or an access of a
+//! program with what the hardware writes for it. Each schedule makes a small world anew, lets two or three CPUs work on
+//! one group of pages, and looks at what is left: the contents and tags, page by page, against what may be there; the
+//! groups' entries; frames, slots and tag rooms; and the emulator's laws on the way. Half of the schedules are bursts
+//! of steps of any length, half have few changes of turns, at any of the steps (PCT).
 //!
 //! ```text
 //! cargo test --no-default-features --features shuttle --test races
@@ -12,13 +12,14 @@
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `EBBTIDE_SCHEDULES` | schedules of each race, in place of some hundreds: 100000 for a long run, with `--release` |
+//! | `EBBTIDE_SCHEDULES` | schedules of each race, in place of some hundreds: 100000 for a long run |
 //! | `EBBTIDE_SEED` | what they follow from |
 //! | `EBBTIDE_RACE` | part of a race's name: only these are run |
 //! | `EBBTIDE_REPLAY` | the file of a schedule that failed, which is run alone |
 //!
-//! A race that fails tells its name and where its schedule is; with `EBBTIDE_RACE` and `EBBTIDE_REPLAY` set to these it
-//! fails again, step by step as before.
+//! A long run takes less time with `CARGO_PROFILE_DEV_OPT_LEVEL=3`; `--release` has no debug assertions. A race that
+//! fails tells its name and where its schedule is; with `EBBTIDE_RACE` and `EBBTIDE_REPLAY` set to these it fails again,
+//! step by step as before.
 
 mod support;
 

@@ -6,8 +6,8 @@ use crate::sync::{AtomicU64, Ordering, Word};
 /// One slot's record.
 ///
 /// `state`, from the low end: 32 bits of cached frame or refault shadow, 16 bits of count, 3 bits of kind, 3 bits of
-/// tag kind, then the same-filled and poison bits. Generic over the word, so that the models below run its very steps on
-/// loom's.
+/// tag kind, then the same-filled and poison bits. Generic over the word, so that the models below run its very steps
+/// on loom's.
 #[repr(C)]
 pub struct SlotRecord<W = AtomicU64> {
     state: W,
@@ -227,7 +227,7 @@ mod tests {
             result
         }
 
-        /// Unmapping: the slot names the frame, then the entry names the slot, with the order of the machine's exchange.
+        /// Unmapping: the slot names the frame, then the entry names the slot, in the order of the machine's exchange.
         fn leave(&self) {
             self.locked(|| {
                 self.slot.cache(FRAME);
@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn of_two_entries_the_last_frees_the_slot() {
         loom::model(|| {
-            let page = Page::new(OUT | 2 * COUNT_ONE, ENTRY);
+            let page = Page::new(OUT | (2 * COUNT_ONE), ENTRY);
             let other = with(&page, |page| {
                 assert_eq!(look(&page.device), 0);
                 let _ = page.give_up();

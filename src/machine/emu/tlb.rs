@@ -150,8 +150,8 @@ impl Tlb {
         }
     }
 
-    /// Removes what the invalidation names, except what `reloads`: descriptors of the installed root that the walker may
-    /// read back at once, because the store that replaced them is still on its way.
+    /// Removes what the invalidation names, except what `reloads`: descriptors of the installed root that the walker
+    /// may read back at once, because the store that replaced them is still on its way.
     pub(super) fn invalidate(&mut self, what: &Invalidation, reloads: impl Fn(Option<Asid>, EntryAt, u64) -> bool) {
         let leaf = |entry: &Translation| what.hits_leaf(entry.asid, entry.pages, entry.level);
         self.leaves.retain(|entry| !leaf(entry) || reloads(entry.asid, entry.at, entry.raw));
