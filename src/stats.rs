@@ -2,7 +2,8 @@
 //!
 //! All are relaxed and only grow. Pages are base pages of the granule, whatever the size of the folio.
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::Ordering;
+use crate::sync::stepless::AtomicU64;
 
 /// One counter.
 #[derive(Default)]

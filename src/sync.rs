@@ -7,8 +7,39 @@
 //!
 //! In builds with debug assertions a per-thread depth counter checks the first rule: [`assert_may_sleep`] fails when
 //! a spinning lock is held.
+//!
+//! With the feature `shuttle`, for `tests/races.rs` alone, each operation on an atomic, and so each turn of a lock, is
+//! a step of a scheduler that explores interleavings: `steps`.
 
-pub use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+#[cfg(feature = "shuttle")]
+mod steps;
+
+pub use core::sync::atomic::Ordering;
+#[cfg(not(feature = "shuttle"))]
+pub use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+#[cfg(feature = "shuttle")]
+pub use steps::{AtomicU32, AtomicU64, AtomicUsize, stepping};
+
+/// Atomics that are no steps to a scheduler: those of counters, by which nobody decides, and those that an emulated
+/// machine touches within one of its own steps.
+pub(crate) mod stepless {
+    #[cfg(any(test, feature = "emu"))]
+    pub(crate) use core::sync::atomic::AtomicU32;
+    pub(crate) use core::sync::atomic::AtomicU64;
+}
+
+/// Values of the calling thread. shuttle's tasks share one thread, and have theirs all the same.
+#[cfg(all(any(test, feature = "emu"), feature = "shuttle"))]
+pub(crate) use shuttle::thread_local;
+#[cfg(all(any(test, feature = "emu"), not(feature = "shuttle")))]
+pub(crate) use std::thread_local;
+
+/// A step that is no operation on an atomic: one of the emulated machine's.
+#[cfg(feature = "shuttle")]
+pub(crate) use steps::step;
+#[cfg(all(any(test, feature = "emu"), not(feature = "shuttle")))]
+#[inline(always)]
+pub(crate) fn step() {}
 
 /// A value written once and read without a lock from then on.
 pub type Once<T> = spin::once::Once<T, Relax>;
@@ -31,14 +62,16 @@ impl spin::RelaxStrategy for Relax {
         unsafe {
             core::arch::asm!("yield", options(nomem, nostack, preserves_flags));
         }
-        #[cfg(not(all(target_arch = "aarch64", target_os = "none")))]
+        #[cfg(feature = "shuttle")]
+        steps::relax();
+        #[cfg(not(any(feature = "shuttle", all(target_arch = "aarch64", target_os = "none"))))]
         core::hint::spin_loop();
     }
 }
 
 #[cfg(all(debug_assertions, any(test, feature = "emu")))]
 mod depth {
-    std::thread_local! {
+    crate::sync::thread_local! {
         static HELD: core::cell::Cell<u32> = const { core::cell::Cell::new(0) };
     }
     pub fn enter() {
@@ -67,6 +100,115 @@ mod depth {
 #[inline]
 pub fn assert_may_sleep() {
     depth::assert_none();
+}
+
+/// A word of a protocol that stands in a record. The protocols are generic over it, so that models of what a weaker
+/// order permits, with loom, run the very steps of the library.
+#[allow(missing_docs)]
+pub trait Word {
+    type Bits;
+    fn load(&self, order: Ordering) -> Self::Bits;
+    fn store(&self, bits: Self::Bits, order: Ordering);
+    fn compare_exchange(
+        &self,
+        seen: Self::Bits,
+        bits: Self::Bits,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<Self::Bits, Self::Bits>;
+    fn compare_exchange_weak(
+        &self,
+        seen: Self::Bits,
+        bits: Self::Bits,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<Self::Bits, Self::Bits>;
+    fn fetch_add(&self, bits: Self::Bits, order: Ordering) -> Self::Bits;
+    fn fetch_sub(&self, bits: Self::Bits, order: Ordering) -> Self::Bits;
+    fn fetch_and(&self, bits: Self::Bits, order: Ordering) -> Self::Bits;
+    fn fetch_or(&self, bits: Self::Bits, order: Ordering) -> Self::Bits;
+    fn fetch_xor(&self, bits: Self::Bits, order: Ordering) -> Self::Bits;
+    /// One turn of a wait for another value.
+    fn relax();
+}
+
+macro_rules! word {
+    ($word:ty, $bits:ty, $relax:expr) => {
+        impl Word for $word {
+            type Bits = $bits;
+            #[inline(always)]
+            fn load(&self, order: Ordering) -> $bits {
+                self.load(order)
+            }
+            #[inline(always)]
+            fn store(&self, bits: $bits, order: Ordering) {
+                self.store(bits, order);
+            }
+            #[inline(always)]
+            fn compare_exchange(
+                &self,
+                seen: $bits,
+                bits: $bits,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$bits, $bits> {
+                self.compare_exchange(seen, bits, success, failure)
+            }
+            #[inline(always)]
+            fn compare_exchange_weak(
+                &self,
+                seen: $bits,
+                bits: $bits,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$bits, $bits> {
+                self.compare_exchange_weak(seen, bits, success, failure)
+            }
+            #[inline(always)]
+            fn fetch_add(&self, bits: $bits, order: Ordering) -> $bits {
+                self.fetch_add(bits, order)
+            }
+            #[inline(always)]
+            fn fetch_sub(&self, bits: $bits, order: Ordering) -> $bits {
+                self.fetch_sub(bits, order)
+            }
+            #[inline(always)]
+            fn fetch_and(&self, bits: $bits, order: Ordering) -> $bits {
+                self.fetch_and(bits, order)
+            }
+            #[inline(always)]
+            fn fetch_or(&self, bits: $bits, order: Ordering) -> $bits {
+                self.fetch_or(bits, order)
+            }
+            #[inline(always)]
+            fn fetch_xor(&self, bits: $bits, order: Ordering) -> $bits {
+                self.fetch_xor(bits, order)
+            }
+            #[inline(always)]
+            fn relax() {
+                $relax();
+            }
+        }
+    };
+}
+
+word!(AtomicU32, u32, <Relax as spin::RelaxStrategy>::relax);
+word!(AtomicU64, u64, <Relax as spin::RelaxStrategy>::relax);
+#[cfg(test)]
+word!(loom::sync::atomic::AtomicU32, u32, loom::thread::yield_now);
+#[cfg(test)]
+word!(loom::sync::atomic::AtomicU64, u64, loom::thread::yield_now);
+
+/// Takes a lock that is one bit of a word, if it is free: what its last holder did is seen from here on.
+#[inline]
+pub(crate) fn try_lock_bit<W: Word<Bits = u32>>(word: &W, bit: u32) -> bool {
+    word.fetch_or(bit, Ordering::Acquire) & bit == 0
+}
+
+/// Gives back a lock that is a bit of a word, with other bits that go with it. Returns the word as it was.
+#[inline]
+pub(crate) fn unlock_bits<W: Word<Bits = u32>>(word: &W, bits: u32) -> u32 {
+    word.fetch_and(!bits, Ordering::Release)
 }
 
 /// Marks a lock that lives as a bit of a record (a leaf table's) as held or released, for [`assert_may_sleep`].
@@ -99,6 +241,8 @@ impl<T> Spin<T> {
     /// Spins until the lock is free, and takes it.
     #[inline]
     pub fn lock(&self) -> SpinGuard<'_, T> {
+        #[cfg(feature = "shuttle")]
+        steps::step();
         SpinGuard { inner: self.0.lock(), _held: HeldMark::new() }
     }
 }
@@ -130,17 +274,19 @@ const EXCLUSIVE: u32 = 1 << 31;
 /// A spinning lock that many readers or one writer hold, as a bare word: it lives in records that are cleared as
 /// memory, and guards what its owner says, not a value inside.
 #[repr(transparent)]
-pub struct SpinShared(AtomicU32);
+pub struct SpinShared<W = AtomicU32>(W);
 
 impl SpinShared {
     /// An unlocked lock.
     pub const fn new() -> Self {
         Self(AtomicU32::new(0))
     }
+}
 
+impl<W: Word<Bits = u32>> SpinShared<W> {
     /// Takes the lock together with other readers.
     #[inline]
-    pub fn read(&self) -> SharedGuard<'_> {
+    pub fn read(&self) -> SharedGuard<'_, W> {
         loop {
             let seen = self.0.load(Ordering::Relaxed);
             if seen & EXCLUSIVE == 0
@@ -148,19 +294,19 @@ impl SpinShared {
             {
                 return SharedGuard { lock: &self.0, release: 1, _held: HeldMark::new() };
             }
-            <Relax as spin::RelaxStrategy>::relax();
+            W::relax();
         }
     }
 
     /// Takes the lock alone.
     #[inline]
-    pub fn write(&self) -> SharedGuard<'_> {
+    pub fn write(&self) -> SharedGuard<'_, W> {
         // Its bit keeps new readers out while it waits for those inside.
         while self.0.fetch_or(EXCLUSIVE, Ordering::Acquire) & EXCLUSIVE != 0 {
-            <Relax as spin::RelaxStrategy>::relax();
+            W::relax();
         }
         while self.0.load(Ordering::Acquire) != EXCLUSIVE {
-            <Relax as spin::RelaxStrategy>::relax();
+            W::relax();
         }
         SharedGuard { lock: &self.0, release: EXCLUSIVE, _held: HeldMark::new() }
     }
@@ -173,13 +319,13 @@ impl Default for SpinShared {
 }
 
 /// A held [`SpinShared`], by a reader or by the writer.
-pub struct SharedGuard<'a> {
-    lock: &'a AtomicU32,
+pub struct SharedGuard<'a, W: Word<Bits = u32> = AtomicU32> {
+    lock: &'a W,
     release: u32,
     _held: HeldMark,
 }
 
-impl Drop for SharedGuard<'_> {
+impl<W: Word<Bits = u32>> Drop for SharedGuard<'_, W> {
     #[inline]
     fn drop(&mut self) {
         self.lock.fetch_sub(self.release, Ordering::Release);
@@ -268,5 +414,101 @@ impl<T, M: Machine> Drop for SleepGuard<'_, T, M> {
         if self.lock.word.swap(FREE, Ordering::Release) == CONTENDED {
             self.machine.wake(&self.lock.word);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicU32 as Modelled;
+    use loom::thread;
+
+    /// A lock's word, and what the lock guards: loom fails two uses, one of them a change, that are not in order.
+    struct Guarded<L> {
+        lock: L,
+        value: loom::cell::UnsafeCell<u32>,
+    }
+
+    // SAFETY: loom watches each use of the cell.
+    unsafe impl<L: Sync> Sync for Guarded<L> {}
+
+    impl<L> Guarded<L> {
+        fn new(lock: L) -> Arc<Self> {
+            Arc::new(Self { lock, value: loom::cell::UnsafeCell::new(0) })
+        }
+
+        fn look(&self) -> u32 {
+            // SAFETY: loom checks that nobody changes it meanwhile.
+            self.value.with(|value| unsafe { *value })
+        }
+
+        fn count(&self) {
+            // SAFETY: loom checks that nobody uses it meanwhile.
+            self.value.with_mut(|value| unsafe { *value += 1 });
+        }
+    }
+
+    #[test]
+    fn a_bit_is_a_lock() {
+        loom::model(|| {
+            let guarded = Guarded::new(Modelled::new(0));
+            let body = |guarded: &Guarded<Modelled>| {
+                while !try_lock_bit(&guarded.lock, 4) {
+                    thread::yield_now();
+                }
+                guarded.count();
+                unlock_bits(&guarded.lock, 4);
+            };
+            let other = {
+                let guarded = Arc::clone(&guarded);
+                thread::spawn(move || body(&guarded))
+            };
+            body(&guarded);
+            other.join().unwrap();
+            assert_eq!(guarded.look(), 2);
+        });
+    }
+
+    /// Whether two readers and a writer, or two writers, meet.
+    fn share(first: fn(&Guarded<SpinShared<Modelled>>), second: fn(&Guarded<SpinShared<Modelled>>), counted: u32) {
+        let mut model = loom::model::Builder::new();
+        // Four changes of turns are more than two threads need to go wrong.
+        model.preemption_bound = Some(4);
+        model.check(move || {
+            let guarded = Guarded::new(SpinShared(Modelled::new(0)));
+            let other = {
+                let guarded = Arc::clone(&guarded);
+                thread::spawn(move || first(&guarded))
+            };
+            second(&guarded);
+            other.join().unwrap();
+            assert_eq!(guarded.look(), counted);
+        });
+    }
+
+    fn read(guarded: &Guarded<SpinShared<Modelled>>) {
+        let _shared = guarded.lock.read();
+        assert!(guarded.look() <= 1);
+    }
+
+    fn write(guarded: &Guarded<SpinShared<Modelled>>) {
+        let _alone = guarded.lock.write();
+        guarded.count();
+    }
+
+    #[test]
+    fn a_writer_is_alone() {
+        share(read, write, 1);
+        share(write, write, 2);
+        share(read, read, 0);
+        share(
+            |guarded| {
+                write(guarded);
+                read(guarded);
+            },
+            read,
+            1,
+        );
     }
 }

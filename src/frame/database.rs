@@ -163,7 +163,7 @@ impl Frames {
     fn own(&self, cpu: usize, frame: Frame, kind: Kind, order: u32) -> OwnedFrame<'_> {
         let record = self.record(frame);
         record.begin(kind, order);
-        record.count.store(REFERENCE, Ordering::Relaxed);
+        record.count.begin(REFERENCE);
         OwnedFrame { frames: self, frame, cpu: (cpu % MAX_CPUS) as u32 }
     }
 

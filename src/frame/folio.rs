@@ -4,55 +4,28 @@
 //! stay until then. `references` those who may look at the folio without mapping it, `pins`
 //! those who let a device or the kernel write to it. [`Frames::get`] takes a reference unless the count is zero: a
 //! folio on its way to the allocator cannot be revived. [`Frames::put`] gives one back and says whether it was the
-//! last.
+//! last. The word itself is [`Count`](super::count::Count).
 //!
 //! **Lock.** One bit of the flags word. Reclaim takes it by [`Frames::try_lock`] only; a fault may sleep for it, and
 //! then confirms again all that it knew.
 
 use super::database::Frames;
-use super::{AREA_SHIFT, Frame, Kind, ORDER_MASK, flag};
+use super::{AREA_SHIFT, Frame, Kind, Left, ORDER_MASK, REFERENCE, flag};
 use crate::machine::Machine;
 use crate::node::Home;
-use crate::sync::{Ordering, assert_may_sleep};
-
-/// One leaf entry in a folio's count.
-pub(crate) const MAP: u64 = 1;
-/// One reference in a folio's count.
-pub(crate) const REFERENCE: u64 = 1 << 32;
-/// One pin in a folio's count.
-const PIN: u64 = 1 << 48;
-
-/// What giving back a count left.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
-#[must_use = "the last one out frees the folio"]
-pub(crate) enum Left {
-    /// Others hold the folio.
-    Shared,
-    /// Nobody: the caller frees it.
-    Nobody,
-}
+use crate::sync::{Ordering, assert_may_sleep, try_lock_bit, unlock_bits};
 
 impl Frames {
     /// Takes a reference, unless the folio is already nobody's.
     #[inline]
     pub(crate) fn get(&self, frame: Frame) -> bool {
-        let count = &self.record(frame).count;
-        let mut seen = count.load(Ordering::Relaxed);
-        while seen != 0 {
-            match count.compare_exchange_weak(seen, seen + REFERENCE, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return true,
-                Err(now) => seen = now,
-            }
-        }
-        false
+        self.record(frame).count.get()
     }
 
-    /// Gives back counts of weight `weight` in sum: so many [`MAP`] or [`REFERENCE`].
+    /// Gives back counts of weight `weight` in sum: so many [`MAP`](super::MAP) or [`REFERENCE`](super::REFERENCE).
     #[inline]
     pub(crate) fn put(&self, frame: Frame, weight: u64) -> Left {
-        let before = self.record(frame).count.fetch_sub(weight, Ordering::AcqRel);
-        debug_assert!(before >= weight, "the count of a folio went below zero");
-        if before == weight { Left::Nobody } else { Left::Shared }
+        self.record(frame).count.put(weight)
     }
 
     /// The head of the folio that has `frame`, which a leaf entry under the caller's lock names.
@@ -92,7 +65,7 @@ impl Frames {
         let home = Home::load(&self.record(head).home);
         Home::new(home.node(), home.page().offset(page)).store(&record.home);
         record.slot.store(slot, Ordering::Relaxed);
-        record.count.store(REFERENCE, Ordering::Relaxed);
+        record.count.begin(REFERENCE);
         let own = record.flags.load(Ordering::Relaxed) & (flag::TAGS_VALID | flag::CODE_SYNCED);
         let kept = flag::CACHED | flag::KEPT | (area as u32) << AREA_SHIFT;
         record.flags.store(Kind::Folio as u32 | own | kept, Ordering::Release);
@@ -106,20 +79,20 @@ impl Frames {
     /// Leaf entries of the folio.
     #[inline]
     pub(crate) fn maps(&self, frame: Frame) -> u32 {
-        self.record(frame).count.load(Ordering::Acquire) as u32
+        self.record(frame).count.maps()
     }
 
     /// Whether anybody holds a pin.
     #[inline]
     pub(crate) fn is_pinned(&self, frame: Frame) -> bool {
-        self.record(frame).count.load(Ordering::Acquire) >= PIN
+        self.record(frame).count.is_pinned()
     }
 
     /// Takes the folio lock if it is free.
     #[inline]
     pub(crate) fn try_lock<'a, M: Machine>(&'a self, machine: &'a M, frame: Frame) -> Option<FolioLock<'a, M>> {
-        let before = self.record(frame).flags.fetch_or(flag::LOCKED, Ordering::Acquire);
-        if before & flag::LOCKED == 0 { Some(FolioLock { frames: self, machine, frame }) } else { None }
+        let taken = try_lock_bit(&self.record(frame).flags, flag::LOCKED);
+        if taken { Some(FolioLock { frames: self, machine, frame }) } else { None }
     }
 
     /// Sleeps until the folio lock is free, and takes it. The caller holds a reference and no inner lock.
@@ -157,7 +130,7 @@ impl<M: Machine> Drop for FolioLock<'_, M> {
     #[inline]
     fn drop(&mut self) {
         let flags = &self.frames.record(self.frame).flags;
-        let before = flags.fetch_and(!(flag::LOCKED | flag::WAITED), Ordering::Release);
+        let before = unlock_bits(flags, flag::LOCKED | flag::WAITED);
         if before & flag::WAITED != 0 {
             self.machine.wake(flags);
         }

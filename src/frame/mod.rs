@@ -16,16 +16,17 @@
 //! `slot` and the list links belong to whoever holds what the [`FrameRecord`] says at each.
 
 mod buddy;
+mod count;
 mod database;
 mod folio;
 mod orders;
 pub mod slab;
 
 pub use buddy::{MAX_ORDER, Urgency};
+pub(crate) use count::{Count, Left, MAP, REFERENCE};
 pub(crate) use database::Pressure;
 pub use database::{Frames, OwnedFrame};
 pub use folio::FolioLock;
-pub(crate) use folio::{Left, MAP, REFERENCE};
 pub use orders::FolioOrders;
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -123,7 +124,7 @@ pub(crate) mod flag {
 pub struct FrameRecord {
     /// Folio: maps in bits 31:0, references in 47:32, pins in 63:48. Leaf table: present entries in bits 31:0, swap
     /// entries in 63:32, under the table's lock. Another table: the tables linked in it, under the space's lock.
-    pub(crate) count: AtomicU64,
+    pub(crate) count: Count,
     /// Kind in bits 3:0, order in 7:4, generation in 9:8, swap area in 14:10, state bits from 16 up.
     pub(crate) flags: AtomicU32,
     /// Folio with `CACHED`: its first slot. Under the folio lock.

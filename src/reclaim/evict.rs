@@ -9,7 +9,6 @@ use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::rmap::{Refusal, Unmapped, unmap};
 use crate::swap::{Dry, Leaving, Prepared, Written};
-use crate::sync::Ordering;
 use crate::tlb::Flush;
 
 pub(super) use crate::rmap::Ageing;
@@ -102,7 +101,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
                 let record = frames.record(folio.frame());
                 if !record.has(flag::KEPT) {
                     record.set(flag::KEPT);
-                    record.count.fetch_add(REFERENCE, Ordering::Relaxed);
+                    record.count.add(REFERENCE);
                 }
                 kept.push(folio.frame());
             }

@@ -12,7 +12,6 @@ use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::node::Home;
 use crate::pte::Decoded;
-use crate::sync::Ordering;
 use crate::table::Cursor;
 use crate::tlb::Flush;
 
@@ -40,13 +39,13 @@ pub(crate) fn split<M: Machine>(
         MAP * pages.filter(|&index| is_mapped(cursor, index)).count() as u64
     };
     let (before, after) = (REFERENCE + maps(cursor, 0..run.pages()), REFERENCE + maps(cursor, 0..1));
-    record.count.compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+    record.count.trade(before, after)?;
     cursor.unfold_all(run, home.node(), flush);
     let tails = || (1..run.pages()).filter_map(|index| Some((index, frames.tail(head, index)?)));
     for (index, tail) in tails() {
         frames.promote(tail);
         Home::new(home.node(), home.page().offset(index)).store(&frames.record(tail).home);
-        frames.record(tail).count.store(MAP, Ordering::Relaxed);
+        frames.record(tail).count.begin(MAP);
         if !is_mapped(cursor, index) {
             frames.free(mm.machine().cpu(), tail);
         }

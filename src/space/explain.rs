@@ -89,7 +89,7 @@ fn write_region<M: Machine>(f: &mut fmt::Formatter<'_>, region: &Region) -> fmt:
 
 fn write_frame<M: Machine>(f: &mut fmt::Formatter<'_>, mm: &Mm<M>, frame: Frame) -> fmt::Result {
     let record = mm.frames().record(frame);
-    let count = record.count.load(Ordering::Relaxed);
+    let count = record.count.word().load(Ordering::Relaxed);
     let (maps, references, pins) = (count as u32, (count >> 32) as u16, count >> 48);
     let kind = record.kind();
     write!(f, "\n  {:?}: {kind:?} of order {}", mm.frames().pfn(frame), record.order())?;

@@ -11,7 +11,6 @@ use crate::machine::{Machine, Tags};
 use crate::mm::Mm;
 use crate::node::Home;
 use crate::pte::{Exclusive, Leaf};
-use crate::sync::Ordering;
 
 impl<M: Machine> Space<M> {
     /// Maps new memory at a page where there is none.
@@ -84,7 +83,7 @@ impl<M: Machine> Space<M> {
             if !cursor.is_vacant(run) {
                 return Ok(Step::Again);
             }
-            record.count.store(MAP * run.pages(), Ordering::Relaxed);
+            record.count.begin(MAP * run.pages());
             cursor.map(run, leaf);
         }
         mm.reclaim().insert(mm.frames(), folio.publish());

@@ -86,7 +86,7 @@ impl<M: Machine> Space<M> {
     pub fn new(mm: &Mm<M>) -> Result<Self, SpaceError> {
         let root = table::zeroed(mm).ok_or(SpaceError::NoMemory)?;
         let node = mm.take_node().ok_or(SpaceError::NoMemory)?;
-        mm.frames().record(root.frame()).count.store(0, crate::sync::Ordering::Relaxed);
+        mm.frames().record(root.frame()).count.begin(0);
         let pfn = root.pfn();
         root.publish();
         mm.machine().fence_contents();

@@ -117,7 +117,8 @@ impl<M: Machine> Space<M> {
         if cursor.holds_swapped() {
             for page in 0..run.pages().pages() {
                 let page = run.pages().start().offset(page);
-                // Reclaim took the entry away, and its flush may be still to come.
+                // Reclaim took the entry away, and its flush may be still to come. That we have seen it gone is enough for
+                // our fence to make it so for every walker.
                 if matches!(cursor.read(page), Decoded::Swapped(entry) if mm.is_cached(entry)) {
                     flush.note(self.node, VpnRange::new(page, 1));
                 }

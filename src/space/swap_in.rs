@@ -24,7 +24,7 @@ use crate::mm::Mm;
 use crate::node::Home;
 use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry};
 use crate::swap::{Area, Kept, SlotRecord, SlotState};
-use crate::sync::{Ordering, assert_may_sleep};
+use crate::sync::assert_may_sleep;
 use crate::table::Cursor;
 
 /// Ways through memory that are remembered: a program that merges, or copies with two buffers, has this many.
@@ -202,7 +202,7 @@ impl<M: Machine> Space<M> {
             if !missing.is_there(&cursor) {
                 return Step::Again;
             }
-            mm.frames().record(folio.frame()).count.store(MAP * pages, Ordering::Relaxed);
+            mm.frames().record(folio.frame()).count.begin(MAP * pages);
             cursor.map_back(missing.run, leaf);
             let cached = |_| debug_assert!(false, "a slot that is out does not become cached again");
             area.put(missing.first.slot(), pages, cached);
@@ -252,7 +252,7 @@ impl<M: Machine> Space<M> {
         }
         // The program may have lost the right to execute while the pages were kept, and may store to them now.
         each().for_each(|frame| frames.record(frame).clear(flag::CODE_SYNCED));
-        frames.record(head).count.fetch_add(MAP * pages, Ordering::Relaxed);
+        frames.record(head).count.add(MAP * pages);
         cursor.map_back(missing.run, missing.leaf::<M::Granule>(frames.pfn(head)));
         let mut unused = 0;
         area.put(missing.first.slot(), pages, |_| unused += 1);

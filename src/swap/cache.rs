@@ -124,7 +124,7 @@ impl<M: Machine> Area<M> {
                 frames.promote_kept(head, tail, page, self.number(), slot);
                 mm.reclaim().insert_old(frames, core::iter::once(tail));
             } else {
-                frames.record(tail).count.store(0, Ordering::Relaxed);
+                frames.record(tail).count.begin(0);
                 frames.promote(tail);
                 self.free_slots(slot, 1);
                 frames.free(mm.machine().cpu(), tail);

@@ -1,19 +1,20 @@
 //! The record of a swap slot, 24 bytes.
 
 use crate::mte::TagImage;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, Word};
 
 /// One slot's record.
 ///
 /// `state`, from the low end: 32 bits of cached frame or refault shadow, 16 bits of count, 3 bits of kind, 3 bits of
-/// tag kind, the same-filled and poison bits, and 4 bits of the order of the folio that went out in one piece.
+/// tag kind, the same-filled and poison bits, and 4 bits of the order of the folio that went out in one piece. Generic
+/// over the word, so that the models below run its very steps on loom's.
 #[repr(C)]
-pub struct SlotRecord {
-    state: AtomicU64,
+pub struct SlotRecord<W = AtomicU64> {
+    state: W,
     /// Uniform: the tag. Packed: the runs. Raw: the room's number.
-    tags: AtomicU64,
+    tags: W,
     /// The page's repeated word, or the check of its contents.
-    check_or_pattern: AtomicU64,
+    check_or_pattern: W,
 }
 
 const _: () = assert!(size_of::<SlotRecord>() == 24);
@@ -67,7 +68,7 @@ pub(crate) enum SlotLeft {
     UnusedButCached,
 }
 
-impl SlotRecord {
+impl<W: Word<Bits = u64>> SlotRecord<W> {
     #[inline]
     fn parse(state: u64) -> SlotState {
         let payload = state as u32;
@@ -170,5 +171,217 @@ impl SlotRecord {
             RAW => TagImage::Raw(word as u32),
             _ => TagImage::Untagged,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+    use loom::cell::UnsafeCell;
+    use loom::sync::atomic::{AtomicU32 as Modelled32, AtomicU64 as Modelled};
+    use loom::sync::{Arc, Mutex};
+    use loom::thread;
+
+    use crate::frame::{Count, Left, REFERENCE};
+    use crate::sync::{try_lock_bit, unlock_bits};
+
+    const LOCK: u32 = 1;
+    /// A swap entry that names the slot.
+    const ENTRY: u64 = 5 << 12;
+    const LEAF: u64 = 3;
+    const FRAME: u32 = 7;
+
+    /// A slot, the entry and the table that name it, the frame that is cached under it, and what the device holds.
+    struct Page {
+        slot: SlotRecord<Modelled>,
+        entry: Modelled,
+        table: Modelled32,
+        cluster: Mutex<()>,
+        frame: Count<Modelled>,
+        /// 1 when it was written out; 2 when the slot was freed.
+        device: UnsafeCell<u64>,
+        contents: UnsafeCell<u64>,
+    }
+
+    // SAFETY: loom watches each use of the cells.
+    unsafe impl Sync for Page {}
+
+    fn set(cell: &UnsafeCell<u64>, value: u64) {
+        // SAFETY: loom checks that nobody looks at it meanwhile.
+        cell.with_mut(|cell| unsafe { *cell = value });
+    }
+
+    fn look(cell: &UnsafeCell<u64>) -> u64 {
+        // SAFETY: loom checks that nobody changes it meanwhile.
+        cell.with(|cell| unsafe { *cell })
+    }
+
+    impl Page {
+        fn new(state: u64, entry: u64) -> Arc<Self> {
+            let word = Modelled::new;
+            Arc::new(Self {
+                slot: SlotRecord { state: word(state), tags: word(0), check_or_pattern: word(0) },
+                entry: word(entry),
+                table: Modelled32::new(0),
+                cluster: Mutex::new(()),
+                frame: Count::of(word(REFERENCE)),
+                device: UnsafeCell::new(0),
+                contents: UnsafeCell::new(0),
+            })
+        }
+
+        fn locked<R>(&self, body: impl FnOnce() -> R) -> R {
+            while !try_lock_bit(&self.table, LOCK) {
+                thread::yield_now();
+            }
+            let result = body();
+            unlock_bits(&self.table, LOCK);
+            result
+        }
+
+        /// Unmapping: the slot names the frame, then the entry names the slot, in the order of the machine's exchange.
+        fn leave(&self) {
+            self.locked(|| {
+                self.slot.cache(FRAME, 0);
+                self.entry.swap(ENTRY, Ordering::Release);
+            });
+        }
+
+        /// Write-out, after the flush: tags, data, and the frame leaves the cache.
+        fn write(&self) {
+            self.slot.set_tags(TagImage::Packed(0x9abc));
+            set(&self.device, 1);
+            let out = {
+                let _cluster = self.cluster.lock().unwrap();
+                self.slot.wrote(11)
+            };
+            if out.is_none() {
+                self.free();
+            }
+            if self.frame.put(REFERENCE) == Left::Nobody {
+                set(&self.contents, 0xdead);
+            }
+        }
+
+        /// The clean-up of a slot that nobody uses.
+        fn free(&self) {
+            assert_ne!(look(&self.device), 2, "freed twice");
+            set(&self.device, 2);
+            self.slot.free();
+        }
+
+        /// munmap of an entry, of whatever table.
+        fn give_up(&self) -> SlotLeft {
+            let left = self.slot.put();
+            if left == SlotLeft::Unused {
+                self.free();
+            }
+            left
+        }
+    }
+
+    /// A thread that does something with the page.
+    fn with(page: &Arc<Page>, body: impl FnOnce(&Page) + 'static) -> thread::JoinHandle<()> {
+        let page = Arc::clone(page);
+        thread::spawn(move || body(&page))
+    }
+
+    /// The slot has had a life before: what is left of that must not be taken for the page's.
+    #[test]
+    fn who_finds_the_entry_finds_the_record() {
+        loom::model(|| {
+            let page = Page::new(OUT | COUNT_ONE, LEAF);
+            page.slot.free();
+            page.slot.take();
+            let reclaim = with(&page, |page| page.leave());
+            // The address of the record follows from the entry, which orders the two loads on the machine. The language
+            // calls nothing less than acquire an order.
+            if page.entry.load(Ordering::Acquire) == ENTRY {
+                assert_eq!(page.slot.state(), SlotState::Cached { frame: FRAME, count: 1 });
+            }
+            // Without that a second look is needed, under the lock.
+            if page.entry.load(Ordering::Relaxed) == ENTRY {
+                page.locked(|| {
+                    assert_eq!(page.entry.load(Ordering::Relaxed), ENTRY);
+                    assert_eq!(page.slot.state(), SlotState::Cached { frame: FRAME, count: 1 });
+                });
+            }
+            reclaim.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn who_finds_a_page_out_finds_its_tags_and_its_data() {
+        loom::model(|| {
+            let page = Page::new(CACHED | COUNT_ONE | FRAME as u64, ENTRY);
+            let fault = with(&page, |page| {
+                if matches!(page.slot.state(), SlotState::Out { shadow: 11, count: 1 }) {
+                    assert_eq!(look(&page.device), 1);
+                    assert_eq!(page.slot.tags(), TagImage::Packed(0x9abc));
+                }
+            });
+            page.write();
+            fault.join().unwrap();
+        });
+    }
+
+    /// The last entry goes while the page is written: one of the two frees the slot.
+    #[test]
+    fn a_slot_is_freed_once() {
+        loom::model(|| {
+            let page = Page::new(CACHED | COUNT_ONE | FRAME as u64, ENTRY);
+            let reclaim = with(&page, |page| page.write());
+            let left = page.give_up();
+            assert!(matches!(left, SlotLeft::Unused | SlotLeft::UnusedButCached));
+            reclaim.join().unwrap();
+            assert_eq!((page.slot.state(), look(&page.device)), (SlotState::Free, 2));
+            assert_eq!(page.slot.tags(), TagImage::Untagged);
+        });
+    }
+
+    /// Two entries name the slot, as they will once pages are shared.
+    #[test]
+    fn of_two_entries_the_last_frees_the_slot() {
+        loom::model(|| {
+            let page = Page::new(OUT | (2 * COUNT_ONE), ENTRY);
+            let other = with(&page, |page| {
+                assert_eq!(look(&page.device), 0);
+                let _ = page.give_up();
+            });
+            assert_eq!(look(&page.device), 0);
+            let _ = page.give_up();
+            other.join().unwrap();
+            assert_eq!((page.slot.state(), look(&page.device)), (SlotState::Free, 2));
+        });
+    }
+
+    /// A frame is found in the cache with a reference, or not at all.
+    #[test]
+    fn what_is_found_in_the_cache_is_alive() {
+        loom::model(|| {
+            let page = Page::new(CACHED | COUNT_ONE | FRAME as u64, ENTRY);
+            let reclaim = with(&page, |page| page.write());
+            let found = {
+                let _cluster = page.cluster.lock().unwrap();
+                match page.slot.state() {
+                    SlotState::Cached { .. } => {
+                        assert!(page.frame.get(), "a cached frame is nobody's");
+                        true
+                    }
+                    _ => false,
+                }
+            };
+            if found {
+                assert_eq!(look(&page.contents), 0);
+                if page.frame.put(REFERENCE) == Left::Nobody {
+                    set(&page.contents, 0xdead);
+                }
+            }
+            reclaim.join().unwrap();
+            assert_eq!(look(&page.contents), 0xdead);
+            assert!(!page.frame.get());
+        });
     }
 }

@@ -8,7 +8,7 @@ use crate::granule::{Granule, Level};
 use crate::machine::{EntryAt, Machine};
 use crate::mm::Mm;
 use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry, decode, in_place};
-use crate::sync::{HeldMark, Ordering};
+use crate::sync::{HeldMark, Ordering, try_lock_bit, unlock_bits};
 
 /// One present entry in a leaf table's count word.
 const PRESENT: u64 = 1;
@@ -87,7 +87,7 @@ impl LeafTable {
     #[inline]
     pub(crate) fn lock<'a, M: Machine>(self, mm: &'a Mm<M>) -> Option<Cursor<'a, M>> {
         let record = mm.frames().record(mm.frames().frame(self.at)?);
-        while record.flags.fetch_or(flag::TABLE_LOCKED, Ordering::Acquire) & flag::TABLE_LOCKED != 0 {
+        while !try_lock_bit(&record.flags, flag::TABLE_LOCKED) {
             mm.machine().relax();
         }
         Some(Cursor { mm, table: self, record, _held: HeldMark::new() })
@@ -112,13 +112,13 @@ impl<M: Machine> Cursor<'_, M> {
     /// Whether the table holds neither a leaf nor a swap entry.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.record.count.load(Ordering::Relaxed) == 0
+        self.record.count.word().load(Ordering::Relaxed) == 0
     }
 
     /// Whether the table holds swap entries.
     #[inline]
     pub(crate) fn holds_swapped(&self) -> bool {
-        self.record.count.load(Ordering::Relaxed) >= OUT
+        self.record.count.word().load(Ordering::Relaxed) >= OUT
     }
 
     /// Whether nothing is there in all of `run`.
@@ -130,8 +130,8 @@ impl<M: Machine> Cursor<'_, M> {
     /// The count of entries changes under the lock only, so that a load and a store suffice.
     #[inline]
     fn count(&self, add: u64, sub: u64) {
-        let count = self.record.count.load(Ordering::Relaxed);
-        self.record.count.store(count.wrapping_add(add).wrapping_sub(sub), Ordering::Relaxed);
+        let count = self.record.count.word().load(Ordering::Relaxed);
+        self.record.count.word().store(count.wrapping_add(add).wrapping_sub(sub), Ordering::Relaxed);
     }
 
     /// Stores the leaves of a run of one folio, of which `first` is the first, over entries that are not valid. What
@@ -397,6 +397,6 @@ impl<M: Machine> Cursor<'_, M> {
 impl<M: Machine> Drop for Cursor<'_, M> {
     #[inline]
     fn drop(&mut self) {
-        self.record.flags.fetch_and(!flag::TABLE_LOCKED, Ordering::Release);
+        unlock_bits(&self.record.flags, flag::TABLE_LOCKED);
     }
 }

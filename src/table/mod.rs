@@ -136,12 +136,12 @@ fn make<M: Machine>(mm: &Mm<M>, at: EntryAt, level: Level, node: NodeId, page: V
     if level.below() == Some(Level::LEAF) {
         Home::new(node, first_page::<M::Granule>(page)).store(&record.home);
     }
-    record.count.store(0, Ordering::Relaxed);
+    record.count.begin(0);
     // The walker must not see the table before it sees its zeroes.
     mm.machine().fence_contents();
     mm.machine().store_entry(at, table_descriptor::<M::Granule>(table.pfn()));
     if let Some(above) = mm.frames().frame(at.table) {
-        mm.frames().record(above).count.fetch_add(LINK, Ordering::Relaxed);
+        mm.frames().record(above).count.word().fetch_add(LINK, Ordering::Relaxed);
     }
     table.publish();
     mm.stats().tables_made.bump();
@@ -225,10 +225,10 @@ fn prune_below<M: Machine>(
         let Some(frame) = mm.frames().frame(next) else { continue };
         let pages = VpnRange::new(Vpn::new(first.number() + ((index as u64) << shift)), 1 << shift);
         prune_below(mm, next, below, pages.start(), hole, free);
-        if hole.pages.covers(pages) && mm.frames().record(frame).count.load(Ordering::Relaxed) == 0 {
+        if hole.pages.covers(pages) && mm.frames().record(frame).count.word().load(Ordering::Relaxed) == 0 {
             mm.machine().exchange_entry(at, 0);
             if let Some(above) = mm.frames().frame(table) {
-                mm.frames().record(above).count.fetch_sub(LINK, Ordering::Relaxed);
+                mm.frames().record(above).count.word().fetch_sub(LINK, Ordering::Relaxed);
             }
             free(frame, pages);
         }

@@ -75,6 +75,8 @@ pub struct Rig<G: Granule = K4> {
     port: &'static Port,
     /// What there was before anybody used it.
     pub fresh: Totals,
+    /// What `mm` was lent. Goes after it.
+    _lent: [Lent; 2],
 }
 
 impl<G: Granule> Drop for Rig<G> {
@@ -97,21 +99,22 @@ impl<G: Granule> Rig<G> {
         });
         (0..setup.cpus).for_each(|cpu| emu.set_tag_check(cpu, TagCheck::Sync));
         let span = emu.frames();
-        let records = zeroed(setup.frames as usize * size_of::<FrameRecord>()).cast();
-        let memory = Memory { span, records, free: &[span] };
-        // SAFETY: the records are zeroed and leaked; all of the emulator's frames are the library's.
+        let records = Lent::new(setup.frames as usize * size_of::<FrameRecord>());
+        let memory = Memory { span, records: records.first().cast(), free: &[span] };
+        // SAFETY: the records are zeroed and stay longer than `mm`; all of the emulator's frames are the library's.
         let mm = unsafe { Mm::new(Stage::new(emu), memory) }.expect("the memory is large enough");
         let port: &'static Port = Box::leak(Box::default());
         let device = Arc::new(TestDevice::new(setup.slots, DeviceFlags::SYNCHRONOUS));
         port.plug(Some(Arc::clone(&device)));
+        let bytes = if setup.slots > 0 { memory_needed::<G>(setup.slots, setup.tag_rooms) } else { 0 };
+        let lent = Lent::new(bytes);
         if setup.slots > 0 {
-            let bytes = memory_needed::<G>(setup.slots, setup.tag_rooms);
-            let memory = zeroed(bytes);
+            let memory = lent.first();
             // Dirty, as the library asks for no more than memory.
             // SAFETY: `bytes` bytes were just allocated.
             unsafe { memory.write_bytes(0xa5, bytes) };
             let area = SwapArea { device: port, slots: setup.slots, tag_rooms: setup.tag_rooms, memory, bytes };
-            // SAFETY: the memory is leaked.
+            // SAFETY: the memory stays longer than `mm`.
             unsafe { mm.swap_on(area) }.expect("the area is in order");
         }
         for cpu in 0..setup.cpus {
@@ -119,7 +122,7 @@ impl<G: Granule> Rig<G> {
         }
         mm.set_folio_orders(setup.orders.unwrap_or(FolioOrders::group::<G>()));
         let fresh = mm.totals();
-        Self { mm, device, port, fresh }
+        Self { mm, device, port, fresh, _lent: [records, lent] }
     }
 
     pub fn emu(&self) -> &Emu<G> {
@@ -207,9 +210,29 @@ impl<G: Granule> Rig<G> {
     }
 }
 
-/// Zeroed memory for ever, aligned for any record.
-fn zeroed(bytes: usize) -> NonNull<u8> {
-    NonNull::from(Box::leak(vec![0u64; bytes.div_ceil(8)].into_boxed_slice())).cast()
+/// Zeroed memory, aligned for any record.
+struct Lent(NonNull<[u64]>);
+
+// SAFETY: the memory is this value's own; whom it is lent to is another matter.
+unsafe impl Send for Lent {}
+// SAFETY: as above.
+unsafe impl Sync for Lent {}
+
+impl Lent {
+    fn new(bytes: usize) -> Self {
+        Self(NonNull::from(Box::leak(vec![0; bytes.div_ceil(8)].into_boxed_slice())))
+    }
+
+    fn first(&self) -> NonNull<u8> {
+        self.0.cast()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // SAFETY: `new` leaked the box, and who borrowed it is gone.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
 }
 
 /// What the exception vector makes of an emulated fault.
@@ -271,6 +294,7 @@ pub const fn tagged(address: u64, tag: u8) -> u64 {
 }
 
 /// Numbers that follow from a seed (splitmix64).
+#[derive(Debug)]
 pub struct Dice(u64);
 
 impl Dice {

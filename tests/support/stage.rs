@@ -10,7 +10,9 @@ use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
+#[cfg(not(feature = "shuttle"))]
+use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 use ebbtide::addr::{Pfn, PfnRange};
@@ -19,6 +21,9 @@ use ebbtide::machine::emu::{Emu, TestDevice};
 use ebbtide::machine::{Asid, Cached, EntryAt, Features, Machine, Reach, Scope, Tags, Window};
 use ebbtide::swap::{DeviceError, DeviceFlags, SwapDevice};
 use ebbtide::sync::{AtomicU32, Ordering};
+// Whom nobody wakes is then a deadlock that the scheduler sees.
+#[cfg(feature = "shuttle")]
+use shuttle::sync::{Condvar, Mutex};
 
 /// What a thread does before a certain one of its steps.
 struct Cue {

@@ -9,7 +9,7 @@ use crate::granule::Granule;
 use crate::machine::{Asid, EntryAt, Features};
 use crate::sync::Ordering::Relaxed;
 
-use super::desc::VALID;
+use super::desc::{ACCESSED, VALID};
 use super::may::{Frame, Ghost, Root};
 use super::ram::Ram;
 use super::report::Log;
@@ -185,12 +185,39 @@ impl<G: Granule> State<G> {
         if !self.is_full() {
             return;
         }
+        self.serial += 1;
+        self.keep_late(cpu, Late { at, old, serial: self.serial });
+    }
+
+    fn keep_late(&mut self, cpu: usize, store: Late) {
         if self.cpus[cpu].late.len() == LATE {
             self.arrive_one(cpu);
         }
-        self.serial += 1;
-        self.cpus[cpu].late.push(Late { at, old, serial: self.serial });
+        self.cpus[cpu].late.push(store);
         self.late += 1;
+    }
+
+    /// Lets a table store travel that changes nothing, but overtakes those that are on their way to the same word.
+    pub(super) fn repeat(&mut self, cpu: usize, at: EntryAt, raw: u64) {
+        if self.late > 0 && self.cpus.iter().any(|cpu| cpu.late.iter().any(|late| late.at == at)) {
+            self.delay(cpu, at, raw);
+        }
+    }
+
+    /// A CPU reads a descriptor: what it has seen of another's stores, its own fences complete as well (Arm ARM, B2.3.12:
+    /// a barrier's group A has the accesses of others that its CPU has observed).
+    pub(super) fn observe(&mut self, cpu: usize, at: EntryAt) {
+        for ghost in self.ghosts.iter_mut().chain(&mut self.unseen).filter(|ghost| ghost.at == at && !ghost.ordered) {
+            ghost.witnesses |= 1 << cpu;
+        }
+        if self.late > 0 {
+            let stores = self.cpus.iter().flat_map(|cpu| &cpu.late).filter(|late| late.at == at);
+            if let Some(&last) = stores.max_by_key(|late| late.serial)
+                && !self.cpus[cpu].late.iter().any(|own| own.at == at && own.serial == last.serial)
+            {
+                self.keep_late(cpu, last);
+            }
+        }
     }
 
     /// The oldest late store of a CPU reaches everybody.
@@ -247,8 +274,10 @@ impl<G: Granule> State<G> {
         };
         for (_, cpu) in self.cpus.iter_mut().enumerate().filter(|(number, _)| what.cpus >> number & 1 != 0) {
             let installed = cpu.root.map(|(_, asid)| asid);
-            cpu.tlb.invalidate(what, |asid, at| {
-                (asid.is_none() || asid == installed) && late.iter().any(|late| late.at == at)
+            cpu.tlb.invalidate(what, |asid, at, raw| {
+                // An earlier one than the late store replaced is nowhere any more. What is cached has AF.
+                let is_same = |late: &Late| late.at == at && (late.old ^ raw) & !ACCESSED == 0;
+                (asid.is_none() || asid == installed) && late.iter().any(is_same)
             });
         }
     }

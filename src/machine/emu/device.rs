@@ -77,6 +77,10 @@ impl Store {
         if self.fail_at == Some(number) {
             return Err(DeviceError);
         }
+        self.run(pages, slot)
+    }
+
+    fn run(&mut self, pages: u64, slot: u32) -> Result<&mut [Option<Vec<u64>>], DeviceError> {
         let first = slot as usize;
         self.slots.get_mut(first..first + pages as usize).ok_or(DeviceError)
     }
@@ -88,22 +92,31 @@ impl<G: Granule> SwapDevice<Emu<G>> for TestDevice {
     }
 
     fn write(&self, emu: &Emu<G>, frames: PfnRange, slot: u32) -> Result<(), DeviceError> {
-        let mut store = held(&self.store);
-        let number = store.reads + store.writes;
-        store.writes += 1;
-        for (page, place) in (0..).zip(store.begin(number, frames.pages(), slot)?) {
-            *place = Some(emu.export_page(frames.start().offset(page)));
+        {
+            let mut store = held(&self.store);
+            let number = store.reads + store.writes;
+            store.writes += 1;
+            store.begin(number, frames.pages(), slot)?;
+        }
+        // The machine is asked with the store's lock free: its steps let others go on, who may come here.
+        for page in 0..frames.pages() {
+            let words = emu.export_page(frames.start().offset(page));
+            held(&self.store).run(1, slot + page as u32)?[0] = Some(words);
         }
         Ok(())
     }
 
     fn read(&self, emu: &Emu<G>, slot: u32, frames: PfnRange) -> Result<(), DeviceError> {
-        let mut store = held(&self.store);
-        let number = store.reads + store.writes;
-        store.reads += 1;
-        let wrong = u64::from(store.corrupt_at == Some(number));
-        for (page, place) in (0..).zip(store.begin(number, frames.pages(), slot)?) {
-            let mut words = place.clone().ok_or(DeviceError)?;
+        let wrong = {
+            let mut store = held(&self.store);
+            let number = store.reads + store.writes;
+            store.reads += 1;
+            store.begin(number, frames.pages(), slot)?;
+            u64::from(store.corrupt_at == Some(number))
+        };
+        for page in 0..frames.pages() {
+            let words = held(&self.store).run(1, slot + page as u32)?[0].clone();
+            let mut words = words.ok_or(DeviceError)?;
             words[0] ^= wrong;
             emu.import_page(frames.start().offset(page), &words);
         }

@@ -107,9 +107,9 @@ pub(super) struct Ghost {
     pub at: EntryAt,
     /// CPUs that may hold it.
     pub cpus: u32,
-    /// CPUs by whose fence its removal is visible: who removed the entry, and who wrote it since. Who sees the later
-    /// of two stores to one word does not see the earlier one afterwards.
-    pub writers: u32,
+    /// CPUs by whose fence its removal is visible: who removed the entry, who wrote it since, as who sees the later of
+    /// two stores to one word does not see the earlier one afterwards, and who has seen it gone.
+    pub witnesses: u32,
     /// The removal is visible to every walker.
     pub ordered: bool,
     /// An invalidation hit it before that was so, and did nothing for good.
@@ -137,11 +137,12 @@ impl<G: Granule> State<G> {
     /// Writes a descriptor and moves both sets. The laws were checked before.
     pub(super) fn replace(&mut self, cpu: usize, place: Place, at: EntryAt, raw: u64) {
         let old = self.ram.entry(at).swap(raw, Relaxed);
-        if old == raw {
-            return;
-        }
         for ghost in self.ghosts.iter_mut().chain(&mut self.unseen).filter(|ghost| ghost.at == at) {
-            ghost.writers |= 1 << cpu;
+            ghost.witnesses |= 1 << cpu;
+        }
+        if old == raw {
+            self.repeat(cpu, at, raw);
+            return;
         }
         let vpn = place.vpn::<G>(at.index);
         let (before, after) = (decode::<G>(old, place.level), decode::<G>(raw, place.level));
@@ -216,7 +217,7 @@ impl<G: Granule> State<G> {
                 kind,
                 at,
                 cpus,
-                writers: 1 << writer,
+                witnesses: 1 << writer,
                 ordered: false,
                 missed: false,
                 doomed: 0,
@@ -314,7 +315,7 @@ impl<G: Granule> State<G> {
         let mut fresh: Vec<Ghost> = Vec::new();
         for ghost in self.ghosts.iter().filter(|ghost| !ghost.ordered).chain(&self.unseen) {
             let place = self.frames[self.ram.slot(ghost.at.table)].table;
-            let same = |other: &Ghost| (other.at, other.writers) == (ghost.at, ghost.writers);
+            let same = |other: &Ghost| (other.at, other.witnesses) == (ghost.at, ghost.witnesses);
             if place.is_some_and(|place| place.root == root) && !fresh.iter().any(same) {
                 let asid = ghost.asid.map(|_| asid);
                 fresh.push(Ghost { asid, cpus: 1 << cpu, missed: false, doomed: 0, doomed_local: 0, ..*ghost });
@@ -327,10 +328,10 @@ impl<G: Granule> State<G> {
     pub(super) fn order_tables(&mut self, cpu: usize) {
         self.arrive(cpu);
         self.cpus[cpu].epoch += 1;
-        for ghost in self.ghosts.iter_mut().filter(|ghost| ghost.writers >> cpu & 1 != 0) {
+        for ghost in self.ghosts.iter_mut().filter(|ghost| ghost.witnesses >> cpu & 1 != 0) {
             ghost.ordered = true;
         }
-        self.unseen.retain(|ghost| ghost.writers >> cpu & 1 == 0);
+        self.unseen.retain(|ghost| ghost.witnesses >> cpu & 1 == 0);
     }
 
     /// An invalidation was issued: marks what it will remove.

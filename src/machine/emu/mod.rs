@@ -50,7 +50,8 @@ use std::vec::Vec;
 
 use crate::addr::{Pfn, PfnRange};
 use crate::granule::{Granule, K4};
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::stepless::{AtomicU32, AtomicU64};
+use crate::sync::{Ordering, step, thread_local};
 
 use super::{EntryAt, Features, MAX_CPUS};
 use adversary::State;
@@ -134,13 +135,19 @@ pub struct Emu<G: Granule = K4> {
     clock: AtomicU64,
 }
 
-std::thread_local! {
+thread_local! {
     /// The CPU that this thread plays.
     static CPU: Cell<usize> = const { Cell::new(0) };
     /// This thread is inside the background hook.
     static IN_BACKGROUND: Cell<bool> = const { Cell::new(false) };
     /// The word this thread waits for, the value it waits out, and the turns so far.
     static WAITING: Cell<(usize, u32, u32)> = const { Cell::new((0, 0, 0)) };
+}
+
+/// The CPU that the calling thread plays.
+#[inline]
+fn this_cpu() -> usize {
+    CPU.with(Cell::get)
 }
 
 fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -183,10 +190,10 @@ impl<G: Granule> Emu<G> {
         struct Back(usize);
         impl Drop for Back {
             fn drop(&mut self) {
-                CPU.set(self.0);
+                CPU.with(|cpu| cpu.set(self.0));
             }
         }
-        let _back = Back(CPU.get());
+        let _back = Back(this_cpu());
         self.set_cpu(cpu);
         body()
     }
@@ -197,7 +204,7 @@ impl<G: Granule> Emu<G> {
     /// When there is no such CPU.
     pub fn set_cpu(&self, cpu: usize) {
         assert!(cpu < self.config.cpus, "CPU {cpu} of {}", self.config.cpus);
-        CPU.set(cpu);
+        CPU.with(|own| own.set(cpu));
     }
 
     /// What runs at each turn of a wait, in place of other threads.
@@ -217,6 +224,7 @@ impl<G: Granule> Emu<G> {
     /// # Errors
     /// The abort that the program takes.
     pub fn access(&self, cpu: usize, pointer: u64, access: Access) -> Result<u64, Fault> {
+        step();
         self.locked(|state| {
             state.disturb();
             state.access(cpu, pointer, access)
@@ -326,9 +334,9 @@ impl<G: Granule> Emu<G> {
 
     /// One step under the lock. Laws broken in it are raised once the lock is free.
     #[inline]
-    fn locked<R>(&self, step: impl FnOnce(&mut State<G>) -> R) -> R {
+    fn locked<R>(&self, body: impl FnOnce(&mut State<G>) -> R) -> R {
         let mut state = held(&self.state);
-        let result = step(&mut state);
+        let result = body(&mut state);
         if !state.log.violations.is_empty() && state.log.mode == Mode::Panic && !std::thread::panicking() {
             let violation = state.log.violations.remove(0);
             state.log.violations.clear();
@@ -340,27 +348,28 @@ impl<G: Granule> Emu<G> {
 
     /// One operation of the seam: the world moves first, then the step is done and logged.
     #[inline]
-    fn logged<R>(&self, op: Op, step: impl FnOnce(&mut State<G>, usize) -> R) -> R {
+    fn logged<R>(&self, op: Op, body: impl FnOnce(&mut State<G>, usize) -> R) -> R {
+        step();
         self.run_background();
-        let cpu = CPU.get();
+        let cpu = this_cpu();
         self.locked(|state| {
             state.disturb();
             state.log.push(cpu, op);
-            step(state, cpu)
+            body(state, cpu)
         })
     }
 
     #[inline]
     fn run_background(&self) {
-        if self.has_background.load(Ordering::Relaxed) != 0 && !IN_BACKGROUND.get() {
+        if self.has_background.load(Ordering::Relaxed) != 0 && !IN_BACKGROUND.with(Cell::get) {
             let dice = held(&self.state).rng.next();
             if dice & 0x3 == 0 {
                 let hook = held(&self.background).clone();
-                IN_BACKGROUND.set(true);
+                IN_BACKGROUND.with(|inside| inside.set(true));
                 if let Some(hook) = hook {
                     hook(self, dice >> 8);
                 }
-                IN_BACKGROUND.set(false);
+                IN_BACKGROUND.with(|inside| inside.set(false));
             }
         }
     }

@@ -10,7 +10,8 @@ use std::boxed::Box;
 use crate::addr::{Pfn, PfnRange};
 use crate::granule::{Granule, TAG_GRANULE_BYTES};
 use crate::machine::{EntryAt, Window};
-use crate::sync::{AtomicU64, Ordering::Relaxed};
+use crate::sync::Ordering::Relaxed;
+use crate::sync::stepless::AtomicU64;
 
 /// The upper half of every garbage word.
 pub const GARBAGE: u64 = 0x0bad_f00d_0000_0000;

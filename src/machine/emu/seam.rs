@@ -1,18 +1,19 @@
 //! [`Machine`] for [`Emu`]: each function is one step, preceded by the adversary's moves.
 
+use core::cell::Cell;
 use core::mem::MaybeUninit;
 use std::time::Duration;
 
 use crate::addr::{Pfn, PfnRange};
 use crate::granule::Granule;
 use crate::machine::{Asid, Cached, EntryAt, Features, Machine, Reach, Scope, Tags, Window};
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, Ordering, step};
 
 use super::laws::Write;
 use super::may::Code;
 use super::report::{Law, Op};
 use super::tlb::Invalidation;
-use super::{Adversary, CPU, Emu, WAITING, held};
+use super::{Adversary, Emu, WAITING, held, this_cpu};
 
 /// Turns of a wait that only yield; after them the thread sleeps a little.
 const YIELDS: u32 = 1000;
@@ -24,8 +25,9 @@ impl<G: Granule> Emu<G> {
 
     #[inline]
     fn write_entry(&self, at: EntryAt, raw: u64, how: Write) -> Result<u64, u64> {
+        step();
         self.run_background();
-        let cpu = CPU.get();
+        let cpu = this_cpu();
         self.locked(|state| {
             state.disturb();
             state.store(cpu, at, raw, how)
@@ -35,14 +37,14 @@ impl<G: Granule> Emu<G> {
     /// One turn of a wait. A test with one thread that waits for itself would hang; it fails instead.
     fn wait_turn(&self, word: &AtomicU32, seen: u32) {
         let place = core::ptr::from_ref(word).addr();
-        let (last, value, turns) = WAITING.get();
+        let (last, value, turns) = WAITING.with(Cell::get);
         let turns = if (last, value) == (place, seen) { turns + 1 } else { 0 };
-        WAITING.set((place, seen, turns));
+        WAITING.with(|waiting| waiting.set((place, seen, turns)));
         assert!(turns < self.config.patience, "deadlock: the word waited for is {seen:#x} after {turns} turns");
         let idle = held(&self.idle).clone();
         match idle {
             Some(idle) => idle(self),
-            None if turns < YIELDS => std::thread::yield_now(),
+            None if turns < YIELDS => self.relax(),
             None => std::thread::sleep(Duration::from_micros(100)),
         }
     }
@@ -54,11 +56,16 @@ unsafe impl<G: Granule> Machine for Emu<G> {
     type Granule = G;
 
     fn load_entry(&self, at: EntryAt) -> u64 {
+        step();
         self.run_background();
-        if self.config.adversary == Adversary::Full {
-            self.locked(|state| state.disturb());
-        }
-        self.ram.entry(at).load(Ordering::Relaxed)
+        let cpu = this_cpu();
+        self.locked(|state| {
+            if self.config.adversary == Adversary::Full {
+                state.disturb();
+            }
+            state.observe(cpu, at);
+            self.ram.entry(at).load(Ordering::Relaxed)
+        })
     }
 
     fn store_entry(&self, at: EntryAt, raw: u64) {
@@ -204,7 +211,7 @@ unsafe impl<G: Granule> Machine for Emu<G> {
     }
 
     fn cpu(&self) -> usize {
-        CPU.get()
+        this_cpu()
     }
 
     fn now_ns(&self) -> u64 {
@@ -212,6 +219,9 @@ unsafe impl<G: Granule> Machine for Emu<G> {
     }
 
     fn relax(&self) {
+        #[cfg(feature = "shuttle")]
+        <crate::sync::Relax as spin::RelaxStrategy>::relax();
+        #[cfg(not(feature = "shuttle"))]
         std::thread::yield_now();
     }
 
@@ -223,6 +233,6 @@ unsafe impl<G: Granule> Machine for Emu<G> {
 
     fn wake(&self, _word: &AtomicU32) {
         // Waiters look at their word at each turn.
-        WAITING.set((0, 0, 0));
+        WAITING.with(|waiting| waiting.set((0, 0, 0)));
     }
 }

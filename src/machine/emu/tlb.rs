@@ -43,6 +43,8 @@ pub(super) struct CachedTable {
     /// The table it names, and that table's level.
     pub table: Pfn,
     pub level: Level,
+    /// The descriptor as read.
+    pub raw: u64,
     pub at: EntryAt,
 }
 
@@ -148,12 +150,12 @@ impl Tlb {
         }
     }
 
-    /// Removes what the invalidation names, except what `reloads`: entries of the installed root that the walker may
-    /// read back at once, because the store that replaced them is still on its way.
-    pub(super) fn invalidate(&mut self, what: &Invalidation, reloads: impl Fn(Option<Asid>, EntryAt) -> bool) {
+    /// Removes what the invalidation names, except what `reloads`: descriptors of the installed root that the walker
+    /// may read back at once, because the store that replaced them is still on its way.
+    pub(super) fn invalidate(&mut self, what: &Invalidation, reloads: impl Fn(Option<Asid>, EntryAt, u64) -> bool) {
         let leaf = |entry: &Translation| what.hits_leaf(entry.asid, entry.pages, entry.level);
-        self.leaves.retain(|entry| !leaf(entry) || reloads(entry.asid, entry.at));
+        self.leaves.retain(|entry| !leaf(entry) || reloads(entry.asid, entry.at, entry.raw));
         let table = |entry: &CachedTable| what.hits_table(entry.asid, entry.pages);
-        self.tables.retain(|entry| !table(entry) || reloads(Some(entry.asid), entry.at));
+        self.tables.retain(|entry| !table(entry) || reloads(Some(entry.asid), entry.at, entry.raw));
     }
 }

@@ -57,7 +57,7 @@ impl<G: Granule> State<G> {
                     }
                     level = level.below().unwrap_or(Level::L3);
                     table = next;
-                    let entry = CachedTable { asid, pages, table, level, at };
+                    let entry = CachedTable { asid, pages, table, level, raw, at };
                     self.cpus[cpu].tlb.insert_table(entry, &mut self.rng);
                 }
                 Desc::Leaf(pfn) => {

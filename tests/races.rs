@@ -1,0 +1,699 @@
+//! CPUs that meet, in many orders: shuttle chooses at each step who goes on.
+//!
+//! A step is an operation on an atomic, a turn of a lock, an operation of the emulated machine, or an access of a
+//! program with what the hardware writes for it. Each schedule makes a small world anew, lets two or three CPUs work on
+//! one group of pages, and looks at what is left: the contents and tags, page by page, against what may be there; the
+//! groups' entries; frames, slots and tag rooms; and the emulator's laws on the way. Half of the schedules are bursts
+//! of steps of any length, half have few changes of turns, at any of the steps (PCT).
+//!
+//! ```text
+//! cargo test --no-default-features --features shuttle --test races
+//! ```
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `EBBTIDE_SCHEDULES` | schedules of each race, in place of some hundreds: 100000 for a long run |
+//! | `EBBTIDE_SEED` | what they follow from |
+//! | `EBBTIDE_RACE` | part of a race's name: only these are run |
+//! | `EBBTIDE_REPLAY` | the file of a schedule that failed, which is run alone |
+//!
+//! A long run takes less time with `CARGO_PROFILE_DEV_OPT_LEVEL=3`; `--release` has no debug assertions. A race that
+//! fails tells its name and where its schedule is; with `EBBTIDE_RACE` and `EBBTIDE_REPLAY` set to these it fails again,
+//! step by step as before.
+
+mod support;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use ebbtide::Space;
+use ebbtide::addr::{Pfn, PfnRange, VirtAddr, VpnRange};
+use ebbtide::frame::FolioOrders;
+use ebbtide::granule::{K4, Level};
+use ebbtide::machine::emu::{Access, Adversary, Death, Emu, EmuConfig, Law, Mode};
+use ebbtide::machine::{Asid, Cached, EntryAt, Features, Machine, Reach, Scope, Tags};
+use ebbtide::reclaim::Advice;
+use ebbtide::space::{FaultError, Protection};
+use ebbtide::sync::{Spin, stepping};
+use shuttle::rand::{Rng, thread_rng};
+use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Schedule, Scheduler, Task, TaskId};
+use shuttle::{Config, FailurePersistence, Runner};
+
+use support::entries::{ACCESSED, READ_ONLY, VALID, WRITABLE};
+use support::{Dice, RW, RWT, Rig, Setup, Stage, tagged};
+
+const BASE: u64 = 0x4000_0000;
+const PAGE: u64 = 4096;
+/// Where each CPU has a page that nobody races for.
+const FAR: u64 = 0x4020_0000;
+/// What is mapped in a race, in a table that is there.
+const NEXT: u64 = FAR + 8 * PAGE;
+const PAGES: u64 = 16;
+
+// ---- Exploring. ----
+
+/// Schedules of a race that need no more than seconds for all races together.
+const BOUNDED: usize = 800;
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+/// Says which race it was that failed.
+struct Told<'a>(&'a str);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the race was: {}", self.0);
+        }
+    }
+}
+
+/// Lets a task go on for a while, and then chooses among the others. How long a while is differs by schedule: CPUs that
+/// take turns at every step, and one that does all of a call while another is between two of its steps.
+#[derive(Debug)]
+struct Bursts {
+    /// Its rounds, and its random data.
+    rounds: RandomScheduler,
+    dice: Dice,
+    /// One step in so many ends a burst, on average.
+    length: u64,
+}
+
+impl Bursts {
+    fn new(seed: u64, schedules: usize) -> Self {
+        Self { rounds: RandomScheduler::new_from_seed(seed, schedules), dice: Dice::new(seed), length: 1 }
+    }
+}
+
+impl Scheduler for Bursts {
+    fn new_execution(&mut self) -> Option<Schedule> {
+        self.length = 1 << self.dice.below(10);
+        self.rounds.new_execution()
+    }
+
+    fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, is_yielding: bool) -> Option<TaskId> {
+        let goes_on = !is_yielding && self.dice.below(self.length) != 0;
+        if let Some(current) = current.filter(|&current| goes_on && runnable.iter().any(|task| task.id() == current)) {
+            return Some(current);
+        }
+        let others = runnable.iter().filter(|task| Some(task.id()) != current).count();
+        let choice = self.dice.below(others.max(1) as u64) as usize;
+        let mut tasks = runnable.iter().filter(|task| others == 0 || Some(task.id()) != current);
+        tasks.nth(choice).map(|task| task.id())
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        self.rounds.next_u64()
+    }
+}
+
+/// Runs a scene under many schedules.
+fn explore(race: &str, scene: impl Fn() + Send + Sync + 'static) {
+    let mut config = Config::new();
+    // The library's arrays, and no release build.
+    config.stack_size = 1 << 19;
+    config.failure_persistence = FailurePersistence::File(Some(env!("CARGO_TARGET_TMPDIR").into()));
+    if std::env::var("EBBTIDE_RACE").is_ok_and(|part| !race.contains(&part)) {
+        return;
+    }
+    let _told = Told(race);
+    let scene = Arc::new(scene);
+    let run = |scheduler: Box<dyn Scheduler + Send>| {
+        let scene = Arc::clone(&scene);
+        Runner::new(scheduler, config.clone()).run(move || scene());
+    };
+    if let Ok(file) = std::env::var("EBBTIDE_REPLAY") {
+        return run(Box::new(ReplayScheduler::new_from_file(&file).expect("the file of a schedule")));
+    }
+    let schedules = variable("EBBTIDE_SCHEDULES").map_or(BOUNDED, |schedules| schedules as usize);
+    let seed = variable("EBBTIDE_SEED").unwrap_or(1);
+    run(Box::new(Bursts::new(seed, schedules.div_ceil(2))));
+    run(Box::new(PctScheduler::new_from_seed(seed, 3, schedules / 2)));
+}
+
+/// Lets tasks run, each on a CPU of its own number, until all are done.
+fn meet(tasks: &[&(dyn Fn(usize) + Sync)]) {
+    stepping(|| {
+        shuttle::thread::scope(|scope| {
+            for (cpu, task) in tasks.iter().enumerate() {
+                scope.spawn(move || task(cpu));
+            }
+        });
+    });
+}
+
+// ---- A world, and what may be in it. ----
+
+/// How far a call has come that changes what a page may hold.
+#[derive(Copy, Clone, Default, Eq, PartialEq, Ord, PartialOrd, Debug)]
+enum Phase {
+    #[default]
+    Ahead,
+    Begun,
+    Over,
+}
+
+/// What calls have done to a page so far.
+#[derive(Copy, Clone, Default, Debug)]
+struct Done {
+    /// MADV_DONTNEED.
+    dropped: Phase,
+    /// MADV_FREE.
+    freed: Phase,
+    unmapped: Phase,
+    /// A right was taken away for a time.
+    shut: Phase,
+}
+
+/// A program's last store to a page.
+#[derive(Copy, Clone, Default, Debug)]
+struct Stored {
+    value: u64,
+    /// What had been done when the program began to store, and when it had.
+    before: Done,
+    after: Done,
+}
+
+/// What there is when the race begins.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+enum Start {
+    /// No table.
+    Empty,
+    /// Loaded: clean.
+    Clean,
+    Dirty,
+    /// Old enough to go at once.
+    Cold,
+    Out,
+}
+
+/// One schedule's world: one group of pages, on CPUs that all run its space.
+struct World {
+    rig: Rig,
+    space: Space<Stage<K4>>,
+    start: Start,
+    told: String,
+    done: Mutex<[Done; PAGES as usize]>,
+    stored: Mutex<[[Stored; 3]; PAGES as usize]>,
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\nlately:\n{}", self.told, self.rig.emu().last_operations().join("\n"))
+    }
+}
+
+fn at(page: u64) -> VirtAddr {
+    VirtAddr::new(BASE + page * PAGE)
+}
+
+/// The word that was there from the start, the one of the program on `cpu`.
+const OLD: u64 = 32;
+const fn own(cpu: usize) -> u64 {
+    48 + 16 * cpu as u64
+}
+
+const PART: std::ops::Range<u64> = 4..12;
+const ALL: std::ops::Range<u64> = 0..PAGES;
+
+impl World {
+    fn new(cpus: usize) -> Self {
+        let mut dice = thread_rng();
+        let pick = |dice: &mut shuttle::rand::rngs::ThreadRng, bound: u32| dice.gen_range(0..bound);
+        let start = [
+            Start::Empty,
+            Start::Clean,
+            Start::Clean,
+            Start::Dirty,
+            Start::Dirty,
+            Start::Cold,
+            Start::Cold,
+            Start::Out,
+        ][pick(&mut dice, 8) as usize];
+        let adversary = if pick(&mut dice, 2) == 0 { Adversary::Quiet } else { Adversary::Full };
+        let features = if pick(&mut dice, 4) == 0 { Features::MTE | Features::TLB_RANGE } else { Features::all() };
+        let orders = if pick(&mut dice, 2) == 0 { FolioOrders::SINGLE } else { FolioOrders::group::<K4>() };
+        let setup = Setup {
+            // So little that the reclaimer has work to do once each CPU has taken some in advance.
+            frames: 64 + 16 * (cpus as u64 - 1),
+            slots: 48,
+            tag_rooms: 24,
+            cpus,
+            seed: dice.gen_range(1..1 << 20),
+            features,
+            adversary,
+            orders: Some(orders),
+            ..Setup::default()
+        };
+        let rig = Rig::new(setup);
+        let space = rig.space();
+        rig.map(&space, BASE, PAGES, RWT);
+        let world = Self {
+            told: format!("{start:?}, {setup:?}"),
+            rig,
+            space,
+            start,
+            done: Mutex::default(),
+            stored: Mutex::default(),
+        };
+        world.prepare();
+        world.rig.map(&world.space, FAR, 3, RW);
+        for cpu in 1..cpus {
+            let place = FAR + cpu as u64 * PAGE;
+            world.rig.emu().on_cpu(cpu, || world.rig.program_on(cpu, &world.space).store(place, 1)).unwrap();
+        }
+        world
+    }
+
+    fn prepare(&self) {
+        let program = self.rig.program(&self.space);
+        match self.start {
+            Start::Empty => {}
+            Start::Clean => ALL.for_each(|page| assert_eq!(program.load(BASE + page * PAGE), Ok(0))),
+            Start::Dirty | Start::Cold | Start::Out => ALL.for_each(|page| {
+                program.stg(BASE + page * PAGE, self.tag(page)).unwrap();
+                program.store(BASE + page * PAGE + OLD, self.word(page)).unwrap();
+            }),
+        }
+        match self.start {
+            Start::Cold => self.advise(ALL, Advice::Cold),
+            Start::Out => self.advise(ALL, Advice::PageOut),
+            _ => {}
+        }
+    }
+
+    /// What a page holds from the start.
+    fn word(&self, page: u64) -> u64 {
+        if matches!(self.start, Start::Empty | Start::Clean) { 0 } else { page + 100 }
+    }
+
+    fn tag(&self, page: u64) -> u8 {
+        if matches!(self.start, Start::Empty | Start::Clean) { 0 } else { page as u8 }
+    }
+
+    fn done(&self, page: u64) -> Done {
+        self.done.lock().unwrap()[page as usize]
+    }
+
+    fn note(&self, pages: std::ops::Range<u64>, phase: Phase, of: fn(&mut Done) -> &mut Phase) {
+        let mut done = self.done.lock().unwrap();
+        pages.for_each(|page| *of(&mut done[page as usize]) = phase);
+    }
+
+    fn advise(&self, pages: std::ops::Range<u64>, advice: Advice) {
+        let bytes = (pages.end - pages.start) * PAGE;
+        match self.space.advise(&self.rig.mm, at(pages.start), bytes, advice) {
+            Ok(()) => {}
+            // Where another has unmapped a part.
+            Err(error) => assert!(ALL.into_iter().any(|page| self.done(page).unmapped != Phase::Ahead), "{error}"),
+        }
+    }
+
+    fn protect(&self, pages: std::ops::Range<u64>, protection: Protection) {
+        let bytes = (pages.end - pages.start) * PAGE;
+        self.space.protect(&self.rig.mm, at(pages.start), bytes, protection).unwrap();
+    }
+
+    /// An access that a call has made impossible, on every CPU.
+    fn is_refused(&self, pages: std::ops::Range<u64>, access: Access) {
+        for cpu in 0..self.rig.emu().config().cpus {
+            for page in [pages.start, pages.end - 1] {
+                let seen = self.rig.emu().access(cpu, BASE + page * PAGE + OLD, access);
+                assert!(seen.is_err(), "CPU {cpu} may {access:?} page {page}: {self:?}");
+            }
+        }
+    }
+
+    /// A program's store to its own word of a page.
+    fn store(&self, cpu: usize, page: u64, value: u64) {
+        let before = self.done(page);
+        let ended = self.rig.program_on(cpu, &self.space).store(BASE + page * PAGE + own(cpu), value);
+        let after = self.done(page);
+        match ended {
+            Ok(()) => self.stored.lock().unwrap()[page as usize][cpu] = Stored { value, before, after },
+            Err(Death::Refused(_, FaultError::Protection)) => {
+                assert!(after.shut != Phase::Ahead && before.shut != Phase::Over, "a store refused: {self:?}");
+            }
+            Err(Death::Refused(_, FaultError::NotMapped)) => {
+                assert_ne!(after.unmapped, Phase::Ahead, "nothing there: {self:?}");
+            }
+            Err(error) => panic!("{error:?}: {self:?}"),
+        }
+    }
+
+    /// A program's load of what was there from the start.
+    fn load(&self, cpu: usize, page: u64) {
+        let before = self.done(page);
+        let seen = self.rig.program_on(cpu, &self.space).load(BASE + page * PAGE + OLD);
+        let after = self.done(page);
+        match seen {
+            Ok(seen) => self.check_old(page, seen, before, after),
+            Err(Death::Refused(_, FaultError::NotMapped)) => {
+                assert_ne!(after.unmapped, Phase::Ahead, "nothing there: {self:?}");
+            }
+            Err(error) => panic!("{error:?}: {self:?}"),
+        }
+    }
+
+    fn check_old(&self, page: u64, seen: u64, before: Done, after: Done) {
+        let may_stay = before.dropped != Phase::Over;
+        let may_go = after.dropped.max(after.freed) != Phase::Ahead;
+        let word = self.word(page);
+        assert!(seen == word && may_stay || seen == 0 && (may_go || word == 0), "page {page} holds {seen}: {self:?}");
+    }
+
+    /// What is left, page by page; then all is given back.
+    fn finish(self, presses: Presses) {
+        self.rig.emu().check_all_groups();
+        if presses == Presses::Yes {
+            self.rig.mm.balance();
+        }
+        let program = self.rig.program(&self.space);
+        for page in ALL {
+            let (done, place) = (self.done(page), BASE + page * PAGE);
+            if done.unmapped == Phase::Over {
+                assert!(matches!(program.load(place), Err(Death::Refused(_, FaultError::NotMapped))), "{self:?}");
+                continue;
+            }
+            let old = program.load(place + OLD).unwrap_or_else(|error| panic!("{error:?}: {self:?}"));
+            self.check_old(page, old, done, done);
+            let tag = program.ldg(place).unwrap();
+            let tag_may_stay = old != 0 || self.word(page) == 0;
+            assert_eq!(tag, if tag_may_stay { self.tag(page) } else { 0 }, "tag of page {page}: {self:?}");
+            assert_eq!(program.load(tagged(place, tag)), Ok(0), "page {page}: {self:?}");
+            for cpu in 0..3 {
+                let Stored { value, before, after } = self.stored.lock().unwrap()[page as usize][cpu];
+                let seen = program.load(place + own(cpu)).unwrap();
+                let drops = done.dropped != Phase::Ahead && before.dropped != Phase::Over;
+                let frees = done.freed != Phase::Ahead && before.freed != Phase::Over;
+                let told = format!("page {page}, CPU {cpu}: {seen}, not {value}: {self:?}");
+                assert!(seen == value || seen == 0 && (drops || frees), "{told}");
+                // What goes, goes whole.
+                assert!(!(done.dropped != Phase::Ahead && after.dropped == Phase::Ahead && seen != 0), "{told}");
+                assert!(!(old != 0 && !drops && seen != value), "{told}");
+            }
+        }
+        self.rig.emu().check_all_groups();
+        self.rig.finish(self.space);
+    }
+}
+
+/// Whether memory is short once more before the end is looked at.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+enum Presses {
+    No,
+    Yes,
+}
+
+// ---- What CPUs do. ----
+
+/// Makes pages of `space` out of what was freed last on this CPU. What was a table is then a page, of nothing that a
+/// walker could use.
+fn reuse(rig: &Rig, space: &Space<Stage<K4>>, cpu: usize) {
+    for (page, word) in (0..4).flat_map(|page| [0, 5, 11].map(|word| (page, word))) {
+        let stored = rig.program_on(cpu, space).store(NEXT + page * PAGE + word * 8, !0);
+        assert_eq!(stored, Ok(()), "{:?}", rig.emu().last_operations());
+    }
+}
+
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+enum Call {
+    /// The walker: evicts, splits, ages.
+    Reclaim,
+    /// A program that stores to some pages, and to one of them again.
+    Store,
+    /// The same pages from the other end, and their neighbours.
+    StoreBeside,
+    Load,
+    /// A part of the group loses a right and has it back: unfolded, refolded.
+    ShutPart,
+    ShutAll,
+    /// Not even loads.
+    HidePart,
+    UnmapPart,
+    UnmapAll,
+    DropPart,
+    DropAll,
+    FreePart,
+    FreeAll,
+    Cold,
+    PageOutPart,
+    PageOut,
+}
+
+use Call::*;
+
+/// The pages that a program stores to, and its words.
+const STORES: [(u64, u64); 6] = [(0, 1), (5, 2), (11, 3), (14, 4), (8, 5), (5, 6)];
+
+impl Call {
+    /// What meets programs and the reclaimer.
+    const CALLS: [Self; 12] = [
+        ShutPart,
+        ShutAll,
+        HidePart,
+        UnmapPart,
+        UnmapAll,
+        DropPart,
+        DropAll,
+        FreePart,
+        FreeAll,
+        Cold,
+        PageOutPart,
+        PageOut,
+    ];
+
+    fn run(self, world: &World, cpu: usize) {
+        world.rig.emu().set_cpu(cpu);
+        match self {
+            Reclaim => world.rig.mm.balance(),
+            Store => STORES.iter().for_each(|&(page, value)| world.store(cpu, page, value)),
+            StoreBeside => {
+                [(11, 7), (6, 8), (5, 9), (1, 10)].iter().for_each(|&(page, value)| world.store(cpu, page, value))
+            }
+            Load => [0, 5, 12, 5].iter().for_each(|&page| world.load(cpu, page)),
+            ShutPart => self.shut(world, PART, RWT - Protection::WRITE, Access::Store(9)),
+            ShutAll => self.shut(world, ALL, RWT - Protection::WRITE, Access::Store(9)),
+            HidePart => self.shut(world, PART, Protection::TAGGED, Access::Load),
+            UnmapPart => self.unmap(world, PART),
+            UnmapAll => self.unmap(world, ALL),
+            DropPart => self.give_up(world, PART, Advice::DontNeed, |done| &mut done.dropped),
+            DropAll => self.give_up(world, ALL, Advice::DontNeed, |done| &mut done.dropped),
+            FreePart => self.give_up(world, PART, Advice::Free, |done| &mut done.freed),
+            FreeAll => self.give_up(world, ALL, Advice::Free, |done| &mut done.freed),
+            Cold => world.advise(ALL, Advice::Cold),
+            PageOutPart => world.advise(PART, Advice::PageOut),
+            PageOut => world.advise(ALL, Advice::PageOut),
+        }
+    }
+
+    fn shut(self, world: &World, pages: std::ops::Range<u64>, protection: Protection, gone: Access) {
+        world.note(pages.clone(), Phase::Begun, |done| &mut done.shut);
+        world.protect(pages.clone(), protection);
+        world.is_refused(pages.clone(), gone);
+        world.protect(pages.clone(), RWT);
+        world.note(pages, Phase::Over, |done| &mut done.shut);
+    }
+
+    fn unmap(self, world: &World, pages: std::ops::Range<u64>) {
+        world.note(pages.clone(), Phase::Begun, |done| &mut done.unmapped);
+        world.space.unmap(&world.rig.mm, at(pages.start), (pages.end - pages.start) * PAGE).unwrap();
+        world.note(pages.clone(), Phase::Over, |done| &mut done.unmapped);
+        world.is_refused(pages, Access::Load);
+        world.rig.map(&world.space, NEXT, 4, RW);
+        reuse(&world.rig, &world.space, world.rig.emu().cpu());
+    }
+
+    fn give_up(self, world: &World, pages: std::ops::Range<u64>, advice: Advice, of: fn(&mut Done) -> &mut Phase) {
+        world.note(pages.clone(), Phase::Begun, of);
+        world.advise(pages.clone(), advice);
+        world.note(pages, Phase::Over, of);
+    }
+}
+
+/// Lets calls meet, each on a CPU of its own.
+fn race(calls: &[Call]) {
+    let calls = calls.to_vec();
+    let name = format!("{calls:?}");
+    explore(&name, move || {
+        let world = World::new(calls.len().max(2));
+        let told = Told(&world.told);
+        let task = |cpu: usize| calls[cpu].run(&world, cpu);
+        meet(&vec![&task as _; calls.len()]);
+        drop(told);
+        let is_freeing = calls.iter().any(|call| matches!(call, FreePart | FreeAll));
+        world.finish(if is_freeing { Presses::Yes } else { Presses::No });
+    });
+}
+
+#[test]
+fn a_program_beside_each_call() {
+    Call::CALLS.iter().for_each(|&call| race(&[Store, call]));
+}
+
+#[test]
+fn reclaim_beside_each_call() {
+    Call::CALLS.iter().for_each(|&call| race(&[call, Reclaim]));
+}
+
+#[test]
+fn a_program_and_reclaim_beside_each_call() {
+    Call::CALLS.iter().for_each(|&call| race(&[Store, call, Reclaim]));
+}
+
+#[test]
+fn programs_map_in_one_table() {
+    for calls in
+        [&[Store, StoreBeside][..], &[Store, Load], &[Store, StoreBeside, Load], &[Store, StoreBeside, Reclaim]]
+    {
+        race(calls);
+    }
+}
+
+#[test]
+fn programs_beside_reclaimers() {
+    for calls in [&[Store, Reclaim][..], &[Load, Reclaim], &[Reclaim, Reclaim], &[Store, Reclaim, Reclaim]] {
+        race(calls);
+    }
+}
+
+/// A space ends while reclaim has its pages in hand, and the program of another space stores.
+#[test]
+fn the_end_of_a_space_meets_reclaim() {
+    explore("the end of a space", || {
+        let world = World::new(3);
+        (0..3).for_each(|cpu| world.rig.idle(cpu));
+        let other = world.rig.try_space().unwrap();
+        world.rig.activate(2, &other);
+        world.rig.map(&other, BASE, 1, RW);
+        world.rig.map(&other, NEXT, 4, RW);
+        let World { rig, space, told, .. } = world;
+        let ending = Mutex::new(Some(space));
+        let end = |cpu: usize| {
+            rig.emu().set_cpu(cpu);
+            let space = ending.lock().unwrap().take().expect("it ends once");
+            assert!(space.destroy(&rig.mm).is_ok(), "no CPU runs it: {told}");
+            rig.activate(cpu, &other);
+            reuse(&rig, &other, cpu);
+        };
+        let reclaim = |cpu: usize| rig.emu().on_cpu(cpu, || rig.mm.balance());
+        let store = |cpu: usize| {
+            for value in 1..4 {
+                assert_eq!(rig.program_on(cpu, &other).store(BASE + OLD, value), Ok(()), "{told}");
+            }
+        };
+        meet(&[&end, &reclaim, &store]);
+        assert_eq!(rig.program_on(2, &other).load(BASE + OLD), Ok(3), "{told}");
+        rig.finish(other);
+    });
+}
+
+// ---- A walker that is wrong. ----
+
+/// Where a walker of a group's entries takes the table's lock.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+enum Walker {
+    /// Before it reads.
+    LocksFirst,
+    /// At the first valid entry that it finds: it takes the holes of break-before-make for empty entries.
+    LocksLate,
+}
+
+const ASID: Asid = Asid::new(1);
+/// A page for EL0, clean; a store makes it dirty.
+const CLEAN: u64 = VALID | 1 << 1 | 1 << 6 | READ_ONLY | 0b11 << 8 | ACCESSED | 1 << 11 | WRITABLE | 0b11 << 53;
+
+/// A leaf table with one group's pages, on the bare machine.
+struct Group {
+    emu: Emu<K4>,
+    table: Pfn,
+    lock: Spin<()>,
+}
+
+impl Group {
+    fn new() -> Self {
+        let seed = thread_rng().gen_range(1..1 << 20);
+        let emu = Emu::<K4>::new(EmuConfig { frames: 32, cpus: 2, seed, ..EmuConfig::default() });
+        let first = emu.frames().start();
+        emu.zero(PfnRange::new(first, 4), Tags::Ignore);
+        emu.zero(PfnRange::new(first.offset(PAGES), PAGES), Tags::Include);
+        emu.fence_contents();
+        for (depth, level) in (0..).zip([Level::L0, Level::L1, Level::L2]) {
+            let index = (BASE >> level.shift::<K4>()) as usize & 511;
+            let below = first.offset(depth + 1).base::<K4>().bytes();
+            emu.store_entry(EntryAt { table: first.offset(depth), index }, below | 0b11);
+        }
+        let group = Self { emu, table: first.offset(3), lock: Spin::new(()) };
+        for page in ALL {
+            group.emu.store_entry(group.entry(page), first.offset(PAGES + page).base::<K4>().bytes() | CLEAN);
+        }
+        group.emu.fence_tables();
+        (0..2).for_each(|cpu| group.emu.on_cpu(cpu, || group.emu.install_root(first, ASID)));
+        group
+    }
+
+    fn entry(&self, page: u64) -> EntryAt {
+        EntryAt { table: self.table, index: page as usize }
+    }
+
+    fn flush(&self) {
+        let pages = VpnRange::new(at(0).vpn::<K4>(), PAGES);
+        self.emu.fence_tables();
+        self.emu.invalidate(ASID, Scope::Pages(pages), Cached::Leaf(Level::L3), Reach::Broadcast);
+        self.emu.fence_invalidations();
+    }
+
+    /// Break-before-make of all entries, under the lock.
+    fn remake(&self) {
+        let _locked = self.lock.lock();
+        let old = ALL.map(|page| self.emu.exchange_entry(self.entry(page), 0)).collect::<Vec<_>>();
+        self.flush();
+        for (page, raw) in ALL.zip(old) {
+            self.emu.store_entry(self.entry(page), raw);
+        }
+    }
+
+    /// Takes all pages out for reclaim, and frees their frames.
+    fn take(&self, walker: Walker) {
+        let mut lock = (walker == Walker::LocksFirst).then(|| self.lock.lock());
+        for page in ALL {
+            if lock.is_none() && self.emu.load_entry(self.entry(page)) & VALID != 0 {
+                lock = Some(self.lock.lock());
+            }
+            if lock.is_some() {
+                self.emu.exchange_entry(self.entry(page), 0);
+            }
+        }
+        self.flush();
+        drop(lock);
+        self.emu.note_freed(PfnRange::new(self.emu.frames().start().offset(PAGES), PAGES));
+    }
+}
+
+/// Schedules in which `walker` freed what a CPU can reach.
+fn found(walker: Walker) -> u64 {
+    let found = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&found);
+    explore(&format!("{walker:?}"), move || {
+        let group = Group::new();
+        group.emu.set_mode(Mode::Record);
+        let remake = |cpu: usize| group.emu.on_cpu(cpu, || group.remake());
+        let take = |cpu: usize| group.emu.on_cpu(cpu, || group.take(walker));
+        meet(&[&remake, &take]);
+        let broken = group.emu.take_violations();
+        count.fetch_add(u64::from(broken.iter().any(|broken| broken.law == Law::FreedWhileMapped)), Relaxed);
+    });
+    found.load(Relaxed)
+}
+
+#[test]
+fn a_walker_that_locks_late_is_found() {
+    assert_eq!(found(Walker::LocksFirst), 0);
+    let found = found(Walker::LocksLate);
+    let is_whole = ["EBBTIDE_RACE", "EBBTIDE_REPLAY"].iter().all(|name| std::env::var(name).is_err());
+    assert!(found > 0 || !is_whole, "no schedule finds it");
+}
