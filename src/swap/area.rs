@@ -3,13 +3,13 @@
 use core::fmt;
 use core::ptr::NonNull;
 
-use super::cluster::{self, ClusterRecord, Clusters, ORDERS};
+use super::cluster::{self, ClusterRecord, Clusters};
 use super::device::SwapDevice;
 use super::rooms::Rooms;
 use super::slot::{SlotLeft, SlotRecord, SlotState};
 use super::slots::Slots;
 use crate::granule::Granule;
-use crate::machine::{MAX_CPUS, Machine, TagWords};
+use crate::machine::{Machine, TagWords};
 use crate::mte::TagImage;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, SpinGuard};
 
@@ -53,11 +53,12 @@ impl fmt::Display for SwapOnError {
 }
 
 /// Bytes of records that an area of `slots` slots and `tag_rooms` rooms needs: 24 a slot, [`Granule::TAG_BYTES`] a
-/// room, and a record for each cluster.
+/// room, a record for each cluster, and their lists.
 pub const fn memory_needed<G: Granule>(slots: u32, tag_rooms: u32) -> usize {
     slots as usize * size_of::<SlotRecord>()
         + tag_rooms as usize * G::TAG_BYTES
         + clusters_of(slots, cluster::shift_for::<G>(slots)) as usize * size_of::<ClusterRecord>()
+        + size_of::<Clusters>()
 }
 
 const fn clusters_of(slots: u32, shift: u32) -> u32 {
@@ -71,9 +72,7 @@ pub struct Area<M: Machine> {
     slots: u32,
     records: NonNull<SlotRecord>,
     cluster_records: NonNull<ClusterRecord>,
-    clusters: Clusters,
-    /// The clusters that each CPU fills, by the order of the folios.
-    current: [[AtomicU32; ORDERS]; MAX_CPUS],
+    clusters: NonNull<Clusters>,
     pub(super) rooms: Rooms<M::Granule>,
     /// Slots not free. Drops only after a freed slot's clean-up.
     used: AtomicU32,
@@ -111,14 +110,16 @@ impl<M: Machine> Area<M> {
         let shift = cluster::shift_for::<M::Granule>(slots);
         let count = clusters_of(slots, shift);
         let records: NonNull<SlotRecord> = memory.cast();
-        // SAFETY: the three arrays lie one after the other within `needed` bytes; each element's size is a multiple
+        // SAFETY: the four arrays lie one after the other within `needed` bytes; each element's size is a multiple
         // of its alignment of at most 8, and so is each array's start.
-        let (rooms, cluster_records) = unsafe {
+        let (rooms, cluster_records, clusters) = unsafe {
             let rooms: NonNull<AtomicU64> = records.add(slots as usize).cast();
-            (rooms, rooms.add(tag_rooms as usize * M::Granule::TAG_WORDS).cast::<ClusterRecord>())
+            let records: NonNull<ClusterRecord> = rooms.add(tag_rooms as usize * M::Granule::TAG_WORDS).cast();
+            (rooms, records, records.add(count as usize).cast::<Clusters>())
         };
         const { assert!(align_of::<ClusterRecord>() <= 8 && align_of::<SlotRecord>() == 8) };
-        // SAFETY: as above; zero is a free slot's record and an empty room, and each cluster record is written.
+        const { assert!(align_of::<Clusters>() <= align_of::<ClusterRecord>()) };
+        // SAFETY: as above; zero is a free slot's record and an empty room, and all the others are written.
         unsafe {
             memory
                 .write_bytes(0, slots as usize * size_of::<SlotRecord>() + tag_rooms as usize * M::Granule::TAG_BYTES);
@@ -126,6 +127,7 @@ impl<M: Machine> Area<M> {
                 let free = (slots - (index << shift)).min(1 << shift);
                 cluster_records.add(index as usize).write(ClusterRecord::new(free, index, count));
             }
+            clusters.write(Clusters::new(count, shift));
         }
         Ok(Self {
             number,
@@ -133,8 +135,7 @@ impl<M: Machine> Area<M> {
             slots,
             records,
             cluster_records,
-            clusters: Clusters::new(count, shift),
-            current: [const { [const { AtomicU32::new(cluster::NONE) }; ORDERS] }; MAX_CPUS],
+            clusters,
             // SAFETY: the rooms are zeroed above and lie within the area's own memory.
             rooms: unsafe { Rooms::new(rooms, tag_rooms) },
             used: AtomicU32::new(0),
@@ -181,8 +182,14 @@ impl<M: Machine> Area<M> {
     }
 
     #[inline]
+    fn clusters(&self) -> &Clusters {
+        // SAFETY: `new` wrote it.
+        unsafe { self.clusters.as_ref() }
+    }
+
+    #[inline]
     fn cluster_count(&self) -> u32 {
-        clusters_of(self.slots, self.clusters.shift())
+        clusters_of(self.slots, self.clusters().shift())
     }
 
     fn is_free(&self, slot: u32) -> bool {
@@ -198,13 +205,13 @@ impl<M: Machine> Area<M> {
     #[inline]
     fn take_in(&self, cluster: u32, order: u32) -> Option<Slots> {
         let records = self.cluster_records();
-        self.clusters.take(records, cluster, order, |slot| self.is_free(slot), |slot| self.mark_taken(slot))
+        self.clusters().take(records, cluster, order, |slot| self.is_free(slot), |slot| self.mark_taken(slot))
     }
 
     /// Takes free slots for a folio of 2^`order` pages, for the CPU `cpu`.
     #[inline]
     pub(super) fn take_slots(&self, cpu: usize, order: u32) -> Option<Slots> {
-        let current = self.current[cpu % MAX_CPUS].get(order as usize)?;
+        let current = self.clusters().current(cpu, order)?;
         let near = self.take_in(current.load(Ordering::Relaxed), order);
         let slots = near.or_else(|| self.take_slots_elsewhere(current, order))?;
         self.used.fetch_add(slots.pages() as u32, Ordering::Relaxed);
@@ -213,10 +220,10 @@ impl<M: Machine> Area<M> {
 
     #[cold]
     fn take_slots_elsewhere(&self, current: &AtomicU32, order: u32) -> Option<Slots> {
-        if order > self.clusters.shift() {
+        if order > self.clusters().shift() {
             return None;
         }
-        while let Some(cluster) = self.clusters.pop(self.cluster_records(), order) {
+        while let Some(cluster) = self.clusters().pop(self.cluster_records(), order) {
             current.store(cluster, Ordering::Relaxed);
             if let Some(slots) = self.take_in(cluster, order) {
                 return Some(slots);
@@ -225,7 +232,7 @@ impl<M: Machine> Area<M> {
         current.store(cluster::NONE, Ordering::Relaxed);
         if order > 0 {
             let records = self.cluster_records();
-            return self.clusters.take_fragmented(
+            return self.clusters().take_fragmented(
                 records,
                 order,
                 |slot| self.is_free(slot),
@@ -247,7 +254,7 @@ impl<M: Machine> Area<M> {
                 self.rooms.give(room);
             }
         }
-        self.clusters.give(self.cluster_records(), first, count, || each().for_each(SlotRecord::free));
+        self.clusters().give(self.cluster_records(), first, count, || each().for_each(SlotRecord::free));
         self.used.fetch_sub(count, Ordering::Release);
     }
 
@@ -264,7 +271,7 @@ impl<M: Machine> Area<M> {
                 SlotLeft::Shared => {}
                 SlotLeft::UnusedButCached => cached(slot),
                 SlotLeft::Unused => {
-                    let crosses = slot & ((1 << self.clusters.shift()) - 1) == 0;
+                    let crosses = slot & ((1 << self.clusters().shift()) - 1) == 0;
                     if unused.end != slot || crosses {
                         self.free_range(unused);
                         unused = slot..slot;
@@ -284,7 +291,7 @@ impl<M: Machine> Area<M> {
 
     /// Locks the cluster of `slot`: a frame enters and leaves the cache under it.
     pub(super) fn lock_cluster(&self, slot: u32) -> Option<SpinGuard<'_, cluster::State>> {
-        self.clusters.lock(self.cluster_records(), slot)
+        self.clusters().lock(self.cluster_records(), slot)
     }
 
     /// Hands the tags that were kept of a slot to `show`, if the page had some of its own: at 64 KiB they

@@ -24,6 +24,7 @@
 use super::slots::Slots;
 use crate::frame::MAX_ORDER;
 use crate::granule::Granule;
+use crate::machine::MAX_CPUS;
 use crate::sync::{AtomicU32, Ordering, Spin, SpinGuard};
 
 /// "No cluster".
@@ -35,7 +36,7 @@ const LARGEST: u32 = 512;
 const AT_LEAST: u32 = 16;
 
 /// Orders of folio, each with its own current clusters and lists.
-pub(super) const ORDERS: usize = MAX_ORDER as usize + 1;
+const ORDERS: usize = MAX_ORDER as usize + 1;
 
 /// Fragmented clusters that a large folio looks at before it gives up: each look costs up to a load a slot.
 const FRAGMENTED_LOOKS: usize = 4;
@@ -146,6 +147,8 @@ impl Lists {
 /// The clusters of one area.
 pub(super) struct Clusters {
     lists: Spin<Lists>,
+    /// The clusters that each CPU fills, by the order of the folios.
+    current: [[AtomicU32; ORDERS]; MAX_CPUS],
     shift: u32,
 }
 
@@ -154,7 +157,14 @@ impl Clusters {
     pub(super) const fn new(count: u32, shift: u32) -> Self {
         let empty = if count > 0 { List { first: 0, last: count - 1 } } else { List::EMPTY };
         let lists = Lists { empty, partial: [List::EMPTY; ORDERS], fragmented: [List::EMPTY; ORDERS] };
-        Self { lists: Spin::new(lists), shift }
+        let current = [const { [const { AtomicU32::new(NONE) }; ORDERS] }; MAX_CPUS];
+        Self { lists: Spin::new(lists), current, shift }
+    }
+
+    /// The cluster that the CPU `cpu` fills with folios of 2^`order` pages.
+    #[inline]
+    pub(super) fn current(&self, cpu: usize, order: u32) -> Option<&AtomicU32> {
+        self.current[cpu % MAX_CPUS].get(order as usize)
     }
 
     /// log2 of the slots of each.
