@@ -145,7 +145,7 @@ impl<M: Machine> Mm<M> {
 
     /// Gives back the uses of `count` slots by swap entries from `first` on. The entries that were the last of pages
     /// still in memory are handed to `cached`: then [`Mm::drop_unused`] has to follow, without a spinning lock.
-    #[inline]
+    #[inline(never)]
     pub(crate) fn put_slots(&self, first: SwapEntry, count: u64, mut cached: impl FnMut(SwapEntry)) {
         if let Some(area) = self.swap().area(first.area()) {
             area.put(first.slot(), count, |slot| cached(first.nth(slot - first.slot())));

@@ -355,7 +355,7 @@ impl<M: Machine> Cursor<'_, M> {
 
     /// Empties the entries from the start of `run` on that are swap entries of slots which follow that of `first`, the
     /// entry of the first. Returns how many.
-    #[inline(always)]
+    #[inline(never)]
     fn take_slots(&mut self, run: VpnRange, first: SwapEntry) -> u64 {
         let at = self.table.entry(run.start());
         let machine = self.mm.machine();
