@@ -78,8 +78,8 @@ fn the_emulator_conforms_with_larger_pages() {
     conforms::<K64>(Features::all(), Adversary::Quiet);
 }
 
-/// The walker as the program. It uses pages through the kernel's mapping while programs may reach them: the emulator, which
-/// forbids that to a kernel, only takes note.
+/// The walker as the program. It uses pages through the kernel's mapping while programs may reach them: the emulator,
+/// which forbids that to a kernel, only takes note.
 #[test]
 fn the_walker_is_a_program() {
     for features in [Features::all(), Features::MTE | Features::HW_ACCESS, Features::empty()] {

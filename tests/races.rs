@@ -18,8 +18,8 @@
 //! | `EBBTIDE_REPLAY` | the file of a schedule that failed, which is run alone |
 //!
 //! A long run takes less time with `CARGO_PROFILE_DEV_OPT_LEVEL=3`; `--release` has no debug assertions. A race that
-//! fails tells its name and where its schedule is; with `EBBTIDE_RACE` and `EBBTIDE_REPLAY` set to these it fails again,
-//! step by step as before.
+//! fails tells its name and where its schedule is; with `EBBTIDE_RACE` and `EBBTIDE_REPLAY` set to these it fails
+//! again, step by step as before.
 
 mod support;
 
