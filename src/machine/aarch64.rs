@@ -278,6 +278,12 @@ unsafe impl<B: Board> Machine for Aarch64<B> {
     }
 
     #[inline]
+    fn fill(&self, frame: Pfn, word: u64) {
+        // SAFETY: the board maps the frame writable.
+        unsafe { self.blocks.fill(self.frame(frame), <B::Granule as Granule>::SIZE, word) }
+    }
+
+    #[inline]
     fn load_tags<'a>(&self, frame: Pfn, into: &'a mut MaybeUninit<TagWords<Self>>) -> &'a TagWords<Self> {
         if !self.features.contains(Features::MTE) {
             return into.write(B::Granule::ZERO_TAGS);

@@ -234,6 +234,12 @@ unsafe impl<M: Machine> Machine for Recorder<M> {
         self.machine.repeated_word(frame)
     }
 
+    fn fill(&self, frame: Pfn, word: u64) {
+        self.uses(Operation::Fill { frame, word }, one(frame));
+        self.machine.fill(frame, word);
+        self.wrote(one(frame));
+    }
+
     fn load_tags<'a>(&self, frame: Pfn, into: &'a mut MaybeUninit<TagWords<Self>>) -> &'a TagWords<Self> {
         self.uses(Operation::LoadTags { frame }, one(frame));
         self.machine.load_tags(frame, into)

@@ -218,6 +218,20 @@ function ebbtide_repeats
 2:  mov     x0, #0
     ret
 
+// Store the word x2 all over x1 bytes at x0.
+function ebbtide_fill
+    add     x0, x0, #512
+1:
+    .set    offset, -512
+    .rept   64
+    stp     x2, x2, [x0, #offset]
+    .set    offset, offset + 16
+    .endr
+    subs    x1, x1, #1024
+    add     x0, x0, #1024
+    b.hi    1b
+    ret
+
 // Clean x1 bytes at x0 to the point of unification in lines of x2 bytes (Arm ARM, B2.7.4.2).
 function ebbtide_clean_data
 1:  dc      cvau, x0
