@@ -116,6 +116,13 @@ impl Frames {
         if (index as u64) < self.span.pages() { Some(Frame(index)) } else { None }
     }
 
+    /// The `count` frames from `first` on, as far as the database has them: the pages of a folio.
+    #[inline]
+    pub(crate) fn pages(&self, first: Frame, count: u64) -> impl Iterator<Item = Frame> {
+        let end = (first.0 as u64 + count).min(self.span.pages());
+        (first.0..end as u32).map(Frame)
+    }
+
     /// The block of the same order that merges with `block`, if all of it is in the database.
     pub(super) fn buddy_of(&self, block: Frame, order: u32) -> Option<Frame> {
         let number = self.pfn(block).number() ^ (1 << order);
@@ -300,10 +307,16 @@ impl OwnedFrame<'_> {
     #[inline]
     pub(crate) fn mark(&self, pages: u64, mask: u32) {
         for page in 0..pages as u32 {
-            let flags = &self.frames.record(Frame(self.frame.0 + page)).flags;
-            // Nobody else knows of the block.
-            flags.store(flags.load(Ordering::Relaxed) | mask, Ordering::Relaxed);
+            self.mark_page(Frame(self.frame.0 + page), mask);
         }
+    }
+
+    /// Sets state bits of a page of it.
+    #[inline]
+    pub(crate) fn mark_page(&self, page: Frame, mask: u32) {
+        let flags = &self.frames.record(page).flags;
+        // Nobody else knows of the block.
+        flags.store(flags.load(Ordering::Relaxed) | mask, Ordering::Relaxed);
     }
 
     /// The record handle, the block staying owned.

@@ -47,8 +47,7 @@ impl Frames {
     /// Pages of the folio, of 2^`order` pages, that have tags of their own.
     #[inline]
     pub(crate) fn tagged_pages(&self, head: Frame, order: u32) -> u32 {
-        let own = |page| self.tail(head, page).is_some_and(|frame| self.record(frame).has(flag::TAGS_VALID));
-        (0..1 << order).filter(|&page| own(page)).count() as u32
+        self.pages(head, 1 << order).filter(|&frame| self.record(frame).has(flag::TAGS_VALID)).count() as u32
     }
 
     /// Makes a tail a folio of one page, which keeps what is its own. Its count and home are the caller's to set.

@@ -24,8 +24,8 @@ pub mod slab;
 
 pub use buddy::{MAX_ORDER, Urgency};
 pub(crate) use count::{Count, Left, MAP, REFERENCE};
-pub(crate) use database::Pressure;
 pub use database::{Frames, OwnedFrame};
+pub(crate) use database::{Freeing, Pressure};
 pub use folio::FolioLock;
 pub use orders::FolioOrders;
 

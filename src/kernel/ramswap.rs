@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use ebbtide::Mm;
 use ebbtide::addr::{Pfn, PfnRange};
-use ebbtide::machine::{Machine, Tags};
+use ebbtide::machine::Machine;
 use ebbtide::swap::{self, DeviceError, DeviceFlags, SwapArea, SwapDevice};
 
 use super::global::Late;
@@ -28,17 +28,13 @@ impl RamSwap {
 impl SwapDevice<Hardware> for RamSwap {
     fn write(&self, machine: &Hardware, frames: PfnRange, slot: u32) -> Result<(), DeviceError> {
         let to = self.page(slot, frames)?;
-        for page in 0..frames.pages() {
-            machine.copy_page(frames.start().offset(page), to.offset(page), Tags::Ignore);
-        }
+        machine.copy_run(frames, to);
         Ok(())
     }
 
     fn read(&self, machine: &Hardware, slot: u32, frames: PfnRange) -> Result<(), DeviceError> {
         let from = self.page(slot, frames)?;
-        for page in 0..frames.pages() {
-            machine.copy_page(from.offset(page), frames.start().offset(page), Tags::Ignore);
-        }
+        machine.copy_run(PfnRange::new(from, frames.pages()), frames.start());
         Ok(())
     }
 

@@ -272,6 +272,18 @@ unsafe impl<B: Board> Machine for Aarch64<B> {
     }
 
     #[inline]
+    fn copy_run(&self, from: PfnRange, to: Pfn) {
+        if from.is_empty() {
+            return;
+        }
+        // SAFETY: as for `zero`; the caller says that the two do not overlap.
+        unsafe {
+            let bytes = bytes_of::<B::Granule>(from);
+            self.blocks.copy(self.frame(to), self.frame(from.start()), bytes, Tags::Ignore);
+        }
+    }
+
+    #[inline]
     fn repeated_word(&self, frame: Pfn) -> Option<u64> {
         // SAFETY: the board maps the frame readable.
         unsafe { self.blocks.repeated_word(self.frame(frame), <B::Granule as Granule>::SIZE) }

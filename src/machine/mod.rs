@@ -256,6 +256,14 @@ pub unsafe trait Machine: Send + Sync + Sized + 'static {
     /// Copies one page; with [`Tags::Include`] its tags as well.
     fn copy_page(&self, from: Pfn, to: Pfn, tags: Tags);
 
+    /// Copies the data of a run of pages to as many others from `to` on; the two do not overlap.
+    #[inline]
+    fn copy_run(&self, from: crate::addr::PfnRange, to: Pfn) {
+        for page in 0..from.pages() {
+            self.copy_page(from.start().offset(page), to.offset(page), Tags::Ignore);
+        }
+    }
+
     /// The 64-bit word that the whole page repeats, if it does.
     fn repeated_word(&self, frame: Pfn) -> Option<u64>;
 
@@ -329,6 +337,7 @@ unsafe impl<M: Machine> Machine for &'static M {
         fn zero(&self, run: crate::addr::PfnRange, tags: Tags);
         fn zero_tags(&self, frame: Pfn);
         fn copy_page(&self, from: Pfn, to: Pfn, tags: Tags);
+        fn copy_run(&self, from: crate::addr::PfnRange, to: Pfn);
         fn repeated_word(&self, frame: Pfn) -> Option<u64>;
         fn fill(&self, frame: Pfn, word: u64);
         fn store_tags(&self, frame: Pfn, tags: &TagWords<Self>);

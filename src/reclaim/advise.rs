@@ -177,13 +177,10 @@ fn isolate<M: Machine>(mm: &Mm<M>, table: LeafTable, part: VpnRange) -> (Batch, 
     while page < part.end() && !batch.is_full() {
         let found = within(mm, &mut cursor, page, part, &mut flush);
         let next = found.map_or(page.offset(1), |(_, end)| end);
-        if let Some((frame, _)) = found
-            && mm.reclaim().isolate_one(mm.frames(), frame).is_some()
-        {
-            batch.push(frame);
-        }
+        batch.extend(found.map(|(frame, _)| frame));
         page = next;
     }
+    mm.reclaim().isolate_all(mm.frames(), &mut batch);
     (batch, VpnRange::between(page, part.end()))
 }
 

@@ -4,11 +4,11 @@ use arrayvec::ArrayVec;
 
 use super::BATCH;
 use super::list::Batch;
-use crate::frame::{FolioLock, Left, REFERENCE, flag};
+use crate::frame::{FolioLock, Frames, Freeing, Left, REFERENCE, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::rmap::{Refusal, Unmapped, unmap};
-use crate::swap::{Dry, Leaving, Prepared, Written};
+use crate::rmap::{Refusal, Site, Unmapped, unmap};
+use crate::swap::{Dry, Leaving, Prepared, Saved, Written};
 use crate::tlb::Flush;
 
 pub(super) use crate::rmap::Ageing;
@@ -36,8 +36,9 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
     let mut ways: ArrayVec<Leaving<'_, M>, BATCH> = ArrayVec::new();
     // Slots that a folio turned out not to need serve the next one of its size.
     let mut spare: Result<Prepared<'_, M>, Dry> = Err(Dry::Slots);
+    let mut site: Option<Site<'_, M>> = None;
     let mut flush = Flush::new(mm);
-    for &frame in batch {
+    for (index, &frame) in batch.iter().enumerate() {
         let Some(folio) = frames.try_lock(mm.machine(), frame) else {
             stats.busy.bump();
             kept.push(frame);
@@ -57,9 +58,16 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
         let order = frames.record(frame).order();
         let tagged = frames.tagged_pages(frame, order);
         if !spare.as_mut().is_ok_and(|spare| spare.fit(order, tagged)) {
-            spare = mm.swap().prepare(cpu, order, tagged);
+            // For the others as well, so far as they are going to leave: half of them may, where half of them did.
+            let others = match ageing {
+                Ageing::Ignored => batch.len() - index,
+                Ageing::SecondChance => leaving.len() + 1,
+            };
+            // What is left goes back first: it may be what there is.
+            drop(core::mem::replace(&mut spare, Err(Dry::Slots)));
+            spare = mm.swap().prepare(cpu, order, tagged, others.min(batch.len() - index) as u32);
         }
-        match unmap(mm, &folio, &mut spare, ageing, &mut flush) {
+        match unmap(mm, &folio, &mut spare, ageing, &mut flush, &mut site) {
             Unmapped::Discarded => discarded.push(folio),
             Unmapped::Leaving(way) => {
                 leaving.push(folio);
@@ -81,20 +89,24 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
             }
         }
     }
+    drop(site);
+    drop(spare);
     // From here on no CPU can write to any of these pages.
     flush.complete();
 
     let mut freed = 0;
+    let mut freeing = frames.freeing(cpu);
+    let mut saved = Saved::default();
     for folio in discarded.drain(..) {
         let pages = 1 << frames.record(folio.frame()).order();
         stats.clean_discards.add(pages);
-        freed += pages * release(mm, folio);
+        freed += pages * release(frames, folio, &mut freeing);
     }
     for (folio, way) in leaving.drain(..).zip(ways.drain(..)) {
-        match way.write_out(mm, &folio) {
+        match way.write_out(mm, &folio, &mut saved) {
             Written::Gone => {
                 let pages = 1 << frames.record(folio.frame()).order();
-                freed += pages * release(mm, folio);
+                freed += pages * release(frames, folio, &mut freeing);
             }
             Written::Kept => {
                 // The cache keeps a reference of its own from now on; ours goes back with the others.
@@ -107,6 +119,8 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
             }
         }
     }
+    drop(freeing);
+    saved.count(stats);
     mm.reclaim().put_back(frames, cpu, &kept);
     if !split.is_empty() {
         mm.reclaim().insert_old(frames, split.iter().copied());
@@ -118,13 +132,12 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
 
 /// Gives back reclaim's reference to a folio that nobody maps any more, and frees it unless somebody else looks at it.
 /// Returns the folios freed.
-fn release<M: Machine>(mm: &Mm<M>, folio: FolioLock<'_, M>) -> u64 {
-    let frames = mm.frames();
+fn release<M: Machine>(frames: &Frames, folio: FolioLock<'_, M>, freeing: &mut Freeing<'_>) -> u64 {
     let frame = folio.frame();
     drop(folio);
     match frames.put(frame, REFERENCE) {
         Left::Nobody => {
-            frames.free(mm.machine().cpu(), frame);
+            freeing.push(frame);
             1
         }
         Left::Shared => 0,

@@ -183,15 +183,30 @@ impl Reclaim {
         machine.wake(&self.isolated);
     }
 
-    /// Takes one certain folio out, with a reference; `None` when it is not in the list.
-    pub(super) fn isolate_one(&self, frames: &Frames, frame: Frame) -> Option<()> {
+    /// Takes certain folios out, with a reference each. Those that are not in the list leave the batch.
+    pub(super) fn isolate_all(&self, frames: &Frames, batch: &mut Batch) {
+        let mut chain: Option<Chain> = None;
         let mut list = self.list.lock();
-        if !frames.record(frame).has(flag::LISTED) || !frames.get(frame) {
-            return None;
+        batch.retain(|&mut frame| {
+            let record = frames.record(frame);
+            if !record.has(flag::LISTED) || !frames.get(frame) {
+                return false;
+            }
+            record.clear(flag::LISTED);
+            match &mut chain {
+                None => chain = Some(Chain::of(frame)),
+                Some(chain) => {
+                    if let Some(done) = chain.extend(frames, frame) {
+                        list.cut(frames, &done);
+                    }
+                }
+            }
+            true
+        });
+        if let Some(chain) = &chain {
+            list.cut(frames, chain);
         }
-        list.unlink(frames, frame);
-        self.isolated.fetch_add(1, Ordering::Relaxed);
-        Some(())
+        self.isolated.fetch_add(batch.len() as u32, Ordering::Relaxed);
     }
 
     /// Puts isolated folios back as the youngest and gives their references back.

@@ -87,7 +87,7 @@ impl<M: Machine> Mm<M> {
             if self.shrink() == Progress::Nothing {
                 return self.frames().take_from_anywhere(self.machine().cpu(), kind);
             }
-            // What was freed here lies in this CPU's magazine first; another CPU may have taken it since.
+            // What was freed here another CPU may have taken since.
             if let Some((frame, _)) = self.frames().take(self.machine().cpu(), 0, kind, Urgency::Normal) {
                 return Some(frame);
             }

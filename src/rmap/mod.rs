@@ -13,4 +13,4 @@ mod split;
 mod unmap;
 
 pub(crate) use split::split;
-pub(crate) use unmap::{Ageing, Refusal, Unmapped, unmap};
+pub(crate) use unmap::{Ageing, Refusal, Site, Unmapped, unmap};

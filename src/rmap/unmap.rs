@@ -4,6 +4,9 @@
 //! them. One that nobody uses leaves as one, its groups folded to the end: all of its entries are exchanged under one hold
 //! of the table's lock, taken before the first is looked at. Where a page of it is mapped no more, or was given up, or
 //! there are no slots for all of it, it is split, and its pages leave one by one.
+//!
+//! Folios that came together leave together, and are neighbours in one table more often than not: its lock, and the
+//! family's, stay held from one to the next ([`Site`]), for a batch of reclaim at most. Nothing sleeps meanwhile.
 
 use arrayvec::ArrayVec;
 
@@ -15,7 +18,8 @@ use crate::mm::Mm;
 use crate::node::{Home, NodeId};
 use crate::pte::{Decoded, Leaf};
 use crate::swap::{Dry, Leaving, Prepared};
-use crate::table::{self, CHUNK, Change, Cursor, Edge};
+use crate::sync::SharedGuard;
+use crate::table::{self, CHUNK, Change, Cursor};
 use crate::tlb::Flush;
 
 /// Whether a page's recent use saves it.
@@ -40,6 +44,34 @@ pub(crate) enum Refusal {
     Split,
     /// No slot, or no room for its tags.
     Dry(Dry),
+}
+
+/// The leaf table at the last folio's home, locked.
+pub(crate) struct Site<'a, M: Machine> {
+    cursor: Cursor<'a, M>,
+    _family: SharedGuard<'a>,
+    node: NodeId,
+}
+
+impl<'a, M: Machine> Site<'a, M> {
+    /// The leaf table of `home`, which takes the place of the one in `last`. `None` when it is gone.
+    #[inline]
+    fn at<'s>(last: &'s mut Option<Self>, mm: &'a Mm<M>, home: Home) -> Option<&'s mut Cursor<'a, M>> {
+        let stays = |site: &Self| site.node == home.node() && site.cursor.holds(home.page());
+        if !last.as_ref().is_some_and(stays) {
+            // One table's lock at a time.
+            *last = None;
+            *last = Self::enter(mm, home);
+        }
+        last.as_mut().map(|site| &mut site.cursor)
+    }
+
+    fn enter(mm: &'a Mm<M>, home: Home) -> Option<Self> {
+        let node = mm.node(home.node())?;
+        let family = node.family.read();
+        let table = table::find(mm.machine(), node.root()?, home.page())?;
+        Some(Self { cursor: table.lock(mm)?, _family: family, node: home.node() })
+    }
 }
 
 /// What became of a folio.
@@ -69,6 +101,7 @@ impl Survey {
     }
 }
 
+#[inline(always)]
 fn survey<M: Machine>(mm: &Mm<M>, cursor: &Cursor<'_, M>, run: VpnRange, folio: &FolioLock<'_, M>) -> Survey {
     let first = mm.frames().pfn(folio.frame());
     let mut survey = Survey { mapped: 0, is_accessed: false, is_dirty: false, has_clean_page: false };
@@ -87,27 +120,40 @@ fn survey<M: Machine>(mm: &Mm<M>, cursor: &Cursor<'_, M>, run: VpnRange, folio: 
 
 /// Takes the folio out of the table of its home. `spare` is what was prepared for it, if anything; it is used up only by
 /// a folio that leaves. The pages whose translations go are noted in `flush`; the counts of the entries are given back at
-/// once, as the caller holds a reference of its own.
+/// once, as the caller holds a reference of its own. `site` is where the last folio was, and then where this one is.
 pub(crate) fn unmap<'a, M: Machine>(
     mm: &'a Mm<M>,
     folio: &FolioLock<'_, M>,
     spare: &mut Result<Prepared<'a, M>, Dry>,
     ageing: Ageing,
     flush: &mut Flush<'_, M>,
+    site: &mut Option<Site<'a, M>>,
+) -> Unmapped<'a, M> {
+    let record = mm.frames().record(folio.frame());
+    let home = Home::load(&record.home);
+    let Some(cursor) = Site::at(site, mm, home) else { return Unmapped::Kept(Refusal::Raced) };
+    match record.order() {
+        0 => unmap_at(mm, folio, (home, 0), spare, ageing, flush, cursor),
+        order => unmap_at(mm, folio, (home, order), spare, ageing, flush, cursor),
+    }
+}
+
+/// [`unmap`], where the folio's table is locked. Inlined at both of its places: for one page all loops fall away.
+#[inline(always)]
+fn unmap_at<'a, M: Machine>(
+    mm: &'a Mm<M>,
+    folio: &FolioLock<'_, M>,
+    (home, order): (Home, u32),
+    spare: &mut Result<Prepared<'a, M>, Dry>,
+    ageing: Ageing,
+    flush: &mut Flush<'_, M>,
+    cursor: &mut Cursor<'_, M>,
 ) -> Unmapped<'a, M> {
     let frames = mm.frames();
     let frame = folio.frame();
-    let record = frames.record(frame);
-    let home = Home::load(&record.home);
-    let run = VpnRange::new(home.page(), 1 << record.order());
+    let run = VpnRange::new(home.page(), 1 << order);
     let id = home.node();
-    let Some(node) = mm.node(id) else { return Unmapped::Kept(Refusal::Raced) };
-    let _family = node.family.read();
-    let Some(root) = node.root() else { return Unmapped::Kept(Refusal::Raced) };
-    let Some(mut cursor) = table::find(mm.machine(), root, run.start()).and_then(|table| table.lock(mm)) else {
-        return Unmapped::Kept(Refusal::Raced);
-    };
-    let seen = survey(mm, &cursor, run, folio);
+    let seen = survey(mm, cursor, run, folio);
     if seen.mapped == 0 {
         return Unmapped::Kept(Refusal::Raced);
     }
@@ -137,29 +183,26 @@ pub(crate) fn unmap<'a, M: Machine>(
         return Unmapped::Kept(Refusal::Referenced);
     }
     let is_whole = seen.mapped == run.pages() && run.pages() <= CHUNK as u64;
-    if !seen.is_dirty && is_whole && discard(&mut cursor, run, id, flush) {
+    if !seen.is_dirty && is_whole && discard(cursor, run, id, flush) {
         // Nothing stands in its place, so that another CPU may map a new page as soon as the table is free: no
         // translation of the old one may be left then.
         flush.complete();
         let _ = frames.put(frame, MAP * run.pages());
         return Unmapped::Discarded;
     }
-    let prepared = match core::mem::replace(spare, Err(Dry::Slots)) {
+    let prepared = match spare {
         Ok(prepared) if seen.is_one(run.pages()) => prepared,
-        other => {
-            let dry = other.map(|prepared| *spare = Ok(prepared)).err();
-            if run.pages() > 1 {
-                let refusal = split(mm, &mut cursor, folio, flush).map_or(Refusal::Raced, |()| Refusal::Split);
-                return Unmapped::Kept(refusal);
-            }
-            return Unmapped::Kept(dry.map_or(Refusal::Raced, Refusal::Dry));
+        _ if run.pages() > 1 => {
+            let refusal = split(mm, cursor, folio, flush).map_or(Refusal::Raced, |()| Refusal::Split);
+            return Unmapped::Kept(refusal);
         }
+        Ok(_) => return Unmapped::Kept(Refusal::Raced),
+        Err(dry) => return Unmapped::Kept(Refusal::Dry(*dry)),
     };
     // Nothing fails from here on. The slots name the frames before any CPU can find the entries that name the slots.
-    let first = prepared.cache(frame);
-    record.enter_cache(first.area(), first.slot() as u32);
-    // A whole folio: its groups are whole.
-    let run = cursor.fit(run, Edge::Widen, id, flush);
+    let first = prepared.cache(frame, order);
+    frames.record(frame).enter_cache(first.area(), first.slot() as u32);
+    let run = cursor.whole(run);
     cursor.swap_out(run, first);
     flush.note(id, run.pages());
     let _ = frames.put(frame, MAP * run.pages().pages());
@@ -168,10 +211,10 @@ pub(crate) fn unmap<'a, M: Machine>(
 
 /// Takes all the entries of a clean folio out, unless a store makes one dirty at the last moment: then they are back
 /// as they were.
+#[inline(never)]
 fn discard<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange, node: NodeId, flush: &mut Flush<'_, M>) -> bool {
     let mut leaves: ArrayVec<(Vpn, Leaf), CHUNK> = ArrayVec::new();
-    // A whole folio: its groups are whole.
-    let run = cursor.fit(run, Edge::Widen, node, flush);
+    let run = cursor.whole(run);
     cursor.take_leaves(run, |page, leaf| leaves.push((page, leaf)));
     if leaves.iter().any(|(_, leaf)| leaf.is_dirty()) {
         // Same frames, same rights: a CPU that still holds a translation holds one of these.

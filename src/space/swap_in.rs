@@ -13,6 +13,7 @@
 //! region, it becomes single pages first.
 
 use core::cell::Cell;
+use core::num::NonZero;
 
 use super::fault::{Access, FaultError, Found, Step};
 use super::{Protection, Space};
@@ -22,7 +23,7 @@ use crate::granule::Granule;
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::node::Home;
-use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry};
+use crate::pte::{Exclusive, Leaf, SwapEntry};
 use crate::swap::{Area, Kept, SlotRecord, SlotState};
 use crate::sync::assert_may_sleep;
 use crate::table::Cursor;
@@ -92,8 +93,7 @@ impl Missing<'_> {
     /// Whether all the entries are as they were.
     #[inline]
     fn is_there<M: Machine>(&self, cursor: &Cursor<'_, M>) -> bool {
-        cursor.read(self.run.start()) == Decoded::Swapped(self.first)
-            && cursor.swapped(self.run, self.first) == self.run.pages()
+        cursor.swapped(self.run, self.first) == self.run.pages()
     }
 
     #[cold]
@@ -116,7 +116,9 @@ impl<M: Machine> Space<M> {
         let Some(area) = mm.swap().area(entry.area()) else { return Err(missing.unreadable()) };
         let Some(slot) = area.slot(entry.slot()) else { return Err(missing.unreadable()) };
         let step = match slot.state() {
-            SlotState::Out { shadow, .. } => match self.read_folio(mm, area, slot, missing, shadow) {
+            SlotState::Out { shadow, .. } => match NonZero::new(slot.order())
+                .and_then(|left_as| self.read_folio(mm, area, left_as, missing, shadow))
+            {
                 Some(step) => step,
                 None => {
                     let Some(folio) = mm.take_frame_urgently(Kind::Folio) else { return Err(FaultError::NoMemory) };
@@ -142,17 +144,18 @@ impl<M: Machine> Space<M> {
         Ok(Step::Again)
     }
 
-    /// Brings in the whole folio that the page left with. `None` when it is to come alone: the program does not go in
+    /// Brings in the whole folio of 2^`left_as` pages that the page left with. `None` when it is to come alone: the program does not go in
     /// order, the folio is not what it was, memory is short, or the device fails.
+    #[inline(never)]
     fn read_folio(
         &self,
         mm: &Mm<M>,
         area: &Area<M>,
-        slot: &SlotRecord,
+        left_as: NonZero<u32>,
         page: Missing<'_>,
         shadow: u32,
     ) -> Option<Step> {
-        let missing = folio_around(mm, area, slot, page)?;
+        let missing = folio_around(mm, area, left_as.get(), page)?;
         let folio = mm.take_large(missing.run.pages().ilog2())?;
         self.read(mm, area, missing, &folio).ok()?;
         let step = self.show(mm, area, missing, folio, shadow);
@@ -162,8 +165,9 @@ impl<M: Machine> Space<M> {
         Some(step)
     }
 
-    /// Fills a fresh folio with the slots' data and tags.
-    #[inline]
+    /// Fills a fresh folio with the slots' data and tags. Inlined at both of its places, as [`Space::show`] is: for one
+    /// page all loops fall away.
+    #[inline(always)]
     fn read(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing<'_>, folio: &OwnedFrame<'_>) -> Result<(), FaultError> {
         let (frames, machine) = (mm.frames(), mm.machine());
         let run = PfnRange::new(folio.pfn(), missing.run.pages());
@@ -172,9 +176,12 @@ impl<M: Machine> Space<M> {
             mm.stats().read_errors.bump();
             return Err(missing.unreadable());
         }
-        for page in 0..run.pages() {
+        let slots = area.records(missing.first.slot(), run.pages());
+        if slots.len() as u64 != run.pages() {
+            return Err(missing.unreadable());
+        }
+        for ((page, slot), frame) in (0..).zip(slots).zip(frames.pages(folio.frame(), run.pages())) {
             let pfn = run.start().offset(page);
-            let Some(slot) = area.slot(missing.first.slot() + page) else { return Err(missing.unreadable()) };
             let kept = area.load_tags(slot, |tags| machine.store_tags(pfn, tags));
             if kept == Kept::None {
                 if !missing.at.protection.contains(Protection::TAGGED) {
@@ -183,16 +190,14 @@ impl<M: Machine> Space<M> {
                 // Untagged when it left; the region has become tagged since.
                 machine.zero_tags(pfn);
             }
-            if let Some(frame) = frames.tail(folio.frame(), page) {
-                frames.record(frame).set(flag::TAGS_VALID);
-            }
+            folio.mark_page(frame, flag::TAGS_VALID);
         }
         Home::new(self.node, missing.run.start()).store(&frames.record(folio.frame()).home);
         Ok(())
     }
 
     /// Maps a folio that was read, unless an entry is another by now.
-    #[inline]
+    #[inline(always)]
     fn show(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing<'_>, folio: OwnedFrame<'_>, shadow: u32) -> Step {
         let leaf = missing.leaf::<M::Granule>(folio.pfn());
         let pages = missing.run.pages();
@@ -272,24 +277,20 @@ fn folio_of<'a>(page: Missing<'a>, index: u64, pages: u64) -> Option<Missing<'a>
     page.at.region.covers(run).then_some(Missing { run, first, ..page })
 }
 
-/// The folio that a page left with, if it is all still out, in the slots that it left for, and to come in as one.
-fn folio_around<'a, M: Machine>(
-    mm: &Mm<M>,
-    area: &Area<M>,
-    slot: &SlotRecord,
-    page: Missing<'a>,
-) -> Option<Missing<'a>> {
-    let left_as = slot.order();
-    if left_as == 0 || !mm.folio_orders().has(left_as) {
+/// The folio of 2^`left_as` pages that a page left with, if it is all still out, in the slots that it left for, and to come in as one.
+fn folio_around<'a, M: Machine>(mm: &Mm<M>, area: &Area<M>, left_as: u32, page: Missing<'a>) -> Option<Missing<'a>> {
+    if !mm.folio_orders().has(left_as) {
         return None;
     }
     let index = page.first.slot() & ((1 << left_as) - 1);
     let missing = folio_of(page, index, 1 << left_as)?;
-    let is_out = |page: u64| {
-        let entry = missing.at.table.peek(mm.machine(), missing.run.start().offset(page));
-        let state = area.slot(missing.first.slot() + page).map(SlotRecord::state);
-        entry.is(missing.first.nth(page)) && matches!(state, Some(SlotState::Out { .. }))
-    };
     let is_aligned = missing.run.start().number() & (missing.run.pages() - 1) == 0;
-    (is_aligned && page.at.streams.reach(missing.run) && (0..missing.run.pages()).all(is_out)).then_some(missing)
+    if !is_aligned || !page.at.streams.reach(missing.run) {
+        return None;
+    }
+    // The entries are looked at again under the table's lock.
+    let slots = area.records(missing.first.slot(), missing.run.pages());
+    let is_out = |slot: &SlotRecord| matches!(slot.state(), SlotState::Out { .. });
+    let all = missing.at.table.peek_swapped(mm.machine(), missing.run, missing.first) == missing.run.pages();
+    (all && slots.len() as u64 == missing.run.pages() && slots.iter().all(is_out)).then_some(missing)
 }

@@ -3,10 +3,10 @@
 use core::fmt;
 use core::ptr::NonNull;
 
-use super::cluster::{self, ClusterRecord, Clusters};
+use super::cluster::{self, ClusterRecord, Clusters, Stretch};
 use super::device::SwapDevice;
 use super::rooms::Rooms;
-use super::slot::{SlotLeft, SlotRecord, SlotState};
+use super::slot::{SlotLeft, SlotRecord};
 use super::slots::Slots;
 use crate::granule::Granule;
 use crate::machine::{Machine, TagWords};
@@ -73,6 +73,8 @@ pub struct Area<M: Machine> {
     records: NonNull<SlotRecord>,
     cluster_records: NonNull<ClusterRecord>,
     clusters: NonNull<Clusters>,
+    /// Clusters in all.
+    cluster_count: u32,
     pub(super) rooms: Rooms<M::Granule>,
     /// Slots not free. Drops only after a freed slot's clean-up.
     used: AtomicU32,
@@ -136,6 +138,7 @@ impl<M: Machine> Area<M> {
             records,
             cluster_records,
             clusters,
+            cluster_count: count,
             // SAFETY: the rooms are zeroed above and lie within the area's own memory.
             rooms: unsafe { Rooms::new(rooms, tag_rooms) },
             used: AtomicU32::new(0),
@@ -175,10 +178,25 @@ impl<M: Machine> Area<M> {
         Some(unsafe { self.records.add(slot as usize).as_ref() })
     }
 
+    /// The records of the slots from `first` on, `count` or as many as the area has.
+    #[inline]
+    pub(crate) fn records(&self, first: u64, count: u64) -> &[SlotRecord] {
+        let first = first.min(self.slots as u64);
+        let count = count.min(self.slots as u64 - first);
+        // SAFETY: as above; none of these is beyond `slots`.
+        unsafe { core::slice::from_raw_parts(self.records.as_ptr().add(first as usize), count as usize) }
+    }
+
+    /// The records of a folio's slots.
+    #[inline]
+    pub(super) fn records_of(&self, slots: Slots) -> &[SlotRecord] {
+        self.records(slots.first() as u64, slots.pages())
+    }
+
     #[inline]
     fn cluster_records(&self) -> &[ClusterRecord] {
         // SAFETY: `new` wrote one record for each cluster.
-        unsafe { core::slice::from_raw_parts(self.cluster_records.as_ptr(), self.cluster_count() as usize) }
+        unsafe { core::slice::from_raw_parts(self.cluster_records.as_ptr(), self.cluster_count as usize) }
     }
 
     #[inline]
@@ -188,104 +206,90 @@ impl<M: Machine> Area<M> {
     }
 
     #[inline]
-    fn cluster_count(&self) -> u32 {
-        clusters_of(self.slots, self.clusters().shift())
+    fn take_in(&self, cluster: u32, order: u32, folios: u32) -> Option<Stretch> {
+        let slots = self.records(0, self.slots as u64);
+        self.clusters().take(self.cluster_records(), slots, cluster, order, folios)
     }
 
-    fn is_free(&self, slot: u32) -> bool {
-        self.slot(slot as u64).is_some_and(|record| record.state() == SlotState::Free)
-    }
-
-    fn mark_taken(&self, slot: u32) {
-        if let Some(record) = self.slot(slot as u64) {
-            record.take();
-        }
-    }
-
-    #[inline]
-    fn take_in(&self, cluster: u32, order: u32) -> Option<Slots> {
-        let records = self.cluster_records();
-        self.clusters().take(records, cluster, order, |slot| self.is_free(slot), |slot| self.mark_taken(slot))
-    }
-
-    /// Takes free slots for a folio of 2^`order` pages, for the CPU `cpu`.
-    #[inline]
-    pub(super) fn take_slots(&self, cpu: usize, order: u32) -> Option<Slots> {
+    /// Takes free slots, side by side, for folios of 2^`order` pages, for one at least and for `folios` at most, for
+    /// the CPU `cpu`.
+    pub(super) fn take_slots(&self, cpu: usize, order: u32, folios: u32) -> Option<Stretch> {
         let current = self.clusters().current(cpu, order)?;
-        let near = self.take_in(current.load(Ordering::Relaxed), order);
-        let slots = near.or_else(|| self.take_slots_elsewhere(current, order))?;
-        self.used.fetch_add(slots.pages() as u32, Ordering::Relaxed);
-        Some(slots)
+        let near = self.take_in(current.load(Ordering::Relaxed), order, folios);
+        let stretch = near.or_else(|| self.take_slots_elsewhere(current, order, folios))?;
+        self.used.fetch_add(stretch.slots(), Ordering::Relaxed);
+        Some(stretch)
     }
 
     #[cold]
-    fn take_slots_elsewhere(&self, current: &AtomicU32, order: u32) -> Option<Slots> {
+    fn take_slots_elsewhere(&self, current: &AtomicU32, order: u32, folios: u32) -> Option<Stretch> {
         if order > self.clusters().shift() {
             return None;
         }
         while let Some(cluster) = self.clusters().pop(self.cluster_records(), order) {
             current.store(cluster, Ordering::Relaxed);
-            if let Some(slots) = self.take_in(cluster, order) {
-                return Some(slots);
+            if let Some(stretch) = self.take_in(cluster, order, folios) {
+                return Some(stretch);
             }
         }
         current.store(cluster::NONE, Ordering::Relaxed);
         if order > 0 {
-            let records = self.cluster_records();
-            return self.clusters().take_fragmented(
-                records,
-                order,
-                |slot| self.is_free(slot),
-                |slot| self.mark_taken(slot),
-            );
+            let slots = self.records(0, self.slots as u64);
+            return self.clusters().take_fragmented(self.cluster_records(), slots, order);
         }
         if self.slots().1 == 0 {
             return None;
         }
         // Free slots are left in other CPUs' current clusters only.
-        (0..self.cluster_count()).find_map(|cluster| self.take_in(cluster, 0))
+        (0..self.cluster_count).find_map(|cluster| self.take_in(cluster, 0, folios))
     }
 
     /// Frees slots of one cluster that nobody uses: tags and words first, then the slots, then the usage count.
     pub(crate) fn free_slots(&self, first: u32, count: u32) {
-        let each = || (first..first + count).filter_map(|slot| self.slot(slot as u64));
-        for record in each() {
-            if let TagImage::Raw(room) = record.tags() {
-                self.rooms.give(room);
-            }
-        }
-        self.clusters().give(self.cluster_records(), first, count, || each().for_each(SlotRecord::free));
+        self.clean_up(first, count);
+    }
+
+    /// [`Area::free_slots`]. Inlined at both of its places: for one slot all loops fall away.
+    #[inline(always)]
+    fn clean_up(&self, first: u32, count: u32) {
+        let slots = self.records(first as u64, count as u64);
+        self.rooms.give(slots.iter().filter_map(SlotRecord::room));
+        self.clusters().give(self.cluster_records(), first, count, || slots.iter().for_each(SlotRecord::free));
         self.used.fetch_sub(count, Ordering::Release);
     }
 
     /// Gives back the uses of `count` swap entries of slots from `first` on, under the lock of the table that held
     /// them. A slot whose last use that was, and whose page is still in memory, is handed to `cached`: the holder of
     /// its frame frees it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn put(&self, first: u64, count: u64, mut cached: impl FnMut(u64)) {
-        // Unused slots of one cluster are freed together.
-        let mut unused = first..first;
-        for slot in first..first + count {
-            let Some(record) = self.slot(slot) else { continue };
-            match record.put() {
-                SlotLeft::Shared => {}
-                SlotLeft::UnusedButCached => cached(slot),
-                SlotLeft::Unused => {
-                    let crosses = slot & ((1 << self.clusters().shift()) - 1) == 0;
-                    if unused.end != slot || crosses {
-                        self.free_range(unused);
-                        unused = slot..slot;
-                    }
-                    unused.end = slot + 1;
-                }
-            }
+        if count == 1 {
+            return match self.slot(first).map(SlotRecord::put) {
+                Some(SlotLeft::Unused) => self.clean_up(first as u32, 1),
+                Some(SlotLeft::UnusedButCached) => cached(first),
+                Some(SlotLeft::Shared) | None => {}
+            };
         }
-        self.free_range(unused);
-    }
-
-    fn free_range(&self, slots: core::ops::Range<u64>) {
-        if !slots.is_empty() {
-            self.free_slots(slots.start as u32, (slots.end - slots.start) as u32);
+        let shift = self.clusters().shift();
+        let (mut slot, mut left) = (first, self.records(first, count));
+        while !left.is_empty() {
+            // Unused slots of one cluster are freed together.
+            let in_cluster = (((slot >> shift) + 1) << shift) - slot;
+            let mut last = SlotLeft::Unused;
+            let is_unused = |record: &&SlotRecord| {
+                last = record.put();
+                last == SlotLeft::Unused
+            };
+            let here = left.get(..in_cluster as usize).unwrap_or(left);
+            let unused = here.iter().take_while(is_unused).count();
+            if unused > 0 {
+                self.free_slots(slot as u32, unused as u32);
+            }
+            let looked_at = unused + usize::from(last != SlotLeft::Unused);
+            if last == SlotLeft::UnusedButCached {
+                cached(slot + unused as u64);
+            }
+            (slot, left) = (slot + looked_at as u64, left.get(looked_at..).unwrap_or(&[]));
         }
     }
 
@@ -296,7 +300,7 @@ impl<M: Machine> Area<M> {
 
     /// Hands the tags that were kept of a slot to `show`, if the page had some of its own: at 64 KiB they
     /// are 2 KiB, which nobody should copy.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn load_tags(&self, slot: &SlotRecord, show: impl FnOnce(&TagWords<M>)) -> Kept {
         match slot.tags() {
             TagImage::Untagged => return Kept::None,

@@ -66,33 +66,31 @@ impl<M: Machine> Area<M> {
 
     /// Whether any swap entry names a slot of these.
     pub(super) fn is_wanted(&self, slots: Slots) -> bool {
-        let state = |slot| self.slot(slot as u64).map(SlotRecord::state);
-        slots.each().any(|(_, slot)| matches!(state(slot), Some(SlotState::Cached { count: 1.., .. })))
+        self.records_of(slots).iter().any(|slot| matches!(slot.state(), SlotState::Cached { count: 1.., .. }))
     }
 
     /// The device has a folio, whose pages leave the cache. The slots that no swap entry names any more are freed as
     /// well.
-    #[inline]
+    #[inline(always)]
     pub(super) fn wrote(&self, frames: &Frames, folio: &FolioLock<'_, M>, slots: Slots, shadow: u32) {
         let mut unused = 0;
         {
             let _cluster = self.lock_cluster(slots.first());
-            for (_, slot) in slots.each() {
-                let out = self.slot(slot as u64).and_then(|record| record.wrote(shadow));
-                unused += u32::from(out.is_none());
+            for (frame, record) in (folio.frame().index()..).zip(self.records_of(slots)) {
+                unused += u32::from(record.wrote(frame, shadow).is_none());
             }
         }
         if unused > 0 {
-            self.free_unused(slots);
+            self.free_unused(frames, folio, slots);
         }
         uncache(frames, folio);
     }
 
+    /// Frees the slots that still name the folio. One that was out may be somebody else's already.
     #[cold]
-    fn free_unused(&self, slots: Slots) {
+    fn free_unused(&self, frames: &Frames, folio: &FolioLock<'_, M>, slots: Slots) {
         for (_, slot) in slots.each() {
-            let state = self.slot(slot as u64).map(SlotRecord::state);
-            if matches!(state, Some(SlotState::Cached { count: 0, .. })) {
+            if let Some((_, 0)) = self.names(frames, slot as u64, folio) {
                 self.free_slots(slot, 1);
             }
         }
@@ -147,7 +145,7 @@ impl<M: Machine> Mm<M> {
 
     /// Gives back the uses of `count` slots by swap entries from `first` on. The entries that were the last of pages
     /// still in memory are handed to `cached`: then [`Mm::drop_unused`] has to follow, without a spinning lock.
-    #[inline]
+    #[inline(never)]
     pub(crate) fn put_slots(&self, first: SwapEntry, count: u64, mut cached: impl FnMut(SwapEntry)) {
         if let Some(area) = self.swap().area(first.area()) {
             area.put(first.slot(), count, |slot| cached(first.nth(slot - first.slot())));

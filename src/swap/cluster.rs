@@ -18,9 +18,13 @@
 //! fragmented ones: then it is refused, and its owner splits it. A single page takes from any cluster in the end,
 //! others' current ones too: it is refused only when no slot is free.
 //!
+//! Who has several folios to write out takes slots for all of them at once, as far as free ones lie side by side
+//! ([`Stretch`]), and gives back what was not needed.
+//!
 //! **Locks.** A cluster's lock guards its count, its place, and which of its slots are free; the lists' lock, which is
 //! taken inside it, guards all links.
 
+use super::slot::SlotRecord;
 use super::slots::Slots;
 use crate::frame::MAX_ORDER;
 use crate::granule::Granule;
@@ -144,6 +148,47 @@ impl Lists {
     }
 }
 
+/// Slots for folios of one size that nobody else has, side by side in one cluster.
+pub(super) struct Stretch {
+    first: u32,
+    order: u32,
+    folios: u32,
+}
+
+impl Stretch {
+    /// log2 of the pages of each folio.
+    #[inline]
+    pub(super) const fn order(&self) -> u32 {
+        self.order
+    }
+
+    /// The first of the slots.
+    #[inline]
+    pub(super) const fn first(&self) -> u32 {
+        self.first
+    }
+
+    /// Slots of all.
+    #[inline]
+    pub(super) const fn slots(&self) -> u32 {
+        self.folios << self.order
+    }
+
+    /// The slots of the next folio, if there are any.
+    #[inline]
+    pub(super) const fn next(&self) -> Slots {
+        Slots::new(self.first, self.order)
+    }
+
+    /// Leaves the slots of the next folio to their owner.
+    #[inline]
+    pub(super) const fn skip(&mut self) {
+        debug_assert!(self.folios > 0);
+        self.first += 1 << self.order;
+        self.folios -= 1;
+    }
+}
+
 /// The clusters of one area.
 pub(super) struct Clusters {
     lists: Spin<Lists>,
@@ -204,18 +249,17 @@ impl Clusters {
     pub(super) fn take_fragmented(
         &self,
         records: &[ClusterRecord],
+        slots: &[SlotRecord],
         order: u32,
-        is_free: impl Fn(u32) -> bool,
-        take: impl Fn(u32),
-    ) -> Option<Slots> {
+    ) -> Option<Stretch> {
         for _ in 0..FRAGMENTED_LOOKS {
             let first = self.lists.lock().fragmented[order as usize].first;
             let mut state = records.get(first as usize)?.state.lock();
             if state.place != Place::Fragmented || state.order != order {
                 continue;
             }
-            if let Some(slots) = self.take_run(&mut state, first, order, &is_free, &take) {
-                return Some(slots);
+            if let Some(stretch) = self.take_run(&mut state, slots, first, order, 1) {
+                return Some(stretch);
             }
             // To the end of the list: the next look is at another one.
             self.place(records, first, &mut state, Place::Fragmented);
@@ -235,21 +279,21 @@ impl Clusters {
         }
     }
 
-    /// Takes the room for a folio of `order` out of `cluster`: the first aligned run from its cursor on whose slots all
-    /// `is_free`, each marked by `take`, both under the cluster's lock. `None` when there is none: a current cluster is
+    /// Takes the room for folios of `order` out of `cluster`: the first free aligned run from its cursor on, and those
+    /// that follow it, up to `folios` of them. `slots` are the area's. `None` when there is none: a current cluster is
     /// current no more then.
     #[inline]
     pub(super) fn take(
         &self,
         records: &[ClusterRecord],
+        slots: &[SlotRecord],
         cluster: u32,
         order: u32,
-        is_free: impl Fn(u32) -> bool,
-        take: impl Fn(u32),
-    ) -> Option<Slots> {
+        folios: u32,
+    ) -> Option<Stretch> {
         let mut state = records.get(cluster as usize)?.state.lock();
-        if let Some(slots) = self.take_run(&mut state, cluster, order, is_free, take) {
-            return Some(slots);
+        if let Some(stretch) = self.take_run(&mut state, slots, cluster, order, folios) {
+            return Some(stretch);
         }
         if state.place == Place::Current {
             let place = if state.free == 0 { Place::Full } else { Place::Fragmented };
@@ -262,26 +306,38 @@ impl Clusters {
     fn take_run(
         &self,
         state: &mut State,
+        slots: &[SlotRecord],
         cluster: u32,
         order: u32,
-        is_free: impl Fn(u32) -> bool,
-        take: impl Fn(u32),
-    ) -> Option<Slots> {
+        folios: u32,
+    ) -> Option<Stretch> {
         let pages = 1 << order;
         if state.free < pages {
             return None;
         }
-        let mask = (1 << self.shift) - 1;
+        let size = 1 << self.shift;
+        let base = cluster << self.shift;
+        let free = |within: u32| {
+            let first = (base + within) as usize;
+            slots.get(first..first + pages as usize).filter(|run| run.iter().all(SlotRecord::is_free))
+        };
         let start = (state.cursor + pages - 1) & !(pages - 1);
-        for step in 0..1u32 << (self.shift - order) {
-            let within = (start + (step << order)) & mask;
-            let slots = Slots::new(cluster << self.shift | within, order);
-            if slots.each().all(|(_, slot)| is_free(slot)) {
-                slots.each().for_each(|(_, slot)| take(slot));
-                state.cursor = (within + pages) & mask;
-                state.free -= pages;
-                return Some(slots);
+        for step in 0..size >> order {
+            let within = (start + (step << order)) & (size - 1);
+            let Some(mut run) = free(within) else { continue };
+            let limit = size.min(within + (folios << order));
+            let mut end = within;
+            loop {
+                run.iter().for_each(SlotRecord::take);
+                end += pages;
+                match (end < limit).then(|| free(end)).flatten() {
+                    Some(next) => run = next,
+                    None => break,
+                }
             }
+            state.cursor = end & (size - 1);
+            state.free -= end - within;
+            return Some(Stretch { first: base + within, order, folios: (end - within) >> order });
         }
         None
     }
@@ -300,6 +356,11 @@ impl Clusters {
         let mut state = record.state.lock();
         free();
         state.free += count;
+        let within = slot & ((1 << self.shift) - 1);
+        if (within + count) & ((1 << self.shift) - 1) == state.cursor {
+            // What was taken last is next again.
+            state.cursor = within;
+        }
         if state.free == 1 << self.shift {
             state.cursor = 0;
             if state.place != Place::Current {

@@ -2,7 +2,7 @@
 //!
 //! **A folio's way out** ([`crate::reclaim`] drives it): *prepare* takes a slot for each page, an aligned run of them,
 //! and reserves a room for a raw tag image for each page that has tags ([`Prepared`], which gives all back when
-//! dropped); the slots then name the pages' frames (they are *cached*) with one user each; the leaf entries are
+//! dropped), for several folios at once; the slots then name the pages' frames (they are *cached*) with one user each; the leaf entries are
 //! exchanged for swap entries; the flush completes; the tags are saved and the data written, in one request; the slots
 //! are *out* and the frames are free. Nothing after prepare can fail but the device: then the folio stays cached, with
 //! its swap entries, and is the only copy. A large folio that finds no run of slots, or too few rooms, is split.
@@ -34,7 +34,7 @@ pub use device::{DeviceError, DeviceFlags, SwapDevice};
 pub use slot::SlotRecord;
 
 pub(crate) use area::Kept;
-pub(crate) use out::{Leaving, Written};
+pub(crate) use out::{Leaving, Saved, Written};
 pub(crate) use prepared::Prepared;
 pub(crate) use slot::SlotState;
 
@@ -97,12 +97,11 @@ impl<M: Machine> Swap<M> {
     }
 
     /// Takes slots for a folio of 2^`order` pages, and rooms for the tags of `tagged` of them, in the first area that
-    /// has them, in the order in which the areas came.
-    #[inline]
-    pub(crate) fn prepare(&self, cpu: usize, order: u32, tagged: u32) -> Result<Prepared<'_, M>, Dry> {
+    /// has them, in the order in which the areas came; as well for up to `folios` in all, as far as that is easy.
+    pub(crate) fn prepare(&self, cpu: usize, order: u32, tagged: u32, folios: u32) -> Result<Prepared<'_, M>, Dry> {
         let mut dry = Dry::Slots;
         for area in self.areas() {
-            match Prepared::take(area, cpu, order, tagged) {
+            match Prepared::take(area, cpu, order, tagged, folios) {
                 Ok(prepared) => return Ok(prepared),
                 Err(Dry::Rooms) => dry = Dry::Rooms,
                 Err(Dry::Slots) => {}

@@ -4,12 +4,14 @@ use core::mem::MaybeUninit;
 
 use super::area::Area;
 use super::cache::slots_of;
+use super::slot::SlotRecord;
 use super::slots::Slots;
 use crate::addr::PfnRange;
 use crate::frame::{FolioLock, Frame, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::mte::{Encoded, TagImage, encode};
+use crate::stats::Stats;
 use crate::sync::assert_may_sleep;
 
 /// A folio that is unmapped and cached under its slots, on its way to the device.
@@ -32,6 +34,29 @@ pub(crate) enum Written {
     Kept,
 }
 
+/// What was written, counted: a batch at once.
+#[derive(Default)]
+pub(crate) struct Saved {
+    untagged: u64,
+    uniform: u64,
+    packed: u64,
+    raw: u64,
+    pages: u64,
+    folios: u64,
+}
+
+impl Saved {
+    /// Adds it to the counters.
+    pub(crate) fn count(&self, stats: &Stats) {
+        stats.tags_untagged.add(self.untagged);
+        stats.tags_uniform.add(self.uniform);
+        stats.tags_packed.add(self.packed);
+        stats.tags_raw.add(self.raw);
+        stats.swap_out.add(self.pages);
+        stats.swap_out_folios.add(self.folios);
+    }
+}
+
 impl<'a, M: Machine> Leaving<'a, M> {
     /// A cached folio whose write failed before, to try again. `None` when its area is gone.
     pub(crate) fn again(mm: &'a Mm<M>, folio: &FolioLock<'_, M>) -> Option<Self> {
@@ -40,50 +65,56 @@ impl<'a, M: Machine> Leaving<'a, M> {
         Some(Self { area, slots: slots_of(mm.frames(), folio), rooms: 0 })
     }
 
-    /// Keeps the tags of the folio's page `page` with its slot. Cannot fail: room for the worst case was reserved.
-    #[inline]
-    fn save_tags(&mut self, mm: &Mm<M>, head: Frame, page: u64) {
-        let stats = mm.stats();
-        let own = |frame| mm.frames().record(frame).has(flag::TAGS_VALID);
-        let Some(frame) = mm.frames().tail(head, page).filter(|&frame| own(frame)) else {
-            stats.tags_untagged.bump();
+    /// Keeps the tags of a page of the folio with its slot. Cannot fail: room for the worst case was reserved.
+    #[inline(always)]
+    fn save_tags(&mut self, mm: &Mm<M>, page: Frame, record: &SlotRecord, saved: &mut Saved) {
+        if !mm.frames().record(page).has(flag::TAGS_VALID) {
+            saved.untagged += 1;
             return;
-        };
+        }
         let mut words = MaybeUninit::uninit();
-        let tags = mm.machine().load_tags(mm.frames().pfn(frame), &mut words);
+        let tags = mm.machine().load_tags(mm.frames().pfn(page), &mut words);
         let image = match encode::<M::Granule>(tags.as_ref()) {
             Encoded::Uniform(tag) => {
-                stats.tags_uniform.bump();
+                saved.uniform += 1;
                 TagImage::Uniform(tag)
             }
             Encoded::Packed(runs) => {
-                stats.tags_packed.bump();
+                saved.packed += 1;
                 TagImage::Packed(runs)
             }
             // A second write of the same page: the first kept them.
             Encoded::Raw if self.rooms == 0 => return,
             Encoded::Raw => {
                 let Some(image) = self.area.keep_image(tags) else { return };
-                stats.tags_raw.bump();
+                saved.raw += 1;
                 self.rooms -= 1;
                 image
             }
         };
-        if let Some(record) = self.area.slot(self.slots.nth(page) as u64) {
-            record.set_tags(image);
-        }
+        record.set_tags(image);
     }
 
     /// Writes the folio out: tags, then data. Only after the flush that covers its unmapping.
     ///
     /// With [`Written::Gone`] the folio has left the cache and the caller's reference is the last.
     #[inline]
-    pub(crate) fn write_out(mut self, mm: &Mm<M>, folio: &FolioLock<'_, M>) -> Written {
+    pub(crate) fn write_out(self, mm: &Mm<M>, folio: &FolioLock<'_, M>, saved: &mut Saved) -> Written {
+        match self.slots.order() {
+            0 => self.write(mm, folio, 0, saved),
+            order => self.write(mm, folio, order, saved),
+        }
+    }
+
+    /// [`Leaving::write_out`] of 2^`order` pages. Inlined at both of its places: for one page all loops fall away.
+    #[inline(always)]
+    fn write(mut self, mm: &Mm<M>, folio: &FolioLock<'_, M>, order: u32, saved: &mut Saved) -> Written {
         let (frames, stats) = (mm.frames(), mm.stats());
         let head = folio.frame();
+        self.slots = Slots::new(self.slots.first(), order);
         let pages = self.slots.pages();
-        for page in 0..pages {
-            self.save_tags(mm, head, page);
+        for (page, record) in frames.pages(head, pages).zip(self.area.records_of(self.slots)) {
+            self.save_tags(mm, page, record, saved);
         }
         assert_may_sleep();
         let run = PfnRange::new(frames.pfn(head), pages);
@@ -96,10 +127,8 @@ impl<'a, M: Machine> Leaving<'a, M> {
             self.area.leave_cache(frames, folio);
             return Written::Gone;
         }
-        stats.swap_out.add(pages);
-        if pages > 1 {
-            stats.swap_out_folios.bump();
-        }
+        saved.pages += pages;
+        saved.folios += u64::from(pages > 1);
         self.area.wrote(frames, folio, self.slots, mm.evicted(pages));
         Written::Gone
     }

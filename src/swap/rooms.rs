@@ -43,6 +43,13 @@ impl<G: Granule> Rooms<G> {
         Self { base, rooms, unreserved: AtomicU32::new(rooms), free, granule: PhantomData }
     }
 
+    /// The words of all rooms, one room after the other.
+    #[inline]
+    fn all_words(&self) -> &[AtomicU64] {
+        // SAFETY: `new` promises `rooms` initialised images of `TAG_WORDS` words each.
+        unsafe { core::slice::from_raw_parts(self.base.as_ptr(), self.rooms as usize * G::TAG_WORDS) }
+    }
+
     /// The words of a room, if the room exists.
     #[inline]
     fn words(&self, room: u32) -> Option<&[AtomicU64]> {
@@ -92,16 +99,26 @@ impl<G: Granule> Rooms<G> {
         Some(room)
     }
 
-    /// Gives a room back.
+    /// Gives rooms back: all with one hold of the lock.
     #[inline]
-    pub(super) fn give(&self, room: u32) {
+    pub(super) fn give(&self, rooms: impl Iterator<Item = u32>) {
+        let words = self.all_words();
+        let link = |room| words.get(room as usize * G::TAG_WORDS);
+        let mut rooms = rooms.filter_map(|room| Some((room, link(room)?)));
+        // The first that is given back is the last of the chain.
+        let Some((mut first, last)) = rooms.next() else { return };
+        let mut count = 1;
+        for (room, link) in rooms {
+            link.store(first.into(), Ordering::Relaxed);
+            first = room;
+            count += 1;
+        }
         {
             let mut free = self.free.lock();
-            let Some(link) = self.words(room).and_then(<[AtomicU64]>::first) else { return };
-            link.store(free.first.into(), Ordering::Relaxed);
-            free.first = room;
+            last.store(free.first.into(), Ordering::Relaxed);
+            free.first = first;
         }
-        self.unreserve(1);
+        self.unreserve(count);
     }
 
     /// Writes an image to a room that the caller took.

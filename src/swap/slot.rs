@@ -13,8 +13,8 @@ pub struct SlotRecord<W = AtomicU64> {
     state: W,
     /// Uniform: the tag. Packed: the runs. Raw: the room's number.
     tags: W,
-    /// The page's repeated word, or the check of its contents.
-    check_or_pattern: W,
+    /// For the page's repeated word, or the check of its contents. Nobody's yet.
+    _check_or_pattern: W,
 }
 
 const _: () = assert!(size_of::<SlotRecord>() == 24);
@@ -88,6 +88,12 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
         Self::parse(self.state.load(Ordering::Acquire))
     }
 
+    /// Whether it is nobody's. Under the cluster's lock.
+    #[inline]
+    pub(crate) fn is_free(&self) -> bool {
+        self.state.load(Ordering::Acquire) & KIND_MASK == FREE
+    }
+
     /// Free to taken. Under the cluster's lock.
     #[inline]
     pub(crate) fn take(&self) {
@@ -112,24 +118,27 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
         self.state.fetch_and(!ORDER_MASK, Ordering::Relaxed);
     }
 
-    /// Cached to out: the device has the page. `None`, and still cached, when no swap entry is left.
-    /// The caller holds the folio lock.
+    /// Cached to out: the device has the page of `frame`. `None`, and still cached, when no swap entry is left.
+    /// The caller holds the folio lock and the cluster's, so that all but the count is as it was.
     #[inline]
-    pub(crate) fn wrote(&self, shadow: u32) -> Option<()> {
-        let mut seen = self.state.load(Ordering::Relaxed);
-        while seen & COUNT_MASK != 0 {
-            let new = OUT | seen & (COUNT_MASK | TAGS_MASK | ORDER_MASK) | shadow as u64;
-            match self.state.compare_exchange_weak(seen, new, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return Some(()),
-                Err(now) => seen = now,
-            }
+    pub(crate) fn wrote(&self, frame: u32, shadow: u32) -> Option<()> {
+        let change = CACHED ^ OUT | (frame ^ shadow) as u64;
+        if self.state.fetch_xor(change, Ordering::AcqRel) & COUNT_MASK != 0 {
+            return Some(());
         }
+        // No entry leads here any more.
+        self.state.fetch_xor(change, Ordering::Relaxed);
         None
     }
 
     /// Gives back one swap entry's use. Under the lock of the table that held the entry.
+    ///
+    /// The one user of a page that is out is alone with the slot: it leaves the count to who frees it.
     #[inline]
     pub(crate) fn put(&self) -> SlotLeft {
+        if self.state.load(Ordering::Acquire) & (KIND_MASK | COUNT_MASK) == OUT | COUNT_ONE {
+            return SlotLeft::Unused;
+        }
         let before = self.state.fetch_sub(COUNT_ONE, Ordering::AcqRel);
         debug_assert!(before & COUNT_MASK != 0, "the count of a slot went below zero");
         match Self::parse(before) {
@@ -139,11 +148,10 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
         }
     }
 
-    /// To free, everything else having been cleaned up. Under the cluster's lock.
+    /// To free, everything else having been cleaned up. Under the cluster's lock. The tags' word means
+    /// nothing without the kind that says what it holds.
     #[inline]
     pub(crate) fn free(&self) {
-        self.tags.store(0, Ordering::Relaxed);
-        self.check_or_pattern.store(0, Ordering::Relaxed);
         self.state.store(FREE, Ordering::Release);
     }
 
@@ -159,6 +167,13 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
         self.tags.store(word, Ordering::Relaxed);
         let seen = self.state.load(Ordering::Relaxed) & TAGS_MASK;
         self.state.fetch_xor(seen ^ kind, Ordering::Release);
+    }
+
+    /// The room that the tags took, if they took one. By whoever frees the slot, which nobody changes any more.
+    #[inline]
+    pub(crate) fn room(&self) -> Option<u32> {
+        let is_raw = self.state.load(Ordering::Relaxed) & TAGS_MASK == RAW;
+        is_raw.then(|| self.tags.load(Ordering::Relaxed) as u32)
     }
 
     /// What was kept of the tags.
@@ -222,7 +237,7 @@ mod tests {
         fn new(state: u64, entry: u64) -> Arc<Self> {
             let word = Modelled::new;
             Arc::new(Self {
-                slot: SlotRecord { state: word(state), tags: word(0), check_or_pattern: word(0) },
+                slot: SlotRecord { state: word(state), tags: word(0), _check_or_pattern: word(0) },
                 entry: word(entry),
                 table: Modelled32::new(0),
                 cluster: Mutex::new(()),
@@ -255,7 +270,7 @@ mod tests {
             set(&self.device, 1);
             let out = {
                 let _cluster = self.cluster.lock().unwrap();
-                self.slot.wrote(11)
+                self.slot.wrote(FRAME, 11)
             };
             if out.is_none() {
                 self.free();

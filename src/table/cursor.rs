@@ -25,12 +25,6 @@ impl Racy {
     pub(crate) fn guess<M: Machine>(self) -> Decoded {
         decode::<M::Granule>(self.0, Level::LEAF)
     }
-
-    /// Whether it was this swap entry.
-    #[inline]
-    pub(crate) fn is(self, entry: SwapEntry) -> bool {
-        self.0 == entry.raw()
-    }
 }
 
 /// A live leaf before and after a change.
@@ -71,6 +65,15 @@ impl LeafTable {
         Racy(machine.load_entry(self.entry(page)))
     }
 
+    /// The pages from the start of `run` on that were out in slots which follow that of `first`, the entry of the first,
+    /// and as exclusive, when they were looked at, one after the other.
+    #[inline]
+    pub(crate) fn peek_swapped<M: Machine>(&self, machine: &M, run: VpnRange, first: SwapEntry) -> u64 {
+        let at = self.entry(run.start());
+        let follows = |&page: &u64| machine.load_entry(at.offset(page as usize)) == first.nth(page).raw();
+        (0..run.pages()).take_while(follows).count() as u64
+    }
+
     /// Whether the entries of a run were all empty when looked at, one after the other.
     #[inline]
     pub(crate) fn seems_vacant<M: Machine>(&self, machine: &M, run: VpnRange) -> bool {
@@ -103,6 +106,12 @@ pub(crate) struct Cursor<'a, M: Machine> {
 }
 
 impl<M: Machine> Cursor<'_, M> {
+    /// Whether this is the leaf table of `page`.
+    #[inline]
+    pub(crate) fn holds(&self, page: Vpn) -> bool {
+        self.table.holds::<M::Granule>(page)
+    }
+
     /// What the entry of `page` is now.
     #[inline]
     pub(crate) fn read(&self, page: Vpn) -> Decoded {
@@ -314,10 +323,7 @@ impl<M: Machine> Cursor<'_, M> {
                     taken(VpnRange::new(page, pages as u64), Taken::Leaves(leaf));
                 }
                 Decoded::Swapped(entry) => {
-                    let pages = self.swapped(VpnRange::between(page, run.pages().end()), entry);
-                    for next in 0..pages {
-                        machine.store_entry(at.offset(next as usize), 0);
-                    }
+                    let pages = self.take_slots(VpnRange::between(page, run.pages().end()), entry);
                     index += pages - 1;
                     out += OUT * pages;
                     taken(VpnRange::new(page, pages), Taken::Swapped(entry));
@@ -338,9 +344,7 @@ impl<M: Machine> Cursor<'_, M> {
         while page < end {
             let mut pages = 1;
             if let Decoded::Swapped(entry) = self.read(page) {
-                pages = self.swapped(VpnRange::between(page, end), entry);
-                let at = self.table.entry(page);
-                (0..pages).for_each(|next| self.mm.machine().store_entry(at.offset(next as usize), 0));
+                pages = self.take_slots(VpnRange::between(page, end), entry);
                 out += OUT * pages;
                 taken(entry, pages);
             }
@@ -349,12 +353,26 @@ impl<M: Machine> Cursor<'_, M> {
         self.count(0, out);
     }
 
+    /// Empties the entries from the start of `run` on that are swap entries of slots which follow that of `first`, the
+    /// entry of the first. Returns how many.
+    #[inline(never)]
+    fn take_slots(&mut self, run: VpnRange, first: SwapEntry) -> u64 {
+        let at = self.table.entry(run.start());
+        let machine = self.mm.machine();
+        for page in 0..run.pages() {
+            if machine.load_entry(at.offset(page as usize)) != first.nth(page).raw() {
+                return page;
+            }
+            machine.store_entry(at.offset(page as usize), 0);
+        }
+        run.pages()
+    }
+
     /// The pages from the start of `run` on that are out in slots which follow that of `first`, the entry of the first,
     /// and are as exclusive.
     #[inline]
     pub(crate) fn swapped(&self, run: VpnRange, first: SwapEntry) -> u64 {
-        let follows = |&page: &u64| self.table.peek(self.mm.machine(), run.start().offset(page)).is(first.nth(page));
-        1 + (1..run.pages()).take_while(follows).count() as u64
+        self.table.peek_swapped(self.mm.machine(), run, first)
     }
 
     /// Takes the leaves of a run out as [`Cursor::take`] does, and leaves what is swapped out in place.
@@ -377,7 +395,7 @@ impl<M: Machine> Cursor<'_, M> {
 
     /// Takes the live leaves of a run, all of it, out, and leaves the entries of a run of slots in their places: `first`,
     /// which is exclusive, and those after it, each as exclusive as the leaf was.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn swap_out(&mut self, run: Fitted, first: SwapEntry) {
         let machine = self.mm.machine();
         let start = self.table.entry(run.pages().start());

@@ -8,7 +8,8 @@
 //!
 //! Hence an operation that loops over entries must not begin or end inside a group. It asks [`Cursor::fit`] for its
 //! run, and says what is to happen to a group that the run covers in part ([`Edge`]); only such a [`Fitted`] run can be
-//! looped over. A run has two ends, so two groups at most are looked at, and whole groups cost nothing.
+//! looped over. A mapped folio's run is one as it is ([`Cursor::whole`]). A run has two ends, so two groups at most are
+//! looked at, and whole groups cost nothing.
 //!
 //! A group lies within one folio and one region, whose frames and tags and exclusivity it shares. Where the hardware
 //! does not manage AF and dirty, all operations treat a group's entries alike, so that these are equal as well.
@@ -90,6 +91,13 @@ impl<M: Machine> Cursor<'_, M> {
             }
         }
         Fitted(VpnRange::between(start, end))
+    }
+
+    /// The pages of a folio, all of which are mapped: as a group lies in one folio, none goes beyond.
+    #[inline]
+    pub(crate) fn whole(&self, folio: VpnRange) -> Fitted {
+        debug_assert!(self.group_across(folio.start()).is_none() && self.group_across(folio.end()).is_none());
+        Fitted(folio)
     }
 
     /// The run that widening makes of one page: its group, if it is in one.
