@@ -78,8 +78,8 @@ fn the_emulator_conforms_with_larger_pages() {
     conforms::<K64>(Features::all(), Adversary::Quiet);
 }
 
-/// The walker as the program. It uses pages through the kernel's mapping while programs may reach them: the emulator, which
-/// forbids that to a kernel, only takes note.
+/// The walker as the program. It uses pages through the kernel's mapping while programs may reach them: the emulator,
+/// which forbids that to a kernel, only takes note.
 #[test]
 fn the_walker_is_a_program() {
     for features in [Features::all(), Features::MTE | Features::HW_ACCESS, Features::empty()] {
@@ -102,6 +102,7 @@ enum Wrong {
     ZeroKeepsTags,
     CopyLosesTags,
     CopyMissesWord,
+    FillMissesWord,
     RepeatsByFirst,
     TagsSwapped,
     TagsSpill,
@@ -198,6 +199,13 @@ unsafe impl Machine for Bad {
         let found = self.below.repeated_word(frame);
         if self.is(Wrong::RepeatsByFirst) { Some(self.emu().peek_word(frame, 0)) } else { found }
     }
+    fn fill(&self, frame: Pfn, word: u64) {
+        self.below.fill(frame, word);
+        if self.is(Wrong::FillMissesWord) {
+            // SAFETY: a word of the emulator's memory, which one thread uses.
+            unsafe { self.below.window(frame).first().cast::<u64>().add(311).write(!word) };
+        }
+    }
     fn load_tags<'a>(&self, frame: Pfn, into: &'a mut MaybeUninit<TagWords<Self>>) -> &'a TagWords<Self> {
         self.below.load_tags(frame, into)
     }
@@ -264,6 +272,7 @@ fn a_wrong_machine_fails_the_check_that_is_about_it() {
         (Wrong::ZeroKeepsTags, Some("tags of a page")),
         (Wrong::CopyLosesTags, Some("tags of a page")),
         (Wrong::CopyMissesWord, Some("copy")),
+        (Wrong::FillMissesWord, Some("repeated word")),
         (Wrong::RepeatsByFirst, Some("repeated word")),
         (Wrong::TagsSwapped, Some("tags of each granule")),
         (Wrong::TagsSpill, Some("tags of neighbours")),

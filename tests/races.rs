@@ -18,8 +18,8 @@
 //! | `EBBTIDE_REPLAY` | the file of a schedule that failed, which is run alone |
 //!
 //! A long run takes less time with `CARGO_PROFILE_DEV_OPT_LEVEL=3`; `--release` has no debug assertions. A race that
-//! fails tells its name and where its schedule is; with `EBBTIDE_RACE` and `EBBTIDE_REPLAY` set to these it fails again,
-//! step by step as before.
+//! fails tells its name and where its schedule is; with `EBBTIDE_RACE` and `EBBTIDE_REPLAY` set to these it fails
+//! again, step by step as before.
 
 mod support;
 
@@ -36,13 +36,12 @@ use ebbtide::machine::emu::{Access, Adversary, Death, Emu, EmuConfig, Law, Mode}
 use ebbtide::machine::{Asid, Cached, EntryAt, Features, Machine, Reach, Scope, Tags};
 use ebbtide::reclaim::Advice;
 use ebbtide::space::{FaultError, Protection};
-use ebbtide::sync::{Spin, stepping};
+use ebbtide::sync::Spin;
 use shuttle::rand::{Rng, thread_rng};
-use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Schedule, Scheduler, Task, TaskId};
-use shuttle::{Config, FailurePersistence, Runner};
 
 use support::entries::{ACCESSED, READ_ONLY, VALID, WRITABLE};
-use support::{Dice, RW, RWT, Rig, Setup, Stage, tagged};
+use support::explore::{Told, explore, meet};
+use support::{RW, RWT, Rig, Setup, Stage, tagged};
 
 const BASE: u64 = 0x4000_0000;
 const PAGE: u64 = 4096;
@@ -51,100 +50,6 @@ const FAR: u64 = 0x4020_0000;
 /// What is mapped in a race, in a table that is there.
 const NEXT: u64 = FAR + 8 * PAGE;
 const PAGES: u64 = 16;
-
-// ---- Exploring. ----
-
-/// Schedules of a race that need no more than seconds for all races together.
-const BOUNDED: usize = 800;
-
-fn variable(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is a number")))
-}
-
-/// Says which race it was that failed.
-struct Told<'a>(&'a str);
-
-impl Drop for Told<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the race was: {}", self.0);
-        }
-    }
-}
-
-/// Lets a task go on for a while, and then chooses among the others. How long a while is differs by schedule: CPUs that
-/// take turns at every step, and one that does all of a call while another is between two of its steps.
-#[derive(Debug)]
-struct Bursts {
-    /// Its rounds, and its random data.
-    rounds: RandomScheduler,
-    dice: Dice,
-    /// One step in so many ends a burst, on average.
-    length: u64,
-}
-
-impl Bursts {
-    fn new(seed: u64, schedules: usize) -> Self {
-        Self { rounds: RandomScheduler::new_from_seed(seed, schedules), dice: Dice::new(seed), length: 1 }
-    }
-}
-
-impl Scheduler for Bursts {
-    fn new_execution(&mut self) -> Option<Schedule> {
-        self.length = 1 << self.dice.below(10);
-        self.rounds.new_execution()
-    }
-
-    fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, is_yielding: bool) -> Option<TaskId> {
-        let goes_on = !is_yielding && self.dice.below(self.length) != 0;
-        if let Some(current) = current.filter(|&current| goes_on && runnable.iter().any(|task| task.id() == current)) {
-            return Some(current);
-        }
-        let others = runnable.iter().filter(|task| Some(task.id()) != current).count();
-        let choice = self.dice.below(others.max(1) as u64) as usize;
-        let mut tasks = runnable.iter().filter(|task| others == 0 || Some(task.id()) != current);
-        tasks.nth(choice).map(|task| task.id())
-    }
-
-    fn next_u64(&mut self) -> u64 {
-        self.rounds.next_u64()
-    }
-}
-
-/// Runs a scene under many schedules.
-fn explore(race: &str, scene: impl Fn() + Send + Sync + 'static) {
-    let mut config = Config::new();
-    // The library's arrays, and no release build.
-    config.stack_size = 1 << 19;
-    config.failure_persistence = FailurePersistence::File(Some(env!("CARGO_TARGET_TMPDIR").into()));
-    if std::env::var("EBBTIDE_RACE").is_ok_and(|part| !race.contains(&part)) {
-        return;
-    }
-    let _told = Told(race);
-    let scene = Arc::new(scene);
-    let run = |scheduler: Box<dyn Scheduler + Send>| {
-        let scene = Arc::clone(&scene);
-        Runner::new(scheduler, config.clone()).run(move || scene());
-    };
-    if let Ok(file) = std::env::var("EBBTIDE_REPLAY") {
-        return run(Box::new(ReplayScheduler::new_from_file(&file).expect("the file of a schedule")));
-    }
-    let schedules = variable("EBBTIDE_SCHEDULES").map_or(BOUNDED, |schedules| schedules as usize);
-    let seed = variable("EBBTIDE_SEED").unwrap_or(1);
-    run(Box::new(Bursts::new(seed, schedules.div_ceil(2))));
-    run(Box::new(PctScheduler::new_from_seed(seed, 3, schedules / 2)));
-}
-
-/// Lets tasks run, each on a CPU of its own number, until all are done.
-fn meet(tasks: &[&(dyn Fn(usize) + Sync)]) {
-    stepping(|| {
-        shuttle::thread::scope(|scope| {
-            for (cpu, task) in tasks.iter().enumerate() {
-                scope.spawn(move || task(cpu));
-            }
-        });
-    });
-}
 
 // ---- A world, and what may be in it. ----
 

@@ -1,8 +1,8 @@
 //! Lives: the library on the machine, recorded.
 //!
-//! All lives share one [`Mm`] over the lower half of the scratch frames; the upper half are the pages of a swap device. Each
-//! has a space of its own, and is lived twice: with large folios, and with single pages alone. What a page should hold
-//! follows from its number, so that nothing has to be remembered. The first life that fails is the last.
+//! All lives share one [`Mm`] over the lower half of the scratch frames; the upper half are the pages of a swap device.
+//! Each has a space of its own, and is lived twice: with large folios, and with single pages alone. What a page should
+//! hold follows from its number, so that nothing has to be remembered. The first life that fails is the last.
 
 use core::ptr::NonNull;
 
@@ -112,9 +112,9 @@ unsafe fn start<M: Machine>(machine: M, scratch: Scratch) -> Result<&'static Mm<
     let slots = slots_of(frames.pages());
     let free = PfnRange::new(frames.start(), frames.pages() - u64::from(slots));
     let records = frames.pages() as usize * size_of::<FrameRecord>();
-    // SAFETY: the memory is page aligned and as long as `memory_needed` says: the library, which is large for a kernel's
-    // stack, the device, the frame records, the swap records. Each is a multiple of 8 bytes long, and no more aligned
-    // than that but for the first. It is nobody else's.
+    // SAFETY: the memory is page aligned and as long as `memory_needed` says: the library, which is large for a
+    // kernel's stack, the device, the frame records, the swap records. Each is a multiple of 8 bytes long, and no more
+    // aligned than that but for the first. It is nobody else's.
     let (place, device, records, area) = unsafe {
         let device: NonNull<Ram> = memory.add(size_of::<Mm<Recorder<M>>>()).cast();
         device.write(Ram(PfnRange::new(free.end(), slots.into())));

@@ -1,20 +1,20 @@
 //! The conformance suite: does a machine do what the library needs, and does the library live on it?
 //!
-//! [`run`] takes a porter's [`Machine`] and memory that nobody uses, runs named checks, and tells a callback the outcome of
-//! each. There are two kinds:
+//! [`run`] takes a porter's [`Machine`] and memory that nobody uses, runs named checks, and tells a callback the
+//! outcome of each. There are two kinds:
 //!
 //! - **The seam** ([`seam`]): each function of [`Machine`] against its text, word by word and tag by tag.
-//! - **Lives** ([`life`]): an [`Mm`] over the scratch frames, on a [`Recorder`] around the machine. Spaces come and go, pages
-//!   are touched, protected, tagged, written to a swap device of RAM and read back, forgotten. Each life ends with all
-//!   frames, slots and rooms given back and no rule of order broken. Lives are left out when the seam failed: the library
-//!   takes it at its word.
+//! - **Lives** ([`life`]): an [`Mm`] over the scratch frames, on a [`Recorder`] around the machine. Spaces come and go,
+//!   pages are touched, protected, tagged, written to a swap device of RAM and read back, forgotten. Each life ends
+//!   with all frames, slots and rooms given back and no rule of order broken. Lives are left out when the seam failed:
+//!   the library takes it at its word.
 //!
 //! **Who touches the pages.** A program's access goes through page tables, which only the porter can do. A [`Program`]
 //! does; [`Walker`] is one for a machine without programs yet. It reads the tables itself and uses the kernel's own
 //! mapping of the frame, so that it sees no TLB.
 //!
-//! **What it cannot see.** Whether a barrier or an invalidation does anything, unless the [`Program`] goes through a TLB.
-//! Which granule of the page a tag belongs to: only that each has its own. Anything that takes a second CPU.
+//! **What it cannot see.** Whether a barrier or an invalidation does anything, unless the [`Program`] goes through a
+//! TLB. Which granule of the page a tag belongs to: only that each has its own. Anything that takes a second CPU.
 //!
 //! One CPU runs all of it. Nothing is allocated; nothing here panics because a check fails.
 
@@ -133,8 +133,8 @@ impl Summary {
 /// something else once another is installed.
 ///
 /// # Safety
-/// 1. The promises of [`Machine`], and of [`Board`](crate::machine::Board) below it, as far as they are known to hold: a
-///    wrong machine fails a check only if it stays within the scratch memory.
+/// 1. The promises of [`Machine`], and of [`Board`](crate::machine::Board) below it, as far as they are known to hold:
+///    a wrong machine fails a check only if it stays within the scratch memory.
 /// 2. The frames and the memory of `scratch` are mapped and nobody else's, and the machine answers for the frames. The
 ///    memory lies outside of them.
 /// 3. While the checks run, the calling CPU runs nothing else that uses user translations, and no space of another

@@ -42,8 +42,8 @@ pub trait Program<M: Machine> {
     fn touch(&self, machine: &M, root: Pfn, address: u64, touch: Touch) -> Result<u64, Fault>;
 }
 
-/// A program that walks the tables in software, sets AF and dirty where the machine has hardware that would, and uses the
-/// kernel's mapping of the frame. It checks no tags.
+/// A program that walks the tables in software, sets AF and dirty where the machine has hardware that would, and uses
+/// the kernel's mapping of the frame. It checks no tags.
 pub struct Walker;
 
 impl Walker {
@@ -121,7 +121,7 @@ impl<M: Machine> Program<M> for Walker {
 /// The words of a frame, through the kernel's mapping.
 pub(super) fn words<M: Machine>(machine: &M, frame: Pfn) -> &[AtomicU64] {
     let window = machine.window(frame);
-    // SAFETY: the window spans its frame for the borrow of the machine and is page aligned; the frame is scratch memory, which
-    // nobody uses in another form while this borrow lives; every pattern is a good `u64`.
+    // SAFETY: the window spans its frame for the borrow of the machine and is page aligned; the frame is scratch
+    // memory, which nobody uses in another form while this borrow lives; every pattern is a good `u64`.
     unsafe { core::slice::from_raw_parts(window.first().cast().as_ptr(), M::Granule::ENTRIES) }
 }

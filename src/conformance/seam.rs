@@ -230,8 +230,13 @@ impl<M: Machine> Seam<'_, M> {
             expect(what, at, found.is_some().into(), expected.is_some().into())?;
             expect(what, at, found.unwrap_or(0), expected.unwrap_or(0))
         };
-        m.zero(one(frame), Tags::Ignore);
-        found("the repeated word of a zeroed page", 0, Some(0))?;
+        for word in [WORD, 0] {
+            m.fill(frame, word);
+            for (index, found) in all.iter().enumerate() {
+                expect("a word of a filled page", index as u64, found.load(Ordering::Relaxed), word)?;
+            }
+            found("the repeated word of a filled page", 0, Some(word))?;
+        }
         all.iter().for_each(|word| word.store(WORD, Ordering::Relaxed));
         found("a repeated word", 0, Some(WORD))?;
         // At most 512 places, and each place within a block of the larger pages.

@@ -4,9 +4,9 @@
 //!
 //! - *reserved*: never the library's (the kernel's image, the records themselves). Zeroed memory says this.
 //! - *free*: in a buddy list or a CPU's magazine ([`buddy`]); nothing maps it and nobody holds it.
-//! - *folio*: anonymous memory, 2^order frames; the first is its head, the others are *tails* that name it. Its `count`,
-//!   in the head's record, packs leaf entries (maps), references and pins. Whoever brings the count to
-//!   zero frees the folio, and nobody else may. A reference keeps the folio from being freed; it does not lock it.
+//! - *folio*: anonymous memory, 2^order frames; the first is its head, the others are *tails* that name it. Its
+//!   `count`, in the head's record, packs leaf entries (maps), references and pins. Whoever brings the count to zero
+//!   frees the folio, and nobody else may. A reference keeps the folio from being freed; it does not lock it.
 //! - *table*: a table of descriptors. The leaf table's lock and its counts of entries live in its record.
 //! - *records*: the library's own cold records ([`slab`], region lists).
 //!

@@ -94,8 +94,8 @@ pub fn measure(kind: u64) -> Option<u64> {
     if !fits(kind) {
         return None;
     }
-    // SAFETY: the scratch pages are mapped, at least as large as what the functions work on, and nobody else's; 16 words
-    // of tags fit in one. The exception's handler only returns.
+    // SAFETY: the scratch pages are mapped, at least as large as what the functions work on, and nobody else's; 16
+    // words of tags fit in one. The exception's handler only returns.
     let (spent, own) = unsafe {
         let spent = match kind {
             0 => floor_zero(first),

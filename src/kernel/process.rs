@@ -90,7 +90,8 @@ pub fn memory() -> u64 {
     process().memory
 }
 
-/// What the log calls the program: the last part of its path, so short and plain that a line has room for what happened.
+/// What the log calls the program: the last part of its path, so short and plain that a line has room for what
+/// happened.
 fn name_of(path: &[u8]) -> String {
     const LONGEST: usize = 64;
     let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);

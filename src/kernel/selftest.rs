@@ -98,6 +98,8 @@ fn contents(machine: &Hardware) -> ! {
         write(first, index, 0x1234_5678);
     }
     assert_eq!(machine.repeated_word(first), Some(0x1234_5678));
+    machine.fill(second, 0x8765_4321);
+    assert_eq!(machine.repeated_word(second), Some(0x8765_4321));
     for index in 0..WORDS {
         write(first, index, 0x1234_5679);
         assert_eq!(machine.repeated_word(first), None, "word {index}");

@@ -35,8 +35,8 @@ pub const ATTR_NORMAL: u64 = 0;
 /// AttrIndx of Normal Tagged memory: PROT_MTE pages, and the kernel's map of all frames.
 pub const ATTR_TAGGED: u64 = 1;
 
-/// What the low 16 bits of MAIR_EL1 must hold: attributes 0 and 1; the others are the kernel's. Without MTE attribute 1 is
-/// the same as 0, as its encoding is reserved there (Arm ARM, D24.2.109).
+/// What the low 16 bits of MAIR_EL1 must hold: attributes 0 and 1; the others are the kernel's. Without MTE attribute 1
+/// is the same as 0, as its encoding is reserved there (Arm ARM, D24.2.109).
 pub const MAIR: u64 = 0xf0_ff;
 /// [`MAIR`] of a CPU without MTE2.
 pub const MAIR_WITHOUT_MTE: u64 = 0xff_ff;
@@ -287,6 +287,12 @@ unsafe impl<B: Board> Machine for Aarch64<B> {
     fn repeated_word(&self, frame: Pfn) -> Option<u64> {
         // SAFETY: the board maps the frame readable.
         unsafe { self.blocks.repeated_word(self.frame(frame), <B::Granule as Granule>::SIZE) }
+    }
+
+    #[inline]
+    fn fill(&self, frame: Pfn, word: u64) {
+        // SAFETY: the board maps the frame writable.
+        unsafe { self.blocks.fill(self.frame(frame), <B::Granule as Granule>::SIZE, word) }
     }
 
     #[inline]

@@ -267,6 +267,9 @@ pub unsafe trait Machine: Send + Sync + Sized + 'static {
     /// The 64-bit word that the whole page repeats, if it does.
     fn repeated_word(&self, frame: Pfn) -> Option<u64>;
 
+    /// Stores `word` all over one frame. Its tags are undefined afterwards.
+    fn fill(&self, frame: Pfn, word: u64);
+
     /// Reads a page's tags: nibble `i % 16` of word `i / 16` is the tag of granule `i`, whatever GMID_EL1.BS is.
     /// Writes all of `into`, and returns it.
     fn load_tags<'a>(&self, frame: Pfn, into: &'a mut MaybeUninit<TagWords<Self>>) -> &'a TagWords<Self>;
@@ -336,6 +339,7 @@ unsafe impl<M: Machine> Machine for &'static M {
         fn copy_page(&self, from: Pfn, to: Pfn, tags: Tags);
         fn copy_run(&self, from: crate::addr::PfnRange, to: Pfn);
         fn repeated_word(&self, frame: Pfn) -> Option<u64>;
+        fn fill(&self, frame: Pfn, word: u64);
         fn store_tags(&self, frame: Pfn, tags: &TagWords<Self>);
         fn window(&self, frame: Pfn) -> Window<'_>;
         fn sync_code(&self, run: crate::addr::PfnRange);

@@ -17,18 +17,18 @@
 //!
 //! **How it knows what an entry maps.** A root becomes known when it is installed, with all that it links by then, and
 //! the tables below it as they are linked. In a table that no root leads to, no walker reads, so that only the first
-//! rule holds there. A root whose whole space was invalidated, [`Cached::Walk`], while no CPU had it installed, is unknown
-//! again: what is taken out of it afterwards waits for nothing.
+//! rule holds there. A root whose whole space was invalidated, [`Cached::Walk`], while no CPU had it installed, is
+//! unknown again: what is taken out of it afterwards waits for nothing.
 //!
-//! **What it cannot see.** Whether the machine does what it was told. The hardware's own updates. What is done through a
-//! pointer: taking a [`Window`] counts as a use of the frame, a later access through it does not. What a device moves by
-//! its own means. The order between CPUs: operations are noted one after the other under a lock, each next to the moment
-//! in which it is done, so that a race that only the right moment shows may pass. Whether tags were ever set, and
-//! whether code was synced. The tables, removals and unfenced frames that it remembers are bounded; what does not fit is
-//! counted ([`Log::unseen`]) and not checked.
+//! **What it cannot see.** Whether the machine does what it was told. The hardware's own updates. What is done through
+//! a pointer: taking a [`Window`] counts as a use of the frame, a later access through it does not. What a device moves
+//! by its own means. The order between CPUs: operations are noted one after the other under a lock, each next to the
+//! moment in which it is done, so that a race that only the right moment shows may pass. Whether tags were ever set,
+//! and whether code was synced. The tables, removals and unfenced frames that it remembers are bounded; what does not
+//! fit is counted ([`Log::unseen`]) and not checked.
 //!
-//! **Protocol.** All that the log holds stands behind one spinning lock, taken once or twice for each operation and never
-//! while the machine waits. The hook runs with the lock free.
+//! **Protocol.** All that the log holds stands behind one spinning lock, taken once or twice for each operation and
+//! never while the machine waits. The hook runs with the lock free.
 
 mod account;
 mod report;
@@ -51,8 +51,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// An empty log. `hook` is called with each broken rule, before the operation is done where that is possible: a test
-    /// panics there, a kernel prints.
+    /// An empty log. `hook` is called with each broken rule, before the operation is done where that is possible: a
+    /// test panics there, a kernel prints.
     pub const fn new(hook: fn(&Violation)) -> Self {
         Self { account: Spin::new(Account::new()), hook, violations: AtomicU64::new(0), first: Spin::new(None) }
     }
@@ -232,6 +232,12 @@ unsafe impl<M: Machine> Machine for Recorder<M> {
     fn repeated_word(&self, frame: Pfn) -> Option<u64> {
         self.uses(Operation::RepeatedWord { frame }, one(frame));
         self.machine.repeated_word(frame)
+    }
+
+    fn fill(&self, frame: Pfn, word: u64) {
+        self.uses(Operation::Fill { frame, word }, one(frame));
+        self.machine.fill(frame, word);
+        self.wrote(one(frame));
     }
 
     fn load_tags<'a>(&self, frame: Pfn, into: &'a mut MaybeUninit<TagWords<Self>>) -> &'a TagWords<Self> {

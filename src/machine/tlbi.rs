@@ -9,10 +9,20 @@ use core::marker::PhantomData;
 
 use crate::addr::VpnRange;
 use crate::granule::{Granule, Level};
-use crate::machine::Asid;
+use crate::machine::{Asid, Features};
 
-/// Above this many single operations an invalidation of the whole space is cheaper.
+/// Pages above which an invalidation of the whole space is cheaper than single operations: those of a leaf table at
+/// 4 KiB.
 pub const MAX_SINGLE: u64 = 512;
+
+/// Pages above which it is cheaper than range operations: what the largest of them covers, 32 << 16.
+pub const MAX_RANGE: u64 = 32 << 16;
+
+/// Whether a run of so many pages is to be invalidated with all of its space, where `features` are what there is.
+#[inline]
+pub const fn is_whole_space(pages: u64, features: Features) -> bool {
+    pages > if features.contains(Features::TLB_RANGE) { MAX_RANGE } else { MAX_SINGLE }
+}
 
 /// Bits 43:0 of a single operand: VA\[55:12\], whatever the granule.
 const SINGLE_ADDRESS: u64 = (1 << 44) - 1;
@@ -165,6 +175,13 @@ mod tests {
         assert_eq!(big, [Operation::Range(1 << 48 | 3 << 46 | 1 << 44 | 0x7f_1234)]);
         let odd: Vec<_> = ranges::<K16>(run(8, 5), Asid::new(1), None).collect();
         assert_eq!(odd, [Operation::Range(1 << 48 | 2 << 46 | 1 << 39 | 8), Operation::Single(12)]);
+    }
+
+    #[test]
+    fn a_large_run_goes_with_its_space() {
+        let ranges = Features::TLB_RANGE;
+        assert!(!is_whole_space(512, Features::empty()) && is_whole_space(513, Features::empty()));
+        assert!(!is_whole_space(1 << 21, ranges) && is_whole_space((1 << 21) + 1, ranges));
     }
 
     #[test]

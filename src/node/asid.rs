@@ -2,8 +2,8 @@
 //!
 //! There may be more spaces than identifiers: a CPU has 255 of them, or 65535. A space gets one when a CPU is to run it
 //! and it has none of this generation. When all are lent, a new generation begins: what the CPUs run stays theirs,
-//! every TLB loses everything, and the other identifiers are free again, those of spaces that have ended too. So a space
-//! that waits or ends costs nothing, and only one activation in hundreds pays for an invalidation.
+//! every TLB loses everything, and the other identifiers are free again, those of spaces that have ended too. So a
+//! space that waits or ends costs nothing, and only one activation in hundreds pays for an invalidation.
 //!
 //! **Protocol.** A CPU on its way from one space to another runs neither: it installs the empty root, calls
 //! [`Asids::enter`], fences, and installs the new root. So at any moment what a CPU may walk is what stands in

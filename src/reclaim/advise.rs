@@ -1,9 +1,9 @@
 //! What a program asks of reclaim for a part of its own memory.
 //!
 //! A page that a program gives up ([`Advice::Free`]) is made clean, and that is all: reclaim discards a clean page
-//! without a slot, whatever made it clean, and a store makes it dirty again, so that it stays. A contiguous group that the
-//! range covers in part is unfolded, so that its other pages stay dirty; a folio with clean and dirty pages is split
-//! when reclaim comes to it.
+//! without a slot, whatever made it clean, and a store makes it dirty again, so that it stays. A contiguous group that
+//! the range covers in part is unfolded, so that its other pages stay dirty; a folio with clean and dirty pages is
+//! split when reclaim comes to it.
 
 use arrayvec::ArrayVec;
 
@@ -184,8 +184,8 @@ fn isolate<M: Machine>(mm: &Mm<M>, table: LeafTable, part: VpnRange) -> (Batch, 
     (batch, VpnRange::between(page, part.end()))
 }
 
-/// The folio that `page` maps, and the end of its pages: one of `range` alone, split off if it was part of a larger one.
-/// `None` when nothing is mapped there, or somebody else looks at the larger folio.
+/// The folio that `page` maps, and the end of its pages: one of `range` alone, split off if it was part of a larger
+/// one. `None` when nothing is mapped there, or somebody else looks at the larger folio.
 fn within<M: Machine>(
     mm: &Mm<M>,
     cursor: &mut Cursor<'_, M>,

@@ -12,8 +12,8 @@
 //! ([`Mm::take_frame`]); it gives up, with a clear error to its caller, when a search freed nothing, no other CPU has
 //! folios in hand, and none has free frames in its magazine.
 //!
-//! **Batches.** Reclaim isolates folios of some [`BATCH`] pages with one hold of the list's lock, unmaps them, completes one
-//! flush, then writes them out. It takes folios by try-lock only and never a space's lock.
+//! **Batches.** Reclaim isolates folios of some [`BATCH`] pages with one hold of the list's lock, unmaps them,
+//! completes one flush, then writes them out. It takes folios by try-lock only and never a space's lock.
 //!
 //! **Refaults.** The eviction clock counts pages that left. A slot keeps the clock of its page's leaving; when the page
 //! comes back after no more evictions than there are frames, a memory of twice the size would have kept it: that is
@@ -37,8 +37,9 @@ use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::sync::Ordering;
 
-/// Folios that one round isolates at most, and the pages at which it stops. Two barriers and one hold of the list's lock,
-/// spread over 32 pages of some 600 instructions each, are below 1 % of the work; a fault waits for one round at most.
+/// Folios that one round isolates at most, and the pages at which it stops. Two barriers and one hold of the list's
+/// lock, spread over 32 pages of some 600 instructions each, are below 1 % of the work; a fault waits for one round at
+/// most.
 pub(crate) const BATCH: usize = 32;
 
 /// What a request for frames came to.

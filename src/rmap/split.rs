@@ -1,8 +1,8 @@
 //! Splitting a large folio into single pages.
 //!
-//! Who splits has the folio's lock and the one reference to it beside the counts of its leaf entries, and the lock of the
-//! leaf table that has all of these. So nobody else can look at the folio or at a page of it: one compare-exchange of
-//! the count is the point of no return. Groups are broken up first, as no single page covers one.
+//! Who splits has the folio's lock and the one reference to it beside the counts of its leaf entries, and the lock of
+//! the leaf table that has all of these. So nobody else can look at the folio or at a page of it: one compare-exchange
+//! of the count is the point of no return. Groups are broken up first, as no single page covers one.
 
 use core::ops::Range;
 
@@ -18,7 +18,8 @@ use crate::tlb::Flush;
 /// Makes single pages of a large folio, all of whose entries `cursor` has. The caller holds a reference, which becomes
 /// one to the first page. Pages that nothing maps are freed, the other new ones become the oldest of reclaim's list.
 ///
-/// `None` when somebody else holds the folio, or entries that were taken out wait for their flush: then it is as it was.
+/// `None` when somebody else holds the folio, or entries that were taken out wait for their flush: then it is as it
+/// was.
 pub(crate) fn split<M: Machine>(
     mm: &Mm<M>,
     cursor: &mut Cursor<'_, M>,

@@ -13,8 +13,8 @@ use crate::mm::Mm;
 use crate::pte::{Decoded, Leaf, SwapEntry, decode};
 use crate::table;
 
-/// What a range maps. Printed, a line for each run of entries that continue each other: neighbouring frames with the same
-/// rights, or neighbouring slots. Holes are left out.
+/// What a range maps. Printed, a line for each run of entries that continue each other: neighbouring frames with the
+/// same rights, or neighbouring slots. Holes are left out.
 pub struct Dump<'a, M: Machine> {
     mm: &'a Mm<M>,
     space: &'a Space<M>,

@@ -73,8 +73,8 @@ impl<M: Machine> Space<M> {
         done
     }
 
-    /// Folds the groups of `region` in `around` that have become uniform. A group lies in one region: what a fault adds to
-    /// one of its pages, it adds to all. What lies in another region than the changed range has not changed.
+    /// Folds the groups of `region` in `around` that have become uniform. A group lies in one region: what a fault adds
+    /// to one of its pages, it adds to all. What lies in another region than the changed range has not changed.
     #[inline]
     fn heal(&self, mm: &Mm<M>, region: Region, around: VpnRange, flush: &mut Flush<'_, M>) {
         let groups = group::within::<M::Granule>(region.pages.intersection(around));
@@ -117,8 +117,8 @@ impl<M: Machine> Space<M> {
         if cursor.holds_swapped() {
             for page in 0..run.pages().pages() {
                 let page = run.pages().start().offset(page);
-                // Reclaim took the entry away, and its flush may be still to come. That we have seen it gone is enough for
-                // our fence to make it so for every walker.
+                // Reclaim took the entry away, and its flush may be still to come. That we have seen it gone is enough
+                // for our fence to make it so for every walker.
                 if matches!(cursor.read(page), Decoded::Swapped(entry) if mm.is_cached(entry)) {
                     flush.note(self.node, VpnRange::new(page, 1));
                 }
@@ -126,7 +126,8 @@ impl<M: Machine> Space<M> {
         }
     }
 
-    /// Changes the rights of a run. A function of its own for each kind of change: the loop within is what mprotect costs.
+    /// Changes the rights of a run. A function of its own for each kind of change: the loop within is what mprotect
+    /// costs.
     #[inline(never)]
     fn change_run(
         &self,
@@ -171,8 +172,8 @@ impl<M: Machine> Space<M> {
     }
 }
 
-/// The pages of a run may not be executed any more: what is stored from now on, the program need not sync before they may
-/// again.
+/// The pages of a run may not be executed any more: what is stored from now on, the program need not sync before they
+/// may again.
 #[cold]
 fn unsync<M: Machine>(mm: &Mm<M>, cursor: &Cursor<'_, M>, run: Fitted) {
     for page in 0..run.pages().pages() {

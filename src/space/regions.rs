@@ -1,12 +1,12 @@
 //! The list of a space's regions: sorted, in frames, two levels.
 //!
-//! A root frame lists leaves in ascending order, each with its first page and its number of regions; a leaf frame
-//! holds regions in ascending order. At 4 KiB that is 170 leaves of 128 regions. A look-up is two binary searches; a
-//! few compares when it meets the region of the look-up before, or one next to it. Everything here happens under the space's lock, which
-//! is what `&mut self` stands for.
+//! A root frame lists leaves in ascending order, each with its first page and its number of regions; a leaf frame holds
+//! regions in ascending order. At 4 KiB that is 170 leaves of 128 regions. A look-up is two binary searches; a few
+//! compares when it meets the region of the look-up before, or one next to it. Everything here happens under the
+//! space's lock, which is what `&mut self` stands for.
 //!
-//! A full leaf splits where the new region goes if that is at one of its ends, else in its middle. Two neighbours that both fit in half a leaf become one, so that a list which was long can be short
-//! again.
+//! A full leaf splits where the new region goes if that is at one of its ends, else in its middle. Two neighbours that
+//! both fit in half a leaf become one, so that a list which was long can be short again.
 //!
 //! **Prepare and commit.** [`Regions::reserve`] makes sure of two spare leaf frames, enough for all insertions of one
 //! call: a cut at either end of its range, and a region in between. A third split would need a full leaf where the

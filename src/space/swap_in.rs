@@ -40,8 +40,7 @@ pub(super) struct Streams {
 
 impl Streams {
     pub(super) const fn new() -> Self {
-        const NONE: Cell<VpnRange> = Cell::new(VpnRange::new(Vpn::new(0), 0));
-        Self { runs: [NONE; STREAMS], oldest: Cell::new(0) }
+        Self { runs: [const { Cell::new(VpnRange::new(Vpn::new(0), 0)) }; STREAMS], oldest: Cell::new(0) }
     }
 
     /// Whether `run` goes on where one ended, upwards or downwards.

@@ -1,18 +1,18 @@
 //! Contiguous groups: where operations on runs meet them.
 //!
 //! A group is [`Granule::GROUP_PAGES`] neighbouring entries with the contiguous bit, which a CPU may cache as one
-//! translation, read from any one of them (Arm ARM, D8.7.1). **The group law:** while the table's lock is held, an operation
-//! on a whole group may leave its entries differing in AP\[2\], DBM, AF, UXN or the software's bits, and the walker may
-//! use any of them; when the lock is free they are equal but for AF and dirty. A change of address or of the
+//! translation, read from any one of them (Arm ARM, D8.7.1). **The group law:** while the table's lock is held, an
+//! operation on a whole group may leave its entries differing in AP\[2\], DBM, AF, UXN or the software's bits, and the
+//! walker may use any of them; when the lock is free they are equal but for AF and dirty. A change of address or of the
 //! contiguous bit, and a change of part of a group, goes through break-before-make.
 //!
-//! Hence an operation that loops over entries must not begin or end inside a group. It asks [`Cursor::fit`] for its run, and says
-//! what is to happen to a group that the run covers in part ([`Edge`]); only such a [`Fitted`] run can be looped over. A
-//! mapped folio's run is one as it is ([`Cursor::whole`]).
-//! A run has two ends, so two groups at most are looked at, and whole groups cost nothing.
+//! Hence an operation that loops over entries must not begin or end inside a group. It asks [`Cursor::fit`] for its
+//! run, and says what is to happen to a group that the run covers in part ([`Edge`]); only such a [`Fitted`] run can be
+//! looped over. A mapped folio's run is one as it is ([`Cursor::whole`]). A run has two ends, so two groups at most are
+//! looked at, and whole groups cost nothing.
 //!
-//! A group lies within one folio and one region, whose frames and tags and exclusivity it shares. Where the hardware does not manage
-//! AF and dirty, all operations treat a group's entries alike, so that these are equal as well.
+//! A group lies within one folio and one region, whose frames and tags and exclusivity it shares. Where the hardware
+//! does not manage AF and dirty, all operations treat a group's entries alike, so that these are equal as well.
 
 use super::Cursor;
 use crate::addr::{Vpn, VpnRange};

@@ -4,6 +4,8 @@
 #![allow(dead_code)]
 
 pub mod entries;
+#[cfg(feature = "shuttle")]
+pub mod explore;
 pub mod folding;
 pub mod op;
 pub mod script;

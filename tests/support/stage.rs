@@ -202,6 +202,11 @@ unsafe impl<G: Granule> Machine for Stage<G> {
         self.emu.repeated_word(frame)
     }
 
+    fn fill(&self, frame: Pfn, word: u64) {
+        self.step();
+        self.emu.fill(frame, word);
+    }
+
     fn load_tags<'a>(&self, frame: Pfn, into: &'a mut MaybeUninit<G::TagWords>) -> &'a G::TagWords {
         self.step();
         self.emu.load_tags(frame, into)

@@ -195,10 +195,10 @@ function ebbtide_zero_tags
     b.hi    1b
     ret
 
-// Whether x1 bytes at x0 repeat the word at x0: 128 bytes a turn, as most pages differ in the first ones.
+// Whether x1 bytes at x0 repeat the word at x0. Most pages differ in the first 128 bytes, for which the general registers
+// do; the rest is gathered in v0, a bit of which is set where a word differs, 1 KiB a turn.
 function ebbtide_repeats
     ldr     x2, [x0]
-1:
     .irp    half, 0, 64
     ldp     x3, x4, [x0, #\half]
     ldp     x5, x6, [x0, #\half + 16]
@@ -208,14 +208,59 @@ function ebbtide_repeats
     .irp    word, x4, x5, x6, x7, x8, x9, x10
     ccmp    \word, x2, #0, eq
     .endr
-    b.ne    2f
+    b.ne    4f
     .endr
-    subs    x1, x1, #128
-    add     x0, x0, #128
+    stp     q0, q1, [sp, #-64]!
+    stp     q2, q3, [sp, #32]
+    movi    v0.2d, #0
+    dup     v3.2d, x2
+    cbz     x2, 2f
+1:  .rept   32
+    ldp     q1, q2, [x0], #32
+    eor     v1.16b, v1.16b, v3.16b
+    eor     v2.16b, v2.16b, v3.16b
+    orr     v0.16b, v0.16b, v1.16b
+    orr     v0.16b, v0.16b, v2.16b
+    .endr
+    mov     x3, v0.d[0]
+    mov     x4, v0.d[1]
+    orr     x3, x3, x4
+    cbnz    x3, 3f
+    subs    x1, x1, #1024
     b.hi    1b
-    mov     x0, #1
+    b       3f
+    // Of a zero page the words are the bits.
+2:  .rept   32
+    ldp     q1, q2, [x0], #32
+    orr     v0.16b, v0.16b, v1.16b
+    orr     v0.16b, v0.16b, v2.16b
+    .endr
+    mov     x3, v0.d[0]
+    mov     x4, v0.d[1]
+    orr     x3, x3, x4
+    cbnz    x3, 3f
+    subs    x1, x1, #1024
+    b.hi    2b
+3:  ldp     q2, q3, [sp, #32]
+    ldp     q0, q1, [sp], #64
+    cmp     x3, #0
+    cset    x0, eq
     ret
-2:  mov     x0, #0
+4:  mov     x0, #0
+    ret
+
+// Store the word x2 all over x1 bytes at x0.
+function ebbtide_fill
+    add     x0, x0, #512
+1:
+    .set    offset, -512
+    .rept   64
+    stp     x2, x2, [x0, #offset]
+    .set    offset, offset + 16
+    .endr
+    subs    x1, x1, #1024
+    add     x0, x0, #1024
+    b.hi    1b
     ret
 
 // Clean x1 bytes at x0 to the point of unification in lines of x2 bytes (Arm ARM, B2.7.4.2).

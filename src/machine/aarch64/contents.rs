@@ -23,6 +23,7 @@ unsafe extern "C" {
     fn ebbtide_store_tags_any(at: *mut u8, from: *const u64, words: usize, block: usize);
     fn ebbtide_zero_tags(at: *mut u8, bytes: usize, block: usize);
     fn ebbtide_repeats(at: *const u8, bytes: usize) -> u64;
+    fn ebbtide_fill(at: *mut u8, bytes: usize, word: u64);
     fn ebbtide_clean_data(at: *const u8, bytes: usize, line: usize);
     fn ebbtide_invalidate_code(at: *const u8, bytes: usize, line: usize);
 }
@@ -170,6 +171,22 @@ impl Blocks {
     pub(super) unsafe fn repeated_word(&self, at: *const u8, bytes: usize) -> Option<u64> {
         // SAFETY: the caller's promise; a page is aligned to a word.
         unsafe { (ebbtide_repeats(at, bytes) != 0).then(|| at.cast::<u64>().read()) }
+    }
+
+    /// Stores `word` all over `bytes` bytes.
+    ///
+    /// # Safety
+    /// Whole pages, mapped writable.
+    #[inline]
+    pub(super) unsafe fn fill(&self, at: *mut u8, bytes: usize, word: u64) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if word == 0 {
+                self.zero(at, bytes, Tags::Ignore);
+            } else {
+                ebbtide_fill(at, bytes, word);
+            }
+        }
     }
 
     /// Makes the instruction side see stores to `bytes` bytes (Arm ARM, B2.7.4.2, "Data and instruction caches").

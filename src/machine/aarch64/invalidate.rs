@@ -25,8 +25,8 @@ macro_rules! issue {
 
 /// What this CPU's TLBI instructions take.
 pub(super) struct Invalidate {
-    /// FEAT_TLBIRANGE.
-    ranges: bool,
+    /// Of which FEAT_TLBIRANGE matters here.
+    features: Features,
     /// The level hint of a single operation is bits 47:44; cleared where there is no FEAT_TTL.
     hint_mask: u64,
 }
@@ -35,7 +35,7 @@ impl Invalidate {
     /// Reads what the CPU has; range operations are used where `features` has them.
     pub(super) fn probe(features: Features) -> Self {
         let has_ttl = ID_AA64MMFR2_EL1.get() >> 48 & 0xf >= 1;
-        Self { ranges: features.contains(Features::TLB_RANGE), hint_mask: if has_ttl { !0 } else { !(0xf << 44) } }
+        Self { features, hint_mask: if has_ttl { !0 } else { !(0xf << 44) } }
     }
 
     /// Invalidates a run of pages.
@@ -49,15 +49,15 @@ impl Invalidate {
     }
 
     fn run<G: Granule>(&self, run: VpnRange, asid: Asid, cached: Cached, reach: Reach) {
-        if self.ranges {
+        if tlbi::is_whole_space(run.pages(), self.features) {
+            self.space(asid, reach);
+        } else if self.features.contains(Features::TLB_RANGE) {
             for operation in tlbi::ranges::<G>(run, asid, leaf_level(cached)) {
                 match operation {
                     Operation::Range(operand) => range(operand, cached, reach),
                     Operation::Single(page) => self.page::<G>(page, asid, cached, reach),
                 }
             }
-        } else if run.pages() > tlbi::MAX_SINGLE {
-            self.space(asid, reach);
         } else {
             for page in run.start().number()..run.end().number() {
                 self.page::<G>(page, asid, cached, reach);

@@ -204,8 +204,8 @@ impl<G: Granule> State<G> {
         }
     }
 
-    /// A CPU reads a descriptor: what it has seen of another's stores, its own fences complete as well (Arm ARM, B2.3.12:
-    /// a barrier's group A has the accesses of others that its CPU has observed).
+    /// A CPU reads a descriptor: what it has seen of another's stores, its own fences complete as well (Arm ARM,
+    /// B2.3.12: a barrier's group A has the accesses of others that its CPU has observed).
     pub(super) fn observe(&mut self, cpu: usize, at: EntryAt) {
         for ghost in self.ghosts.iter_mut().chain(&mut self.unseen).filter(|ghost| ghost.at == at && !ghost.ordered) {
             ghost.witnesses |= 1 << cpu;

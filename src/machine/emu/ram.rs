@@ -102,6 +102,10 @@ impl<G: Granule> Ram<G> {
         page.iter().all(|word| word.load(Relaxed) == first).then_some(first)
     }
 
+    pub(super) fn fill(&self, pfn: Pfn, with: u64) {
+        self.page(pfn).iter().for_each(|word| word.store(with, Relaxed));
+    }
+
     pub(super) fn read(&self, pfn: Pfn, into: &mut [u64]) {
         for (word, into) in self.page(pfn).iter().zip(into) {
             *into = word.load(Relaxed);

@@ -161,6 +161,19 @@ unsafe impl<G: Granule> Machine for Emu<G> {
         })
     }
 
+    fn fill(&self, frame: Pfn, word: u64) {
+        self.logged(Op::Fill { frame, word }, |state, cpu| {
+            state.write_contents(cpu, frame, "fill");
+            self.ram.fill(frame, word);
+            if state.is_full() {
+                self.ram.scribble_tags(frame);
+            }
+            let slot = self.ram.slot(frame);
+            let known = &mut state.frames[slot];
+            (known.data_set, known.tags_set) = (true, false);
+        });
+    }
+
     fn load_tags<'a>(&self, frame: Pfn, into: &'a mut MaybeUninit<G::TagWords>) -> &'a G::TagWords {
         let tags = into.write(G::ZERO_TAGS);
         self.logged(Op::LoadTags { frame }, |state, _| {

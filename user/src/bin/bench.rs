@@ -8,9 +8,9 @@
 //! are those with which Linux was measured; where the data plays no part (permissions, unmapping what is
 //! resident) it is noise, which is made faster. Each row is the median of three repetitions.
 //!
-//! Standard output: a line `@row {JSON}` for each measurement whose name contains NAME, with and without
-//! tags. The floor in it is the work that cannot be avoided, as the kernel measured it in this boot (`null` where
-//! it cannot tell: its loops are for blocks of 64 bytes of DC ZVA and 256 of LDGM). Standard error: the single repetitions.
+//! Standard output: a line `@row {JSON}` for each measurement whose name contains NAME, with and without tags. The
+//! floor in it is the work that cannot be avoided, as the kernel measured it in this boot (`null` where it cannot tell:
+//! its loops are for blocks of 64 bytes of DC ZVA and 256 of LDGM). Standard error: the single repetitions.
 //!
 //! Exit status 2 if the machine does not count instructions; a panic (70) if a page comes back wrong.
 
@@ -163,8 +163,8 @@ impl Bench {
         }
     }
 
-    /// The floor of a measurement's unit, if the kernel can tell: what is done once for a page of the kernel's counts in
-    /// parts for 4 KiB of it.
+    /// The floor of a measurement's unit, if the kernel can tell: what is done once for a page of the kernel's counts
+    /// in parts for 4 KiB of it.
     fn floor(&self, pieces: &[Floor], unit: Unit) -> Option<u64> {
         let (mut all, mut shared) = (0, 0);
         for &piece in pieces {
