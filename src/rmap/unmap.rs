@@ -1,9 +1,9 @@
 //! Unmapping a folio at its home, for reclaim.
 //!
 //! A large folio ages as one: a use of any page saves all, and whole groups are looked at and cleared without unfolding
-//! them. One that nobody uses leaves as one, its groups folded to the end: all of its entries are exchanged under one hold
-//! of the table's lock, taken before the first is looked at. Where a page of it is mapped no more, or was given up, or
-//! there are no slots for all of it, it is split, and its pages leave one by one.
+//! them. One that nobody uses leaves as one, its groups folded to the end: all of its entries are exchanged under one
+//! hold of the table's lock, taken before the first is looked at. Where a page of it is mapped no more, or was given
+//! up, or there are no slots for all of it, it is split, and its pages leave one by one.
 //!
 //! Folios that came together leave together, and are neighbours in one table more often than not: its lock, and the
 //! family's, stay held from one to the next ([`Site`]), for a batch of reclaim at most. Nothing sleeps meanwhile.
@@ -118,9 +118,10 @@ fn survey<M: Machine>(mm: &Mm<M>, cursor: &Cursor<'_, M>, run: VpnRange, folio: 
     survey
 }
 
-/// Takes the folio out of the table of its home. `spare` is what was prepared for it, if anything; it is used up only by
-/// a folio that leaves. The pages whose translations go are noted in `flush`; the counts of the entries are given back at
-/// once, as the caller holds a reference of its own. `site` is where the last folio was, and then where this one is.
+/// Takes the folio out of the table of its home. `spare` is what was prepared for it, if anything; it is used up only
+/// by a folio that leaves. The pages whose translations go are noted in `flush`; the counts of the entries are given
+/// back at once, as the caller holds a reference of its own. `site` is where the last folio was, and then where this
+/// one is.
 pub(crate) fn unmap<'a, M: Machine>(
     mm: &'a Mm<M>,
     folio: &FolioLock<'_, M>,

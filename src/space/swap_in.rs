@@ -1,7 +1,7 @@
 //! Swap-in: from swap entries to mapped pages.
 //!
-//! The order is read, restore tags, map, give the slots back. A page is shown only whole, with its data and its tags;
-//! a slot is given back only when the page is mapped. What comes in is mapped dirty: once its slot is gone, memory holds
+//! The order is read, restore tags, map, give the slots back. A page is shown only whole, with its data and its tags; a
+//! slot is given back only when the page is mapped. What comes in is mapped dirty: once its slot is gone, memory holds
 //! the only copy.
 //!
 //! **How much.** A folio that left in one piece comes back in one piece, by one request to the device and as one group,
@@ -144,8 +144,8 @@ impl<M: Machine> Space<M> {
         Ok(Step::Again)
     }
 
-    /// Brings in the whole folio of 2^`left_as` pages that the page left with. `None` when it is to come alone: the program does not go in
-    /// order, the folio is not what it was, memory is short, or the device fails.
+    /// Brings in the whole folio of 2^`left_as` pages that the page left with. `None` when it is to come alone: the
+    /// program does not go in order, the folio is not what it was, memory is short, or the device fails.
     #[inline(never)]
     fn read_folio(
         &self,
@@ -277,7 +277,8 @@ fn folio_of<'a>(page: Missing<'a>, index: u64, pages: u64) -> Option<Missing<'a>
     page.at.region.covers(run).then_some(Missing { run, first, ..page })
 }
 
-/// The folio of 2^`left_as` pages that a page left with, if it is all still out, in the slots that it left for, and to come in as one.
+/// The folio of 2^`left_as` pages that a page left with, if it is all still out, in the slots that it left for, and to
+/// come in as one.
 fn folio_around<'a, M: Machine>(mm: &Mm<M>, area: &Area<M>, left_as: u32, page: Missing<'a>) -> Option<Missing<'a>> {
     if !mm.folio_orders().has(left_as) {
         return None;

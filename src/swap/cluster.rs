@@ -14,8 +14,8 @@
 //! | current | some CPU fills it |
 //! | full | it has no free slot |
 //!
-//! A large folio looks for room in its CPU's current cluster, in partial ones of its order, in an empty one, and in a few
-//! fragmented ones: then it is refused, and its owner splits it. A single page takes from any cluster in the end,
+//! A large folio looks for room in its CPU's current cluster, in partial ones of its order, in an empty one, and in a
+//! few fragmented ones: then it is refused, and its owner splits it. A single page takes from any cluster in the end,
 //! others' current ones too: it is refused only when no slot is free.
 //!
 //! Who has several folios to write out takes slots for all of them at once, as far as free ones lie side by side

@@ -2,10 +2,11 @@
 //!
 //! **A folio's way out** ([`crate::reclaim`] drives it): *prepare* takes a slot for each page, an aligned run of them,
 //! and reserves a room for a raw tag image for each page that has tags ([`Prepared`], which gives all back when
-//! dropped), for several folios at once; the slots then name the pages' frames (they are *cached*) with one user each; the leaf entries are
-//! exchanged for swap entries; the flush completes; the tags are saved and the data written, in one request; the slots
-//! are *out* and the frames are free. Nothing after prepare can fail but the device: then the folio stays cached, with
-//! its swap entries, and is the only copy. A large folio that finds no run of slots, or too few rooms, is split.
+//! dropped), for several folios at once; the slots then name the pages' frames (they are *cached*) with one user each;
+//! the leaf entries are exchanged for swap entries; the flush completes; the tags are saved and the data written, in
+//! one request; the slots are *out* and the frames are free. Nothing after prepare can fail but the device: then the
+//! folio stays cached, with its swap entries, and is the only copy. A large folio that finds no run of slots, or too
+//! few rooms, is split.
 //!
 //! **Its way in** ([`crate::space`]): a swap entry leads to a slot. If the slot is cached, the folio is mapped as it
 //! is. If it is out, frames are read from the device, their tags are restored before the entries show them, and the

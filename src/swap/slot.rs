@@ -100,8 +100,8 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
         self.state.store(TAKEN, Ordering::Relaxed);
     }
 
-    /// Taken to cached, with one swap entry, which the caller is about to install by an exchange, which is a release:
-    /// a fault that finds the entry finds this. `frame` is the index of the page's frame, of a folio of 2^`order` pages.
+    /// Taken to cached, with one swap entry, which the caller is about to install by an exchange, which is a release: a
+    /// fault that finds the entry finds this. `frame` is the index of the page's frame, of a folio of 2^`order` pages.
     #[inline]
     pub(crate) fn cache(&self, frame: u32, order: u32) {
         self.state.store((order as u64) << ORDER_SHIFT | CACHED | COUNT_ONE | frame as u64, Ordering::Relaxed);

@@ -65,8 +65,8 @@ impl LeafTable {
         Racy(machine.load_entry(self.entry(page)))
     }
 
-    /// The pages from the start of `run` on that were out in slots which follow that of `first`, the entry of the first,
-    /// and as exclusive, when they were looked at, one after the other.
+    /// The pages from the start of `run` on that were out in slots which follow that of `first`, the entry of the
+    /// first, and as exclusive, when they were looked at, one after the other.
     #[inline]
     pub(crate) fn peek_swapped<M: Machine>(&self, machine: &M, run: VpnRange, first: SwapEntry) -> u64 {
         let at = self.entry(run.start());
@@ -179,8 +179,8 @@ impl<M: Machine> Cursor<'_, M> {
         self.count(PRESENT * run.pages(), OUT * run.pages());
     }
 
-    /// Puts leaves that [`Cursor::take_leaves`] took back in their places, or another form of them. Whoever takes all of
-    /// a group puts all of it back; a walker may use any of its pages as soon as the first entry is there.
+    /// Puts leaves that [`Cursor::take_leaves`] took back in their places, or another form of them. Whoever takes all
+    /// of a group puts all of it back; a walker may use any of its pages as soon as the first entry is there.
     #[inline]
     pub(crate) fn put_back(&mut self, leaves: impl ExactSizeIterator<Item = (Vpn, Leaf)>) {
         self.count(PRESENT * leaves.len() as u64, 0);
@@ -300,8 +300,8 @@ impl<M: Machine> Cursor<'_, M> {
         Leaf::merged(any, all)
     }
 
-    /// Takes every entry of a run out, and hands what was there to `taken`, by runs that were alike: a group, or one page. The
-    /// leaves' counts, or a swap entry's use of its slot, pass along. The entries are empty.
+    /// Takes every entry of a run out, and hands what was there to `taken`, by runs that were alike: a group, or one
+    /// page. The leaves' counts, or a swap entry's use of its slot, pass along. The entries are empty.
     #[inline]
     pub(crate) fn take(&mut self, run: Fitted, mut taken: impl FnMut(VpnRange, Taken)) {
         let machine = self.mm.machine();
@@ -393,8 +393,8 @@ impl<M: Machine> Cursor<'_, M> {
         self.count(0, present);
     }
 
-    /// Takes the live leaves of a run, all of it, out, and leaves the entries of a run of slots in their places: `first`,
-    /// which is exclusive, and those after it, each as exclusive as the leaf was.
+    /// Takes the live leaves of a run, all of it, out, and leaves the entries of a run of slots in their places:
+    /// `first`, which is exclusive, and those after it, each as exclusive as the leaf was.
     #[inline(always)]
     pub(crate) fn swap_out(&mut self, run: Fitted, first: SwapEntry) {
         let machine = self.mm.machine();
