@@ -61,12 +61,15 @@ has_lse() { [[ ! " $* " =~ " --cpu cortex-a"(35|53|57|72) ]]; }
 
 # Is a machine with these options one for the case that has been read?
 has_needed() {
-	case $needs in
-	'') ;;
-	mte | mte3 | lse) "has_$needs" "$@" ;;
-	no-mte | no-mte3) ! "has_${needs#no-}" "$@" ;;
-	*) echo "cases: needs '$needs'?" >&2 && exit 125 ;;
-	esac
+	local need
+	for need in $needs; do
+		case $need in
+		mte | mte3 | lse) "has_$need" "$@" || return ;;
+		no-mte | no-mte3) ! "has_${need#no-}" "$@" || return ;;
+		no-16k) [[ $(granule_of "$@") != 16k ]] || return ;;
+		*) echo "cases: needs '$need'?" >&2 && exit 125 ;;
+		esac
+	done
 }
 
 # granule_of OPTION...: the last that is said.

@@ -34,6 +34,7 @@ mod desc;
 mod device;
 mod laws;
 mod may;
+mod operand;
 mod ram;
 mod report;
 mod seam;

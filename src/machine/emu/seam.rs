@@ -11,6 +11,7 @@ use crate::sync::{AtomicU32, Ordering, step};
 
 use super::laws::Write;
 use super::may::Code;
+use super::operand::{Named, operations};
 use super::report::{Law, Op};
 use super::tlb::Invalidation;
 use super::{Adversary, Emu, WAITING, held, this_cpu};
@@ -101,7 +102,9 @@ unsafe impl<G: Granule> Machine for Emu<G> {
     fn invalidate(&self, asid: Asid, scope: Scope, cached: Cached, reach: Reach) {
         self.logged(Op::Invalidate { asid, scope, cached, reach }, |state, cpu| {
             let cpus = state.reached(cpu, reach);
-            state.invalidate(cpu, Invalidation { asid, scope, cached, cpus, applied: false });
+            for Named { asid, scope, cached } in operations::<G>(asid, scope, cached, self.config.features) {
+                state.invalidate(cpu, Invalidation { asid, scope, cached, cpus, applied: false });
+            }
         });
     }
 
