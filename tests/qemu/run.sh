@@ -66,7 +66,7 @@ has_needed() {
 		case $need in
 		mte | mte3 | lse) "has_$need" "$@" || return ;;
 		no-mte | no-mte3) ! "has_${need#no-}" "$@" || return ;;
-		no-16k) [[ $(granule_of "$@") != 16k ]] || return ;;
+		no-16k) [[ ${granule:-$(granule_of "$@")} != 16k ]] || return ;;
 		*) echo "cases: needs '$need'?" >&2 && exit 125 ;;
 		esac
 	done
