@@ -329,8 +329,10 @@ impl<M: Machine> Seam<'_, M> {
                         m.fence_invalidations();
                     }
                 }
-                m.invalidate(asid, Scope::Space, cached, reach);
-                m.fence_invalidations();
+                for scope in [Scope::Space, Scope::All] {
+                    m.invalidate(asid, scope, cached, reach);
+                    m.fence_invalidations();
+                }
             }
         }
         m.fence_contents();

@@ -58,7 +58,8 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
         let order = frames.record(frame).order();
         let tagged = frames.tagged_pages(frame, order);
         if !spare.as_mut().is_ok_and(|spare| spare.fit(order, tagged)) {
-            // For the others as well, so far as they are going to leave: half of them may, where half of them did.
+            // For those after it as well: all of them, when their use does not count; else as many more as have left
+            // so far, as most may stay.
             let others = match ageing {
                 Ageing::Ignored => batch.len() - index,
                 Ageing::SecondChance => leaving.len() + 1,

@@ -108,6 +108,21 @@ impl List {
         frames.record(frame).clear(flag::LISTED);
     }
 
+    /// Takes a listed folio out, with its neighbours: those that come one after the other are cut as one. The caller
+    /// cuts the last `chain`.
+    #[inline]
+    fn gather(&mut self, frames: &Frames, chain: &mut Option<Chain>, frame: Frame) {
+        frames.record(frame).clear(flag::LISTED);
+        match chain {
+            None => *chain = Some(Chain::of(frame)),
+            Some(chain) => {
+                if let Some(done) = chain.extend(frames, frame) {
+                    self.cut(frames, &done);
+                }
+            }
+        }
+    }
+
     fn move_old(&mut self, frames: &Frames, chain: &Chain) {
         self.cut(frames, chain);
         self.link_old(frames, chain);
@@ -188,19 +203,10 @@ impl Reclaim {
         let mut chain: Option<Chain> = None;
         let mut list = self.list.lock();
         batch.retain(|&mut frame| {
-            let record = frames.record(frame);
-            if !record.has(flag::LISTED) || !frames.get(frame) {
+            if !frames.record(frame).has(flag::LISTED) || !frames.get(frame) {
                 return false;
             }
-            record.clear(flag::LISTED);
-            match &mut chain {
-                None => chain = Some(Chain::of(frame)),
-                Some(chain) => {
-                    if let Some(done) = chain.extend(frames, frame) {
-                        list.cut(frames, &done);
-                    }
-                }
-            }
+            list.gather(frames, &mut chain, frame);
             true
         });
         if let Some(chain) = &chain {
@@ -267,17 +273,8 @@ impl Reclaim {
                 continue;
             }
             gone.push(frame);
-            let record = frames.record(frame);
-            if record.has(flag::LISTED) {
-                record.clear(flag::LISTED);
-                match &mut chain {
-                    None => chain = Some(Chain::of(frame)),
-                    Some(chain) => {
-                        if let Some(done) = chain.extend(frames, frame) {
-                            list.cut(frames, &done);
-                        }
-                    }
-                }
+            if frames.record(frame).has(flag::LISTED) {
+                list.gather(frames, &mut chain, frame);
             }
         }
         if let Some(chain) = &chain {

@@ -109,10 +109,7 @@ impl<M: Machine> Area<M> {
         let frames = mm.frames();
         let head = folio.frame();
         let slots = slots_of(frames, folio);
-        let is_wanted = |slot| {
-            let state = self.slot(slot as u64).map(SlotRecord::state);
-            matches!(state, Some(SlotState::Cached { count: 1.., .. }))
-        };
+        let is_wanted = |slot| self.is_wanted(Slots::new(slot, 0));
         for (page, slot) in slots.each() {
             if let Some(record) = self.slot(slot as u64) {
                 record.set_single();

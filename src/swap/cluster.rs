@@ -8,11 +8,14 @@
 //!
 //! | place | what it is |
 //! |---|---|
-//! | empty | all of its slots are free: any order may begin to fill it |
+//! | empty | all of its slots were free when it came here: any order may begin to fill it |
 //! | partial | some order filled it, and slots were freed since |
 //! | fragmented | it has free slots, but had no aligned run for its order when that looked |
 //! | current | some CPU fills it |
 //! | full | it has no free slot |
+//!
+//! A CPU may go on filling a cluster that is not its own any more, and a single page takes what is left anywhere: a
+//! place says where to look first, the records of the slots say what is free.
 //!
 //! A large folio looks for room in its CPU's current cluster, in partial ones of its order, in an empty one, and in a
 //! few fragmented ones: then it is refused, and its owner splits it. A single page takes from any cluster in the end,

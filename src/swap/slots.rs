@@ -1,6 +1,7 @@
 //! A folio's slots.
 
-/// An aligned run of slots, one for each page of a folio. A page's slot has no other name than [`Slots::nth`].
+/// An aligned run of slots, one for each page of a folio. Pages and slots meet in [`Slots::each`] alone, or step by step
+/// with the records of the run (`Area::records_of`).
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub(crate) struct Slots {
     first: u32,
@@ -13,13 +14,6 @@ impl Slots {
     pub(crate) const fn new(first: u32, order: u32) -> Self {
         debug_assert!(first & ((1 << order) - 1) == 0);
         Self { first, order }
-    }
-
-    /// The slot of the folio's page `page`.
-    #[inline]
-    pub(crate) const fn nth(self, page: u64) -> u32 {
-        debug_assert!(page < self.pages());
-        self.first + page as u32
     }
 
     /// The slot of the first page.
@@ -43,6 +37,6 @@ impl Slots {
     /// Every page with its slot.
     #[inline]
     pub(crate) fn each(self) -> impl Iterator<Item = (u64, u32)> {
-        (0..self.pages()).map(move |page| (page, self.nth(page)))
+        (0..self.pages()).zip(self.first..)
     }
 }

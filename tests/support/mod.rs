@@ -11,6 +11,8 @@ pub mod op;
 pub mod script;
 pub mod small;
 pub mod stage;
+#[cfg(feature = "shuttle")]
+pub mod walker;
 pub mod world;
 
 use std::ptr::NonNull;

@@ -4,13 +4,14 @@ use std::string::String;
 
 use crate::addr::{Pfn, PfnRange};
 use crate::granule::{Granule, Level};
+use crate::machine::recorder::Operation;
 use crate::machine::{Asid, EntryAt, Features};
 use crate::sync::Ordering::Relaxed;
 
 use super::adversary::State;
 use super::desc::{Desc, VALID, attr, decode, hardware_bits, is_global, is_grouped, is_tagged};
 use super::may::{Code, Ghost, Kind, Place, Shown};
-use super::report::{Law, Op};
+use super::report::Law;
 
 /// How a descriptor is written.
 #[derive(Copy, Clone)]
@@ -62,14 +63,14 @@ impl<G: Granule> State<G> {
         let old = self.ram.entry(at).load(Relaxed);
         match how {
             Write::Plain => {
-                self.log.push(cpu, Op::Store { at, old, new: raw });
+                self.log.push(cpu, Operation::Store { at, old, new: raw });
                 if old & VALID != 0 {
                     let what = std::format!("{raw:#x} was stored over {old:#x} at {at:x?} without an exchange");
                     self.log.violate(Law::LiveEntryStored, what);
                 }
             }
             Write::If(seen) if seen != old => return Err(old),
-            Write::Exchange | Write::If(_) => self.log.push(cpu, Op::Exchange { at, old, new: raw }),
+            Write::Exchange | Write::If(_) => self.log.push(cpu, Operation::Exchange { at, old, new: raw }),
         }
         match self.frames[slot].table {
             None => {

@@ -349,7 +349,7 @@ impl<G: Granule> Emu<G> {
 
     /// One operation of the seam: the world moves first, then the step is done and logged.
     #[inline]
-    fn logged<R>(&self, op: Op, body: impl FnOnce(&mut State<G>, usize) -> R) -> R {
+    fn logged<R>(&self, op: impl Into<Op>, body: impl FnOnce(&mut State<G>, usize) -> R) -> R {
         step();
         self.run_background();
         let cpu = this_cpu();

@@ -5,7 +5,8 @@ use std::string::String;
 use std::vec::Vec;
 
 use crate::addr::{Pfn, PfnRange};
-use crate::machine::{Asid, Cached, EntryAt, Reach, Scope, Tags};
+use crate::machine::EntryAt;
+use crate::machine::recorder::Operation;
 
 use super::user::{Access, FaultKind};
 
@@ -71,62 +72,37 @@ impl fmt::Debug for Violation {
     }
 }
 
-/// One operation, as the log keeps it.
+/// What the log keeps: what the machine was asked for, and what happens without.
 #[derive(Copy, Clone, Debug)]
 pub(super) enum Op {
-    Store { at: EntryAt, old: u64, new: u64 },
-    Exchange { at: EntryAt, old: u64, new: u64 },
+    Asked(Operation),
     Hardware { at: EntryAt, old: u64, new: u64 },
-    FenceTables,
-    FenceContents,
-    FenceInvalidations,
-    Invalidate { asid: Asid, scope: Scope, cached: Cached, reach: Reach },
-    InstallRoot { root: Pfn, asid: Asid },
-    Zero { run: PfnRange, tags: Tags },
-    ZeroTags { frame: Pfn },
-    Copy { from: Pfn, to: Pfn, tags: Tags },
-    RepeatedWord { frame: Pfn },
-    Fill { frame: Pfn, word: u64 },
-    LoadTags { frame: Pfn },
-    StoreTags { frame: Pfn },
-    SyncCode { run: PfnRange },
     Export { frame: Pfn },
     Import { frame: Pfn },
     Freed { run: PfnRange },
     User { pointer: u64, access: Access, fault: Option<FaultKind> },
 }
 
+impl From<Operation> for Op {
+    fn from(operation: Operation) -> Self {
+        Self::Asked(operation)
+    }
+}
+
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let entry = |f: &mut fmt::Formatter<'_>, what, at: EntryAt, old, new| {
-            write!(f, "{what} {:?}[{:#x}]: {old:#x} -> {new:#x}", at.table, at.index)
-        };
         match *self {
-            Self::Store { at, old, new } => entry(f, "store", at, old, new),
-            Self::Exchange { at, old, new } => entry(f, "exchange", at, old, new),
-            Self::Hardware { at, old, new } => entry(f, "hardware update", at, old, new),
-            Self::Invalidate { asid, scope, cached, reach } => {
-                write!(f, "invalidate asid {} {scope:?} {cached:?} {reach:?}", asid.number())
+            Self::Asked(operation) => fmt::Display::fmt(&operation, f),
+            Self::Hardware { at, old, new } => {
+                write!(f, "hardware update {:?}[{:#x}]: {old:#x} -> {new:#x}", at.table, at.index)
             }
-            Self::InstallRoot { root, asid } => write!(f, "install root {root:?} asid {}", asid.number()),
+            Self::Export { frame } => write!(f, "device reads {frame:?}"),
+            Self::Import { frame } => write!(f, "device writes {frame:?}"),
+            Self::Freed { run } => write!(f, "free {run:?}"),
             Self::User { pointer, access, fault: None } => write!(f, "program: {access:x?} at {pointer:#x}"),
             Self::User { pointer, access, fault: Some(kind) } => {
                 write!(f, "program: {access:x?} at {pointer:#x} faults: {kind:?}")
             }
-            Self::FenceTables => write!(f, "fence tables"),
-            Self::FenceContents => write!(f, "fence contents"),
-            Self::FenceInvalidations => write!(f, "fence invalidations"),
-            Self::Zero { run, tags } => write!(f, "zero {run:?}, tags {tags:?}"),
-            Self::ZeroTags { frame } => write!(f, "zero tags of {frame:?}"),
-            Self::Copy { from, to, tags } => write!(f, "copy {from:?} to {to:?}, tags {tags:?}"),
-            Self::RepeatedWord { frame } => write!(f, "repeated word of {frame:?}"),
-            Self::Fill { frame, word } => write!(f, "fill {frame:?} with {word:#x}"),
-            Self::LoadTags { frame } => write!(f, "load tags of {frame:?}"),
-            Self::StoreTags { frame } => write!(f, "store tags of {frame:?}"),
-            Self::SyncCode { run } => write!(f, "sync code {run:?}"),
-            Self::Export { frame } => write!(f, "device reads {frame:?}"),
-            Self::Import { frame } => write!(f, "device writes {frame:?}"),
-            Self::Freed { run } => write!(f, "free {run:?}"),
         }
     }
 }
@@ -159,8 +135,8 @@ impl Log {
     }
 
     #[inline]
-    pub(super) fn push(&mut self, cpu: usize, op: Op) {
-        self.ring[self.next] = Some((cpu as u8, op));
+    pub(super) fn push(&mut self, cpu: usize, op: impl Into<Op>) {
+        self.ring[self.next] = Some((cpu as u8, op.into()));
         self.next = (self.next + 1) % SHOWN;
     }
 

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use crate::addr::{Pfn, PfnRange};
 use crate::granule::Granule;
+use crate::machine::recorder::Operation;
 use crate::machine::{Asid, Cached, EntryAt, Features, Machine, Reach, Scope, Tags, Window};
 use crate::sync::{AtomicU32, Ordering, step};
 
 use super::laws::Write;
 use super::may::Code;
 use super::operand::{Named, operations};
-use super::report::{Law, Op};
+use super::report::Law;
 use super::tlb::Invalidation;
 use super::{Adversary, Emu, WAITING, held, this_cpu};
 
@@ -84,15 +85,15 @@ unsafe impl<G: Granule> Machine for Emu<G> {
     }
 
     fn fence_tables(&self) {
-        self.logged(Op::FenceTables, |state, cpu| state.order_tables(cpu));
+        self.logged(Operation::FenceTables, |state, cpu| state.order_tables(cpu));
     }
 
     fn fence_contents(&self) {
-        self.logged(Op::FenceContents, |state, cpu| state.cpus[cpu].epoch += 1);
+        self.logged(Operation::FenceContents, |state, cpu| state.cpus[cpu].epoch += 1);
     }
 
     fn fence_invalidations(&self) {
-        self.logged(Op::FenceInvalidations, |state, cpu| {
+        self.logged(Operation::FenceInvalidations, |state, cpu| {
             state.finish_invalidations(cpu);
             // DSB ISH waits for stores as well; too late for the invalidations before it.
             state.order_tables(cpu);
@@ -100,7 +101,7 @@ unsafe impl<G: Granule> Machine for Emu<G> {
     }
 
     fn invalidate(&self, asid: Asid, scope: Scope, cached: Cached, reach: Reach) {
-        self.logged(Op::Invalidate { asid, scope, cached, reach }, |state, cpu| {
+        self.logged(Operation::Invalidate { asid, scope, cached, reach }, |state, cpu| {
             let cpus = state.reached(cpu, reach);
             for Named { asid, scope, cached } in operations::<G>(asid, scope, cached, self.config.features) {
                 state.invalidate(cpu, Invalidation { asid, scope, cached, cpus, applied: false });
@@ -109,11 +110,11 @@ unsafe impl<G: Granule> Machine for Emu<G> {
     }
 
     fn install_root(&self, root: Pfn, asid: Asid) {
-        self.logged(Op::InstallRoot { root, asid }, |state, cpu| state.install(cpu, root, asid));
+        self.logged(Operation::InstallRoot { root, asid }, |state, cpu| state.install(cpu, root, asid));
     }
 
     fn zero(&self, run: PfnRange, tags: Tags) {
-        self.logged(Op::Zero { run, tags }, |state, cpu| {
+        self.logged(Operation::Zero { run, tags }, |state, cpu| {
             for page in 0..run.pages() {
                 let frame = run.start().offset(page);
                 state.write_contents(cpu, frame, "zero");
@@ -131,7 +132,7 @@ unsafe impl<G: Granule> Machine for Emu<G> {
     }
 
     fn zero_tags(&self, frame: Pfn) {
-        self.logged(Op::ZeroTags { frame }, |state, cpu| {
+        self.logged(Operation::ZeroTags { frame }, |state, cpu| {
             state.write_tags(cpu, frame, "zero_tags");
             self.ram.zero_tags(frame);
             let slot = self.ram.slot(frame);
@@ -140,7 +141,7 @@ unsafe impl<G: Granule> Machine for Emu<G> {
     }
 
     fn copy_page(&self, from: Pfn, to: Pfn, tags: Tags) {
-        self.logged(Op::Copy { from, to, tags }, |state, cpu| {
+        self.logged(Operation::Copy { from, to, tags }, |state, cpu| {
             state.read_contents(from, "copy_page");
             state.write_contents(cpu, to, "copy_page");
             self.ram.copy(from, to);
@@ -158,14 +159,14 @@ unsafe impl<G: Granule> Machine for Emu<G> {
     }
 
     fn repeated_word(&self, frame: Pfn) -> Option<u64> {
-        self.logged(Op::RepeatedWord { frame }, |state, _| {
+        self.logged(Operation::RepeatedWord { frame }, |state, _| {
             state.read_contents(frame, "repeated_word");
             self.ram.repeated_word(frame)
         })
     }
 
     fn fill(&self, frame: Pfn, word: u64) {
-        self.logged(Op::Fill { frame, word }, |state, cpu| {
+        self.logged(Operation::Fill { frame, word }, |state, cpu| {
             state.write_contents(cpu, frame, "fill");
             self.ram.fill(frame, word);
             if state.is_full() {
@@ -179,7 +180,7 @@ unsafe impl<G: Granule> Machine for Emu<G> {
 
     fn load_tags<'a>(&self, frame: Pfn, into: &'a mut MaybeUninit<G::TagWords>) -> &'a G::TagWords {
         let tags = into.write(G::ZERO_TAGS);
-        self.logged(Op::LoadTags { frame }, |state, _| {
+        self.logged(Operation::LoadTags { frame }, |state, _| {
             state.read_contents(frame, "load_tags");
             state.need_tags(frame, "load_tags");
             self.ram.read_tags(frame, tags.as_mut());
@@ -188,7 +189,7 @@ unsafe impl<G: Granule> Machine for Emu<G> {
     }
 
     fn store_tags(&self, frame: Pfn, tags: &G::TagWords) {
-        self.logged(Op::StoreTags { frame }, |state, cpu| {
+        self.logged(Operation::StoreTags { frame }, |state, cpu| {
             state.write_tags(cpu, frame, "store_tags");
             self.ram.write_tags(frame, tags.as_ref());
             let slot = self.ram.slot(frame);
@@ -206,7 +207,7 @@ unsafe impl<G: Granule> Machine for Emu<G> {
     }
 
     fn sync_code(&self, run: PfnRange) {
-        self.logged(Op::SyncCode { run }, |state, _| {
+        self.logged(Operation::SyncCode { run }, |state, _| {
             let first = self.ram.slot(run.start());
             for known in &mut state.frames[first..first + run.pages() as usize] {
                 known.code = Code::Syncing;
