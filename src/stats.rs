@@ -76,14 +76,18 @@ counters! {
     faults_forbidden,
     /// Faults refused: no memory and nothing left to reclaim.
     faults_no_memory,
-    /// Faults refused: the page's swap slot could not be read.
+    /// Faults refused: the page's swap slot could not be read, or held another page than the one that left.
     faults_unreadable,
     /// Pages written to a swap slot.
     swap_out,
+    /// Of these, pages that repeat one word: the slot's record has it, and the device nothing.
+    swap_out_same,
     /// Large folios written to their slots in one piece; their pages count as swapped out, too.
     swap_out_folios,
     /// Pages read from a swap slot.
     swap_in,
+    /// Pages that repeat one word and were read in, without the device.
+    swap_in_same,
     /// Large folios read from their slots in one piece; their pages count as swapped in, too.
     swap_in_folios,
     /// Swap-ins of pages that a larger memory would have kept (see `reclaim`).
@@ -94,6 +98,8 @@ counters! {
     write_errors,
     /// Pages whose read from the device failed.
     read_errors,
+    /// Pages that came back from a device that is checked other than they left; their slots are poisoned.
+    damaged,
     /// Saved pages without tags.
     tags_untagged,
     /// Saved pages with one tag throughout.

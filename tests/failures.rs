@@ -4,14 +4,14 @@
 mod support;
 
 use ebbtide::addr::VirtAddr;
-use ebbtide::granule::{Granule, K4, K64};
+use ebbtide::granule::{Granule, K4};
 use ebbtide::machine::Features;
 use ebbtide::machine::emu::{Adversary, Death};
 use ebbtide::reclaim::{Advice, Watermarks};
 use ebbtide::space::{FaultError, MapError, Protection, SpaceError};
 use ebbtide::{Space, Totals};
 
-use support::{Dice, Ended, Program, RW, RWT, Rig, Setup, Stage, refusal, tagged};
+use support::{Program, RW, RWT, Rig, Setup, Stage, refusal, tagged};
 
 const BASE: u64 = 0x4000_0000;
 const PAGE: u64 = 4096;
@@ -514,46 +514,4 @@ fn one_room_serves_any_number_of_pages_with_simple_tags() {
     assert!(rig.count("swap_out") >= 1);
     (0..30).for_each(|page| assert_eq!(program.ldg(at(page)), Ok(5)));
     rig.finish(space);
-}
-
-/// The same at a granule of 64 KiB, at random, with a device that fails now and then.
-#[test]
-fn random_failures_of_the_device() {
-    fn suffer<G: Granule>(seed: u64, turns: usize) {
-        let rig = Rig::<G>::new(Setup { frames: 96, slots: 300, seed, adversary: Adversary::Full, ..Setup::default() });
-        let space = rig.space();
-        rig.map(&space, BASE, 150, RWT);
-        let program = rig.program(&space);
-        let mut dice = Dice::new(seed);
-        let mut model = [(0u64, 0u8); 150];
-        let place = |page: u64| BASE + (page << G::SHIFT);
-        let bear = |result: Result<u64, Ended>| match result {
-            Ok(value) => Some(value),
-            Err(Death::Refused(_, FaultError::Unreadable { .. })) => None,
-            Err(error) => panic!("{error:?}"),
-        };
-        for turn in 0..turns {
-            if dice.below(4) == 0 {
-                rig.device.fail_after(dice.below(6));
-            }
-            let page = dice.below(150);
-            let (word, tag) = model[page as usize];
-            match dice.below(4) {
-                0 => bear(program.load(tagged(place(page), tag))).into_iter().for_each(|seen| assert_eq!(seen, word)),
-                1 => {
-                    let stored = bear(program.store(tagged(place(page), tag), turn as u64).map(|()| 0));
-                    stored.into_iter().for_each(|_| model[page as usize].0 = turn as u64);
-                }
-                2 => {
-                    let stored = bear(program.stg(place(page), turn as u8 & 0xf).map(|()| 0));
-                    stored.into_iter().for_each(|_| model[page as usize].1 = turn as u8 & 0xf);
-                }
-                _ => out(&rig, &space, page, 4.min(150 - page)),
-            }
-        }
-        assert!(rig.count("write_errors") > 5 && rig.count("faults_unreadable") > 0);
-        rig.finish(space);
-    }
-    (1..4).for_each(|seed| suffer::<K4>(seed, 1500));
-    suffer::<K64>(4, 600);
 }

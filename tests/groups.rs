@@ -10,6 +10,7 @@ use ebbtide::machine::Features;
 use ebbtide::machine::emu::{Adversary, Death};
 use ebbtide::reclaim::Advice;
 use ebbtide::space::{FaultError, MapError, Protection};
+use ebbtide::swap::DeviceFlags;
 use ebbtide::{Space, Totals};
 
 use support::entries::{CONTIGUOUS, VALID, entries, folded, is_dirty};
@@ -33,6 +34,7 @@ const DRY: Setup = Setup {
     adversary: Adversary::Quiet,
     asid_bits: 8,
     orders: None,
+    device: DeviceFlags::SYNCHRONOUS,
 };
 
 /// A program with a region of three groups, in a memory that has room for five.

@@ -14,6 +14,7 @@ use ebbtide::machine::Features;
 use ebbtide::machine::emu::Adversary;
 use ebbtide::reclaim::Advice;
 use ebbtide::space::{FaultError, Growth, MapError, MapRequest, Placement, Protection};
+use ebbtide::swap::DeviceFlags;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -84,6 +85,7 @@ const TIGHT: Setup = Setup {
     adversary: Adversary::Full,
     asid_bits: 16,
     orders: None,
+    device: DeviceFlags::SYNCHRONOUS,
 };
 
 /// Room for large folios beside all that comes and goes.

@@ -1,5 +1,5 @@
 //! A million operations against the adversary: lives as in `tests/life.rs`, with four CPUs, of which in half of the
-//! lives one never waits, in single pages and in large folios. The two tests take some two minutes of one core.
+//! lives one never waits, on swap devices of each kind, in single pages and in large folios. The two tests take some two minutes of one core.
 
 mod support;
 
@@ -7,6 +7,7 @@ use ebbtide::frame::FolioOrders;
 use ebbtide::granule::{Granule, K4, K16, K64};
 use ebbtide::machine::Features;
 use ebbtide::machine::emu::Adversary;
+use ebbtide::swap::DeviceFlags;
 
 use support::op::{Op, What};
 use support::world::World;
@@ -22,7 +23,8 @@ fn live<G: Granule>(seed: u64, steps: u64, setup: Setup) -> u64 {
         let seed = seed + life;
         // From less memory than is wanted to more.
         let frames = setup.frames * (1 + seed % 3);
-        let mut world = World::<G>::new(Setup { seed, frames, ..setup }, 3, (seed / 3).is_multiple_of(2));
+        let device = DEVICES[seed as usize % DEVICES.len()];
+        let mut world = World::<G>::new(Setup { seed, frames, device, ..setup }, 3, (seed / 3).is_multiple_of(2));
         let mut dice = Dice::new(seed);
         for _ in 0..LIFE.min(steps - life * LIFE) {
             let op = Op::random(&mut dice);
@@ -35,6 +37,14 @@ fn live<G: Granule>(seed: u64, steps: u64, setup: Setup) -> u64 {
     large
 }
 
+/// At once, late, and checked or not.
+const DEVICES: [DeviceFlags; 4] = [
+    DeviceFlags::SYNCHRONOUS,
+    DeviceFlags::STABLE_WRITES,
+    DeviceFlags::SYNCHRONOUS.union(DeviceFlags::CHECKED),
+    DeviceFlags::STABLE_WRITES.union(DeviceFlags::CHECKED),
+];
+
 const SINGLE: Setup = Setup {
     frames: 112,
     slots: 1200,
@@ -45,6 +55,7 @@ const SINGLE: Setup = Setup {
     adversary: Adversary::Full,
     asid_bits: 16,
     orders: Some(FolioOrders::SINGLE),
+    device: DeviceFlags::SYNCHRONOUS,
 };
 const LARGE: Setup = Setup { orders: None, ..SINGLE };
 

@@ -15,7 +15,7 @@ use ebbtide::machine::{Asid, Cached, EntryAt, Features, Machine, Reach, Scope, T
 use ebbtide::pte::{Leaf, table_descriptor};
 use ebbtide::reclaim::Advice;
 use ebbtide::space::{Access, Fault, Growth, MapRequest, Placement, Protection};
-use ebbtide::swap::{DeviceError, DeviceFlags, SwapArea, SwapDevice, memory_needed};
+use ebbtide::swap::{DeviceError, DeviceFlags, Progress, SwapArea, SwapDevice, memory_needed};
 use ebbtide::{Memory, Mm, Space};
 
 const RW: Protection = Protection::READ.union(Protection::WRITE);
@@ -40,20 +40,20 @@ impl<M: Machine> SwapDevice<M> for Ram {
         DeviceFlags::SYNCHRONOUS
     }
 
-    fn write(&self, machine: &M, frames: PfnRange, slot: u32) -> Result<(), DeviceError> {
+    fn write(&self, machine: &M, frames: PfnRange, slot: u32) -> Result<Progress, DeviceError> {
         let to = self.0.start().offset(slot.into());
         (0..frames.pages()).for_each(|page| {
             machine.copy_page(frames.start().offset(page), to.offset(page), Tags::Ignore);
         });
-        Ok(())
+        Ok(Progress::Done)
     }
 
-    fn read(&self, machine: &M, slot: u32, frames: PfnRange) -> Result<(), DeviceError> {
+    fn read(&self, machine: &M, slot: u32, frames: PfnRange) -> Result<Progress, DeviceError> {
         let from = self.0.start().offset(slot.into());
         (0..frames.pages()).for_each(|page| {
             machine.copy_page(from.offset(page), frames.start().offset(page), Tags::Ignore);
         });
-        Ok(())
+        Ok(Progress::Done)
     }
 }
 

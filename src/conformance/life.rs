@@ -14,7 +14,7 @@ use crate::machine::recorder::{Log, Recorder};
 use crate::machine::{Features, Machine, Tags};
 use crate::reclaim::Advice;
 use crate::space::{Access, Fault, FaultError, Growth, MapRequest, Placement, Protection, Space};
-use crate::swap::{self, DeviceError, DeviceFlags, SwapArea, SwapDevice};
+use crate::swap::{self, DeviceError, DeviceFlags, Progress, SwapArea, SwapDevice};
 use crate::{Memory, Mm, Totals};
 
 const READ: Protection = Protection::READ;
@@ -42,20 +42,20 @@ impl<M: Machine> SwapDevice<M> for Ram {
         DeviceFlags::SYNCHRONOUS
     }
 
-    fn write(&self, machine: &M, frames: PfnRange, slot: u32) -> Result<(), DeviceError> {
+    fn write(&self, machine: &M, frames: PfnRange, slot: u32) -> Result<Progress, DeviceError> {
         let to = self.frame(slot, frames)?;
         (0..frames.pages()).for_each(|page| {
             machine.copy_page(frames.start().offset(page), to.offset(page), Tags::Ignore);
         });
-        Ok(())
+        Ok(Progress::Done)
     }
 
-    fn read(&self, machine: &M, slot: u32, frames: PfnRange) -> Result<(), DeviceError> {
+    fn read(&self, machine: &M, slot: u32, frames: PfnRange) -> Result<Progress, DeviceError> {
         let from = self.frame(slot, frames)?;
         (0..frames.pages()).for_each(|page| {
             machine.copy_page(from.offset(page), frames.start().offset(page), Tags::Ignore);
         });
-        Ok(())
+        Ok(Progress::Done)
     }
 }
 

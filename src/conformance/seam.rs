@@ -9,7 +9,7 @@ use super::program::words;
 use super::{Failure, Outcome, demand, expect};
 use crate::addr::{Pfn, PfnRange, Vpn, VpnRange};
 use crate::granule::{Granule, Level};
-use crate::machine::{Asid, Cached, EntryAt, Features, MAX_CPUS, Machine, Reach, Scope, TagWords, Tags};
+use crate::machine::{Asid, Cached, EntryAt, Features, MAX_CPUS, Machine, Reach, Scope, TagWords, Tags, sum};
 use crate::sync::{AtomicU32, Ordering};
 
 /// Runs the checks in order.
@@ -23,6 +23,7 @@ pub(super) fn check<M: Machine>(machine: &M, frames: PfnRange, tell: &mut dyn Fn
     tell("entries", it.entries());
     tell("zero", it.zero());
     tell("copy", it.copy());
+    tell("sums", it.sums());
     tell("repeated word", it.repeated_word());
     if machine.features().contains(Features::MTE) {
         tell("tags of each granule", it.each_tag());
@@ -217,6 +218,37 @@ impl<M: Machine> Seam<'_, M> {
             self.expect_filled("a word of a copy's source", self.frame(1), 1)?;
             self.expect_filled("a word before a copy", self.frame(0), 0)?;
             self.expect_filled("a word after a copy", self.frame(3), 3)?;
+        }
+        Ok(())
+    }
+
+    /// The sums are those of the definition, whether the pages are copied or not.
+    fn sums(&self) -> Outcome {
+        let m = self.machine;
+        let (run, to) = (PfnRange::new(self.frame(1), 2), self.frame(3));
+        let expected = |frame| sum::of_page(words(m, frame).iter().map(|word| word.load(Ordering::Relaxed)));
+        let agrees = |what| {
+            let mut sums = [0; 2];
+            m.sum(run, &mut sums);
+            expect(what, 0, sums[0], expected(self.frame(1)))?;
+            expect(what, 1, sums[1], expected(self.frame(2)))
+        };
+        for seed in 0..8 {
+            (0..6).for_each(|number| self.fill(self.frame(number), seed + number));
+            agrees("the sum of page")?;
+            let mut sums = [0; 2];
+            m.copy_run_summed(run, to, &mut sums);
+            expect("the sum of copied page", 0, sums[0], expected(self.frame(1)))?;
+            expect("the sum of copied page", 1, sums[1], expected(self.frame(2)))?;
+            self.expect_filled("a word of a summed copy", self.frame(3), seed + 1)?;
+            self.expect_filled("a word of a summed copy", self.frame(4), seed + 2)?;
+            self.expect_filled("a word before a summed copy", self.frame(2), seed + 2)?;
+            self.expect_filled("a word after a summed copy", self.frame(5), seed + 5)?;
+        }
+        let step = M::Granule::ENTRIES / 512;
+        for index in (0..512).map(|place| place * step + place % step) {
+            words(m, self.frame(2))[index].fetch_xor(1 << (index * 7 % 64), Ordering::Relaxed);
+            agrees("the sum, a word having changed, of page")?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use ebbtide::Mm;
 use ebbtide::addr::{Pfn, PfnRange};
 use ebbtide::machine::Machine;
-use ebbtide::swap::{self, DeviceError, DeviceFlags, SwapArea, SwapDevice};
+use ebbtide::swap::{self, DeviceError, DeviceFlags, Progress, SwapArea, SwapDevice};
 
 use super::global::Late;
 use super::layout::Plan;
@@ -26,16 +26,16 @@ impl RamSwap {
 }
 
 impl SwapDevice<Hardware> for RamSwap {
-    fn write(&self, machine: &Hardware, frames: PfnRange, slot: u32) -> Result<(), DeviceError> {
+    fn write(&self, machine: &Hardware, frames: PfnRange, slot: u32) -> Result<Progress, DeviceError> {
         let to = self.page(slot, frames)?;
         machine.copy_run(frames, to);
-        Ok(())
+        Ok(Progress::Done)
     }
 
-    fn read(&self, machine: &Hardware, slot: u32, frames: PfnRange) -> Result<(), DeviceError> {
+    fn read(&self, machine: &Hardware, slot: u32, frames: PfnRange) -> Result<Progress, DeviceError> {
         let from = self.page(slot, frames)?;
         machine.copy_run(PfnRange::new(from, frames.pages()), frames.start());
-        Ok(())
+        Ok(Progress::Done)
     }
 
     fn flags(&self) -> DeviceFlags {

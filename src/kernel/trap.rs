@@ -137,10 +137,17 @@ fn unresolved(error: &FaultError) -> ! {
             format_args!("{access} at {address:#x}, where the mapping forbids it"),
         ),
         FaultError::NoMemory => no_memory(),
-        FaultError::Unreadable { .. } => process::kill_at(
+        FaultError::Unreadable { area, slot } => process::kill_at(
             address,
             killed::BUS,
-            format_args!("{access} at {address:#x}, whose page could not be read back from swap"),
+            format_args!(
+                "{access} at {address:#x}, whose page could not be read back from slot {slot} of swap area {area}"
+            ),
+        ),
+        FaultError::Damaged { area, slot } => process::kill_at(
+            address,
+            killed::BUS,
+            format_args!("{access} at {address:#x}, whose page came back damaged from slot {slot} of swap area {area}"),
         ),
     }
 }

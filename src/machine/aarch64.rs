@@ -184,6 +184,14 @@ fn has_granule<G: Granule>() -> bool {
     }
 }
 
+/// The sums that the pages of a run have room for: all, if the caller keeps to the contract.
+#[inline]
+fn of_run(run: PfnRange, sums: &mut [u64]) -> &mut [u64] {
+    debug_assert_eq!(run.pages(), sums.len() as u64);
+    let count = sums.len().min(run.pages() as usize);
+    &mut sums[..count]
+}
+
 /// Bytes of a run of frames.
 #[inline]
 fn bytes_of<G: Granule>(run: PfnRange) -> usize {
@@ -280,6 +288,25 @@ unsafe impl<B: Board> Machine for Aarch64<B> {
         unsafe {
             let bytes = bytes_of::<B::Granule>(from);
             self.blocks.copy(self.frame(to), self.frame(from.start()), bytes, Tags::Ignore);
+        }
+    }
+
+    #[inline]
+    fn sum(&self, run: PfnRange, sums: &mut [u64]) {
+        let sums = of_run(run, sums);
+        if !sums.is_empty() {
+            // SAFETY: the board maps the frames readable, and the sums are no more than those.
+            unsafe { self.blocks.sum(self.frame(run.start()), <B::Granule as Granule>::SIZE, sums) }
+        }
+    }
+
+    #[inline]
+    fn copy_run_summed(&self, from: PfnRange, to: Pfn, sums: &mut [u64]) {
+        let sums = of_run(from, sums);
+        if !sums.is_empty() {
+            let (to, from) = (self.frame(to), self.frame(from.start()));
+            // SAFETY: as for `copy_run`; the sums are no more than the frames.
+            unsafe { self.blocks.copy_summed(to, from, <B::Granule as Granule>::SIZE, sums) }
         }
     }
 

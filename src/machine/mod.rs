@@ -21,6 +21,7 @@ pub mod aarch64;
 #[cfg(any(test, feature = "emu"))]
 pub mod emu;
 pub mod recorder;
+pub mod sum;
 pub mod tlbi;
 
 use core::marker::PhantomData;
@@ -264,6 +265,16 @@ pub unsafe trait Machine: Send + Sync + Sized + 'static {
         }
     }
 
+    /// Sums the data of each page of a run, as [`sum`] says, into `sums`, which is as long as the run.
+    fn sum(&self, run: crate::addr::PfnRange, sums: &mut [u64]);
+
+    /// [`Machine::copy_run`], and [`Machine::sum`] of what was copied, in one go where the machine can.
+    #[inline]
+    fn copy_run_summed(&self, from: crate::addr::PfnRange, to: Pfn, sums: &mut [u64]) {
+        self.copy_run(from, to);
+        self.sum(crate::addr::PfnRange::new(to, from.pages()), sums);
+    }
+
     /// The 64-bit word that the whole page repeats, if it does.
     fn repeated_word(&self, frame: Pfn) -> Option<u64>;
 
@@ -338,6 +349,8 @@ unsafe impl<M: Machine> Machine for &'static M {
         fn zero_tags(&self, frame: Pfn);
         fn copy_page(&self, from: Pfn, to: Pfn, tags: Tags);
         fn copy_run(&self, from: crate::addr::PfnRange, to: Pfn);
+        fn sum(&self, run: crate::addr::PfnRange, sums: &mut [u64]);
+        fn copy_run_summed(&self, from: crate::addr::PfnRange, to: Pfn, sums: &mut [u64]);
         fn repeated_word(&self, frame: Pfn) -> Option<u64>;
         fn fill(&self, frame: Pfn, word: u64);
         fn store_tags(&self, frame: Pfn, tags: &TagWords<Self>);

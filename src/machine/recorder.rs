@@ -229,6 +229,11 @@ unsafe impl<M: Machine> Machine for Recorder<M> {
         self.wrote(one(to));
     }
 
+    fn sum(&self, run: PfnRange, sums: &mut [u64]) {
+        self.uses(Operation::Sum { run }, run);
+        self.machine.sum(run, sums);
+    }
+
     fn repeated_word(&self, frame: Pfn) -> Option<u64> {
         self.uses(Operation::RepeatedWord { frame }, one(frame));
         self.machine.repeated_word(frame)

@@ -8,7 +8,7 @@ use crate::frame::{FolioLock, Frames, Freeing, Left, REFERENCE, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::rmap::{Refusal, Site, Unmapped, unmap};
-use crate::swap::{Dry, Leaving, Prepared, Saved, Written};
+use crate::swap::{Dry, Late, Leaving, Prepared, Saved, Written};
 use crate::tlb::Flush;
 
 pub(super) use crate::rmap::Ageing;
@@ -103,21 +103,26 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
         stats.clean_discards.add(pages);
         freed += pages * release(frames, folio, &mut freeing);
     }
+    // What the device takes its time for: all of it is under way before the first is waited for.
+    let mut late: Late<'_, M, BATCH> = Late::new();
+    let mut waiting: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
     for (folio, way) in leaving.drain(..).zip(ways.drain(..)) {
-        match way.write_out(mm, &folio, &mut saved) {
+        match way.write_out(mm, &folio, &mut saved, &mut late) {
             Written::Gone => {
                 let pages = 1 << frames.record(folio.frame()).order();
                 freed += pages * release(frames, folio, &mut freeing);
             }
-            Written::Kept => {
-                // The cache keeps a reference of its own from now on; ours goes back with the others.
-                let record = frames.record(folio.frame());
-                if !record.has(flag::KEPT) {
-                    record.set(flag::KEPT);
-                    record.count.add(REFERENCE);
-                }
-                kept.push(folio.frame());
+            Written::Kept => keep(frames, &folio, &mut kept),
+            Written::Late => waiting.push(folio),
+        }
+    }
+    for (folio, writing) in waiting.drain(..).zip(late.drain(..)) {
+        match writing.finish(mm, &folio, &mut saved) {
+            Written::Gone => {
+                let pages = 1 << frames.record(folio.frame()).order();
+                freed += pages * release(frames, folio, &mut freeing);
             }
+            Written::Kept | Written::Late => keep(frames, &folio, &mut kept),
         }
     }
     drop(freeing);
@@ -129,6 +134,18 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
     }
     mm.reclaim().settled(mm.machine(), batch.len());
     Evicted { pages: freed, split: split.len() as u64 }
+}
+
+/// The cache keeps a reference of its own to a folio that the device refused; reclaim's goes back with the others of
+/// `kept`.
+#[cold]
+fn keep<M: Machine>(frames: &Frames, folio: &FolioLock<'_, M>, kept: &mut Batch) {
+    let record = frames.record(folio.frame());
+    if !record.has(flag::KEPT) {
+        record.set(flag::KEPT);
+        record.count.add(REFERENCE);
+    }
+    kept.push(folio.frame());
 }
 
 /// Gives back reclaim's reference to a folio that nobody maps any more, and frees it unless somebody else looks at it.

@@ -51,8 +51,16 @@ pub enum FaultError {
     Protection,
     /// No memory, and nothing left to reclaim.
     NoMemory,
-    /// The page is out and its slot cannot be read: the device failed, or the entry names no slot in use.
+    /// The page is out and its slot cannot be read: the device failed, or the entry names no slot in use. A later try may
+    /// succeed.
     Unreadable {
+        /// The swap area's number.
+        area: u8,
+        /// The slot within the area.
+        slot: u64,
+    },
+    /// The page is out, and what the device has is not what was given to it. That is final: the page is lost.
+    Damaged {
         /// The swap area's number.
         area: u8,
         /// The slot within the area.
@@ -210,6 +218,6 @@ fn refused<M: Machine>(mm: &Mm<M>, error: FaultError) {
         FaultError::NotMapped => stats.faults_unmapped.bump(),
         FaultError::Protection => stats.faults_forbidden.bump(),
         FaultError::NoMemory => stats.faults_no_memory.bump(),
-        FaultError::Unreadable { .. } => stats.faults_unreadable.bump(),
+        FaultError::Unreadable { .. } | FaultError::Damaged { .. } => stats.faults_unreadable.bump(),
     }
 }

@@ -24,8 +24,7 @@ use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::node::Home;
 use crate::pte::{Exclusive, Leaf, SwapEntry};
-use crate::swap::{Area, Kept, SlotRecord, SlotState};
-use crate::sync::assert_may_sleep;
+use crate::swap::{Area, Kept, ReadError, SlotRecord, SlotState};
 use crate::table::Cursor;
 
 /// Ways through memory that are remembered: a program that merges, or copies with two buffers, has this many.
@@ -100,6 +99,19 @@ impl Missing<'_> {
     fn unreadable(&self) -> FaultError {
         FaultError::Unreadable { area: self.first.area(), slot: self.first.slot() }
     }
+
+    #[cold]
+    fn refused<M: Machine>(&self, mm: &Mm<M>, error: ReadError) -> FaultError {
+        match error {
+            ReadError::Device => {
+                mm.stats().read_errors.bump();
+                self.unreadable()
+            }
+            ReadError::Damaged { page } => {
+                FaultError::Damaged { area: self.first.area(), slot: self.first.slot() + page }
+            }
+        }
+    }
 }
 
 impl<M: Machine> Space<M> {
@@ -171,27 +183,23 @@ impl<M: Machine> Space<M> {
     fn read(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing<'_>, folio: &OwnedFrame<'_>) -> Result<(), FaultError> {
         let (frames, machine) = (mm.frames(), mm.machine());
         let run = PfnRange::new(folio.pfn(), missing.run.pages());
-        assert_may_sleep();
-        if area.device().read(machine, missing.first.slot() as u32, run).is_err() {
-            mm.stats().read_errors.bump();
-            return Err(missing.unreadable());
-        }
         let slots = area.records(missing.first.slot(), run.pages());
         if slots.len() as u64 != run.pages() {
             return Err(missing.unreadable());
         }
-        for ((page, slot), frame) in (0..).zip(slots).zip(frames.pages(folio.frame(), run.pages())) {
-            let pfn = run.start().offset(page);
-            let kept = area.load_tags(slot, |tags| machine.store_tags(pfn, tags));
+        let restored = |page, kept| {
             if kept == Kept::None {
                 if !missing.at.protection.contains(Protection::TAGGED) {
-                    continue;
+                    return;
                 }
                 // Untagged when it left; the region has become tagged since.
-                machine.zero_tags(pfn);
+                machine.zero_tags(run.start().offset(page));
             }
-            folio.mark_page(frame, flag::TAGS_VALID);
-        }
+            if let Some(frame) = frames.tail(folio.frame(), page) {
+                folio.mark_page(frame, flag::TAGS_VALID);
+            }
+        };
+        area.read_in(mm, missing.first.slot(), slots, run, restored).map_err(|error| missing.refused(mm, error))?;
         Home::new(self.node, missing.run.start()).store(&frames.record(folio.frame()).home);
         Ok(())
     }

@@ -4,7 +4,7 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use super::cluster::{self, ClusterRecord, Clusters, Stretch};
-use super::device::SwapDevice;
+use super::device::{DeviceFlags, SwapDevice};
 use super::rooms::Rooms;
 use super::slot::{SlotLeft, SlotRecord};
 use super::slots::Slots;
@@ -69,6 +69,7 @@ const fn clusters_of(slots: u32, shift: u32) -> u32 {
 pub struct Area<M: Machine> {
     number: u8,
     device: &'static dyn SwapDevice<M>,
+    flags: DeviceFlags,
     slots: u32,
     records: NonNull<SlotRecord>,
     cluster_records: NonNull<ClusterRecord>,
@@ -84,15 +85,6 @@ pub struct Area<M: Machine> {
 unsafe impl<M: Machine> Send for Area<M> {}
 // SAFETY: as above.
 unsafe impl<M: Machine> Sync for Area<M> {}
-
-/// What was kept of a page's tags.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
-pub(crate) enum Kept {
-    /// The page had none of its own.
-    None,
-    /// All of them.
-    Tags,
-}
 
 impl<M: Machine> Area<M> {
     /// # Safety
@@ -134,6 +126,7 @@ impl<M: Machine> Area<M> {
         Ok(Self {
             number,
             device,
+            flags: device.flags(),
             slots,
             records,
             cluster_records,
@@ -155,6 +148,12 @@ impl<M: Machine> Area<M> {
     #[inline]
     pub(crate) fn device(&self) -> &'static dyn SwapDevice<M> {
         self.device
+    }
+
+    /// What the device said of itself.
+    #[inline]
+    pub fn flags(&self) -> DeviceFlags {
+        self.flags
     }
 
     /// Slots in all, and free ones.
@@ -296,27 +295,6 @@ impl<M: Machine> Area<M> {
     /// Locks the cluster of `slot`: a frame enters and leaves the cache under it.
     pub(super) fn lock_cluster(&self, slot: u32) -> Option<SpinGuard<'_, cluster::State>> {
         self.clusters().lock(self.cluster_records(), slot)
-    }
-
-    /// Hands the tags that were kept of a slot to `show`, if the page had some of its own: at 64 KiB they
-    /// are 2 KiB, which nobody should copy.
-    #[inline(always)]
-    pub(crate) fn load_tags(&self, slot: &SlotRecord, show: impl FnOnce(&TagWords<M>)) -> Kept {
-        match slot.tags() {
-            TagImage::Untagged => return Kept::None,
-            TagImage::Uniform(tag) => {
-                let mut words = M::Granule::ZERO_TAGS;
-                words.as_mut().fill(crate::mte::repeated(tag));
-                show(&words);
-            }
-            TagImage::Packed(runs) => {
-                let mut words = M::Granule::ZERO_TAGS;
-                crate::mte::unpack::<M::Granule>(runs, &mut words);
-                show(&words);
-            }
-            TagImage::Raw(room) => show(&self.rooms.load(room)),
-        }
-        Kept::Tags
     }
 
     /// Writes an image to a room, of which one was reserved.

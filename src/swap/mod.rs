@@ -26,17 +26,18 @@ mod cluster;
 mod device;
 mod out;
 mod prepared;
+mod read_in;
 mod rooms;
 mod slot;
 mod slots;
 
 pub use area::{Area, SwapArea, SwapOnError, memory_needed};
-pub use device::{DeviceError, DeviceFlags, SwapDevice};
+pub use device::{DeviceError, DeviceFlags, Progress, SUMMED_PAGES, SwapDevice, Ticket};
 pub use slot::SlotRecord;
 
-pub(crate) use area::Kept;
-pub(crate) use out::{Leaving, Saved, Written};
+pub(crate) use out::{Late, Leaving, Saved, Written};
 pub(crate) use prepared::Prepared;
+pub(crate) use read_in::{Kept, ReadError};
 pub(crate) use slot::SlotState;
 
 use crate::machine::Machine;

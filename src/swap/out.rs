@@ -1,9 +1,20 @@
 //! Write-out: the tags are kept, then the data goes to the device.
+//!
+//! A page that repeats one word never gets there: the word is kept with the slot, and its tags are kept as any page's
+//! are. What is left of a large folio goes by one request for each run of pages.
+//!
+//! A request may stay under way: then the folio stays locked and cached, a fault that wants it waits for its lock, and
+//! the folios after it are begun meanwhile. So no device ever sees a page change that it is writing.
 
 use core::mem::MaybeUninit;
+use core::ops::Range;
+
+use arrayvec::ArrayVec;
 
 use super::area::Area;
 use super::cache::slots_of;
+use super::device::{DeviceError, DeviceFlags, Progress, SUMMED_PAGES, Ticket};
+use super::read_in::{joined, sum_of_tags};
 use super::slot::SlotRecord;
 use super::slots::Slots;
 use crate::addr::PfnRange;
@@ -25,13 +36,26 @@ pub(crate) struct Leaving<'a, M: Machine> {
     pub(super) rooms: u32,
 }
 
+/// A folio whose last request is under way.
+#[must_use = "the folio is the device's until the request has ended"]
+pub(crate) struct Writing<'a, M: Machine> {
+    leaving: Leaving<'a, M>,
+    ticket: Ticket,
+    /// How the requests before it ended.
+    before: Result<(), DeviceError>,
+}
+
 /// What became of a folio that was to be written out.
+///
+/// With [`Written::Gone`] the folio has left the cache and the caller's reference is the last.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub(crate) enum Written {
     /// The slots have it, and the cache has let go of it.
     Gone,
     /// The device failed: the folio is still the only copy, and cached.
     Kept,
+    /// The device has yet to say.
+    Late,
 }
 
 /// What was written, counted: a batch at once.
@@ -41,6 +65,7 @@ pub(crate) struct Saved {
     uniform: u64,
     packed: u64,
     raw: u64,
+    same: u64,
     pages: u64,
     folios: u64,
 }
@@ -53,6 +78,7 @@ impl Saved {
         stats.tags_packed.add(self.packed);
         stats.tags_raw.add(self.raw);
         stats.swap_out.add(self.pages);
+        stats.swap_out_same.add(self.same);
         stats.swap_out_folios.add(self.folios);
     }
 }
@@ -65,15 +91,27 @@ impl<'a, M: Machine> Leaving<'a, M> {
         Some(Self { area, slots: slots_of(mm.frames(), folio), rooms: 0 })
     }
 
+    /// Whether the device's pages are summed.
+    #[inline]
+    fn is_checked(&self) -> bool {
+        self.area.flags().contains(DeviceFlags::CHECKED)
+    }
+
     /// Keeps the tags of a page of the folio with its slot. Cannot fail: room for the worst case was reserved.
     #[inline(always)]
     fn save_tags(&mut self, mm: &Mm<M>, page: Frame, record: &SlotRecord, saved: &mut Saved) {
         if !mm.frames().record(page).has(flag::TAGS_VALID) {
             saved.untagged += 1;
+            if self.is_checked() {
+                record.set_sum(0);
+            }
             return;
         }
         let mut words = MaybeUninit::uninit();
         let tags = mm.machine().load_tags(mm.frames().pfn(page), &mut words);
+        if self.is_checked() {
+            record.set_sum(sum_of_tags(tags.as_ref()));
+        }
         let image = match encode::<M::Granule>(tags.as_ref()) {
             Encoded::Uniform(tag) => {
                 saved.uniform += 1;
@@ -95,30 +133,104 @@ impl<'a, M: Machine> Leaving<'a, M> {
         record.set_tags(image);
     }
 
+    /// Begins to write some of the pages of `run`, which are the folio's.
+    #[inline]
+    fn write_pages(&self, mm: &Mm<M>, run: PfnRange, pages: Range<u64>) -> Result<Progress, DeviceError> {
+        if pages.is_empty() {
+            return Ok(Progress::Done);
+        }
+        assert_may_sleep();
+        let part = PfnRange::new(run.start().offset(pages.start), pages.end - pages.start);
+        let first = self.slots.first() + pages.start as u32;
+        if self.is_checked() {
+            return self.write_checked(mm, part, first);
+        }
+        self.area.device().write(mm.machine(), part, first)
+    }
+
+    /// Begins to write a run to the slots from `first` on, and adds the data's sums to the slots' sums of the tags. Waits
+    /// for all requests but the last.
+    #[inline(never)]
+    fn write_checked(&self, mm: &Mm<M>, run: PfnRange, first: u32) -> Result<Progress, DeviceError> {
+        let (machine, device) = (mm.machine(), self.area.device());
+        let mut sums = [0; SUMMED_PAGES];
+        let mut last = Progress::Done;
+        let records = self.area.records(first.into(), run.pages());
+        for (part, records) in (0..).step_by(SUMMED_PAGES).zip(records.chunks(SUMMED_PAGES)) {
+            last.finish(machine, device)?;
+            let sums = &mut sums[..records.len()];
+            let frames = PfnRange::new(run.start().offset(part), records.len() as u64);
+            last = device.write_summed(machine, frames, first + part as u32, sums)?;
+            for (record, &mut data) in records.iter().zip(sums) {
+                record.set_sum(joined(data, record.sum()));
+            }
+        }
+        Ok(last)
+    }
+
+    /// Writes the pages before one that needs no device.
+    #[inline(never)]
+    fn write_before(&self, mm: &Mm<M>, run: PfnRange, pages: Range<u64>) -> Result<(), DeviceError> {
+        self.write_pages(mm, run, pages)?.finish(mm.machine(), self.area.device())
+    }
+
     /// Writes the folio out: tags, then data. Only after the flush that covers its unmapping.
     ///
-    /// With [`Written::Gone`] the folio has left the cache and the caller's reference is the last.
+    /// With [`Written::Late`] it has joined `late`.
     #[inline]
-    pub(crate) fn write_out(self, mm: &Mm<M>, folio: &FolioLock<'_, M>, saved: &mut Saved) -> Written {
+    pub(crate) fn write_out<const N: usize>(
+        self,
+        mm: &Mm<M>,
+        folio: &FolioLock<'_, M>,
+        saved: &mut Saved,
+        late: &mut Late<'a, M, N>,
+    ) -> Written {
         match self.slots.order() {
-            0 => self.write(mm, folio, 0, saved),
-            order => self.write(mm, folio, order, saved),
+            0 => self.write(mm, folio, 0, saved, late),
+            order => self.write(mm, folio, order, saved, late),
         }
     }
 
     /// [`Leaving::write_out`] of 2^`order` pages. Inlined at both of its places: for one page all loops fall away.
     #[inline(always)]
-    fn write(mut self, mm: &Mm<M>, folio: &FolioLock<'_, M>, order: u32, saved: &mut Saved) -> Written {
-        let (frames, stats) = (mm.frames(), mm.stats());
+    fn write<const N: usize>(
+        mut self,
+        mm: &Mm<M>,
+        folio: &FolioLock<'_, M>,
+        order: u32,
+        saved: &mut Saved,
+        late: &mut Late<'a, M, N>,
+    ) -> Written {
+        let frames = mm.frames();
         let head = folio.frame();
         self.slots = Slots::new(self.slots.first(), order);
         let pages = self.slots.pages();
-        for (page, record) in frames.pages(head, pages).zip(self.area.records_of(self.slots)) {
-            self.save_tags(mm, page, record, saved);
-        }
-        assert_may_sleep();
         let run = PfnRange::new(frames.pfn(head), pages);
-        if self.area.device().write(mm.machine(), run, self.slots.first()).is_err() {
+        let mut before = Ok(());
+        // The first page that the device has not been asked to write.
+        let mut next = 0;
+        for ((index, page), record) in (0..).zip(frames.pages(head, pages)).zip(self.area.records_of(self.slots)) {
+            self.save_tags(mm, page, record, saved);
+            if let Some(word) = mm.machine().repeated_word(run.start().offset(index)) {
+                record.set_same(word);
+                saved.same += 1;
+                before = before.and(self.write_before(mm, run, next..index));
+                next = index + 1;
+            }
+        }
+        match self.write_pages(mm, run, next..pages) {
+            Ok(Progress::Done) => self.end(mm, folio, before, saved),
+            Ok(Progress::Pending(ticket)) => join(late, Writing { leaving: self, ticket, before }),
+            Err(error) => self.end(mm, folio, Err(error), saved),
+        }
+    }
+
+    /// The device has all of the folio, or it failed.
+    #[inline(always)]
+    fn end(self, mm: &Mm<M>, folio: &FolioLock<'_, M>, written: Result<(), DeviceError>, saved: &mut Saved) -> Written {
+        let (frames, stats) = (mm.frames(), mm.stats());
+        let pages = self.slots.pages();
+        if written.is_err() {
             stats.write_errors.bump();
             if self.area.is_wanted(self.slots) {
                 return Written::Kept;
@@ -131,6 +243,24 @@ impl<'a, M: Machine> Leaving<'a, M> {
         saved.folios += u64::from(pages > 1);
         self.area.wrote(frames, folio, self.slots, mm.evicted(pages));
         Written::Gone
+    }
+}
+
+/// The folios of a batch of up to `N` that a device takes its time for, in the order in which they joined.
+pub(crate) type Late<'a, M, const N: usize> = ArrayVec<Writing<'a, M>, N>;
+
+#[cold]
+fn join<'a, M: Machine, const N: usize>(late: &mut Late<'a, M, N>, writing: Writing<'a, M>) -> Written {
+    late.push(writing);
+    Written::Late
+}
+
+impl<M: Machine> Writing<'_, M> {
+    /// Waits for the end.
+    pub(crate) fn finish(self, mm: &Mm<M>, folio: &FolioLock<'_, M>, saved: &mut Saved) -> Written {
+        assert_may_sleep();
+        let last = self.leaving.area.device().finish(mm.machine(), self.ticket);
+        self.leaving.end(mm, folio, self.before.and(last), saved)
     }
 }
 

@@ -13,8 +13,8 @@ pub struct SlotRecord<W = AtomicU64> {
     state: W,
     /// Uniform: the tag. Packed: the runs. Raw: the room's number.
     tags: W,
-    /// For the page's repeated word, or the check of its contents. Nobody's yet.
-    _check_or_pattern: W,
+    /// Same-filled: the word that the page repeats. Else, on a device that is `CHECKED`: the sum of the page.
+    sum_or_word: W,
 }
 
 const _: () = assert!(size_of::<SlotRecord>() == 24);
@@ -32,6 +32,11 @@ const FREE: u64 = 0 << KIND_SHIFT;
 const TAKEN: u64 = 2 << KIND_SHIFT;
 const CACHED: u64 = 3 << KIND_SHIFT;
 const OUT: u64 = 4 << KIND_SHIFT;
+
+/// All of the page is one word: the device has nothing of it.
+const SAME: u64 = 1 << 54;
+/// The page came back another than it left: nobody gets it.
+const POISON: u64 = 1 << 55;
 
 const ORDER_SHIFT: u32 = 56;
 const ORDER_MASK: u64 = 0xf << ORDER_SHIFT;
@@ -169,6 +174,42 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
         self.state.fetch_xor(seen ^ kind, Ordering::Release);
     }
 
+    /// Records that the page is `word` all over. Before [`SlotRecord::wrote`], under the folio lock.
+    #[inline]
+    pub(crate) fn set_same(&self, word: u64) {
+        self.sum_or_word.store(word, Ordering::Relaxed);
+        self.state.fetch_or(SAME, Ordering::Release);
+    }
+
+    /// The word that the page repeats, if the slot has it in place of the device.
+    #[inline]
+    pub(crate) fn same(&self) -> Option<u64> {
+        let is_same = self.state.load(Ordering::Acquire) & SAME != 0;
+        is_same.then(|| self.sum_or_word.load(Ordering::Relaxed))
+    }
+
+    /// Records the sum of the page's data and tags. Before [`SlotRecord::wrote`], under the folio lock.
+    #[inline]
+    pub(crate) fn set_sum(&self, sum: u64) {
+        self.sum_or_word.store(sum, Ordering::Relaxed);
+    }
+
+    /// The sum, for whoever has found the page out.
+    #[inline]
+    pub(crate) fn sum(&self) -> u64 {
+        self.sum_or_word.load(Ordering::Relaxed)
+    }
+
+    /// Marks a page that came back damaged. Lasts until the slot is freed.
+    pub(crate) fn poison(&self) {
+        self.state.fetch_or(POISON, Ordering::Relaxed);
+    }
+
+    /// Whether it is so marked.
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & POISON != 0
+    }
+
     /// The room that the tags took, if they took one. By whoever frees the slot, which nobody changes any more.
     #[inline]
     pub(crate) fn room(&self) -> Option<u32> {
@@ -237,7 +278,7 @@ mod tests {
         fn new(state: u64, entry: u64) -> Arc<Self> {
             let word = Modelled::new;
             Arc::new(Self {
-                slot: SlotRecord { state: word(state), tags: word(0), _check_or_pattern: word(0) },
+                slot: SlotRecord { state: word(state), tags: word(0), sum_or_word: word(0) },
                 entry: word(entry),
                 table: Modelled32::new(0),
                 cluster: Mutex::new(()),

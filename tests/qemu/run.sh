@@ -82,9 +82,13 @@ granule_of() {
 	echo "$of"
 }
 
+# Has a machine with these options pages of 16 KiB? Those of Armv8.0 but the smallest have none.
+has_16k() { [[ ! " $* " =~ " --cpu cortex-a"(53|57|72) ]]; }
+
 # fits MACHINE: is the machine part of this run? Those that are a page size are not, where another was asked for or
 # the case runs on the usual machine with it.
 fits() {
+	[[ $1 != 16k ]] || has_16k "${given[@]}" || return
 	case $1 in
 	4k | 16k | 64k) [[ -z $granule ]] || [[ $granule == "$1" && " $on " != *" max "* ]] ;;
 	a57 | a72) [[ $granule != 16k ]] ;; # they have none

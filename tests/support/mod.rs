@@ -53,6 +53,8 @@ pub struct Setup {
     pub asid_bits: u32,
     /// `None`: single pages and the group's order.
     pub orders: Option<FolioOrders>,
+    /// What the swap device says of itself.
+    pub device: DeviceFlags,
 }
 
 impl Default for Setup {
@@ -68,6 +70,7 @@ impl Default for Setup {
             adversary: Adversary::Quiet,
             asid_bits: 8,
             orders: None,
+            device: DeviceFlags::SYNCHRONOUS,
         }
     }
 }
@@ -108,7 +111,7 @@ impl<G: Granule> Rig<G> {
         // SAFETY: the records are zeroed and stay longer than `mm`; all of the emulator's frames are the library's.
         let mm = unsafe { Mm::new(Stage::new(emu), memory) }.expect("the memory is large enough");
         let port: &'static Port = Box::leak(Box::default());
-        let device = Arc::new(TestDevice::new(setup.slots, DeviceFlags::SYNCHRONOUS));
+        let device = Arc::new(TestDevice::new(setup.slots, setup.device));
         port.plug(Some(Arc::clone(&device)));
         let bytes = if setup.slots > 0 { memory_needed::<G>(setup.slots, setup.tag_rooms) } else { 0 };
         let lent = Lent::new(bytes);

@@ -11,7 +11,7 @@ use ebbtide::granule::{K4, Level};
 use ebbtide::machine::emu::{Access, Emu, EmuConfig, Fault, TagCheck, TestDevice};
 use ebbtide::machine::{Asid, Cached, EntryAt, Machine, Reach, Scope, Tags};
 use ebbtide::space::Protection;
-use ebbtide::swap::{DeviceFlags, SwapDevice};
+use ebbtide::swap::{DeviceFlags, Progress, SwapDevice};
 
 use super::script::{BASE, Kernel, PAGE, ROOMS, SLOTS, at};
 
@@ -196,7 +196,7 @@ impl Small {
     }
 
     fn read_in(&self, frame: Pfn, slot: u32, protection: Protection) -> Option<()> {
-        self.device.read(&self.emu, slot, PfnRange::new(frame, 1)).ok()?;
+        let Progress::Done = self.device.read(&self.emu, slot, PfnRange::new(frame, 1)).ok()? else { return None };
         match self.tags.borrow().get(&slot) {
             Some(tags) => self.emu.store_tags(frame, tags),
             None if protection.contains(Protection::TAGGED) => self.emu.zero_tags(frame),
@@ -305,7 +305,7 @@ impl Kernel for Small {
         }
         let Some(slot) = self.slots.borrow_mut().pop() else { return };
         let run = PfnRange::new(frame, 1);
-        let write = || self.device.write(&self.emu, run, slot).expect("the device is in order");
+        let write = || assert_eq!(self.device.write(&self.emu, run, slot), Ok(Progress::Done));
         match self.mistake {
             Mistake::CopyFirst => {
                 write();

@@ -19,7 +19,7 @@ use ebbtide::addr::{Pfn, PfnRange};
 use ebbtide::granule::Granule;
 use ebbtide::machine::emu::{Emu, TestDevice};
 use ebbtide::machine::{Asid, Cached, EntryAt, Features, Machine, Reach, Scope, Tags, Window};
-use ebbtide::swap::{DeviceError, DeviceFlags, SwapDevice};
+use ebbtide::swap::{DeviceError, DeviceFlags, Progress, SwapDevice, Ticket};
 use ebbtide::sync::{AtomicU32, Ordering};
 // Whom nobody wakes is then a deadlock that the scheduler sees.
 #[cfg(feature = "shuttle")]
@@ -197,6 +197,11 @@ unsafe impl<G: Granule> Machine for Stage<G> {
         self.emu.copy_page(from, to, tags);
     }
 
+    fn sum(&self, run: PfnRange, sums: &mut [u64]) {
+        self.step();
+        self.emu.sum(run, sums);
+    }
+
     fn repeated_word(&self, frame: Pfn) -> Option<u64> {
         self.step();
         self.emu.repeated_word(frame)
@@ -289,16 +294,21 @@ impl Port {
 
 impl<G: Granule> SwapDevice<Stage<G>> for Port {
     fn flags(&self) -> DeviceFlags {
-        DeviceFlags::SYNCHRONOUS
+        self.device().map_or(DeviceFlags::empty(), |device| device.flags())
     }
 
-    fn write(&self, stage: &Stage<G>, frames: PfnRange, slot: u32) -> Result<(), DeviceError> {
+    fn write(&self, stage: &Stage<G>, frames: PfnRange, slot: u32) -> Result<Progress, DeviceError> {
         stage.step();
         self.device()?.write(&stage.emu, frames, slot)
     }
 
-    fn read(&self, stage: &Stage<G>, slot: u32, frames: PfnRange) -> Result<(), DeviceError> {
+    fn read(&self, stage: &Stage<G>, slot: u32, frames: PfnRange) -> Result<Progress, DeviceError> {
         stage.step();
         self.device()?.read(&stage.emu, slot, frames)
+    }
+
+    fn finish(&self, stage: &Stage<G>, ticket: Ticket) -> Result<(), DeviceError> {
+        stage.step();
+        self.device()?.finish(&stage.emu, ticket)
     }
 }

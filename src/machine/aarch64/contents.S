@@ -103,7 +103,68 @@ function ebbtide_copy
     ldp     q0, q1, [sp], #64
     ret
 
-// The same with the tags, where LDGM moves those of 256 bytes (GMID_EL1.BS = 6).
+// The sum of each page of x4 bytes among x2 bytes at x1, to x3 upwards (machine/sum.rs); copied to x0 as well. Two chains,
+// v0 and v2, v1 and v3: a block just stored becomes the next state. v5 is the factor.
+.macro summed copies
+    stp     q0, q1, [sp, #-96]!
+    stp     q2, q3, [sp, #32]
+    str     q5, [sp, #64]
+    mov     w5, #0x79b5
+    movk    w5, #0x9e37, lsl #16
+    dup     v5.4s, w5
+    add     x1, x1, #1024
+    .if     \copies
+    add     x0, x0, #1024
+    .endif
+1:  mov     x5, x4
+    mov     v2.16b, v5.16b
+    mov     v3.16b, v5.16b
+2:
+    .set    offset, -1024
+    .rept   32
+    ldp     q0, q1, [x1, #offset]
+    .if     \copies
+    stp     q0, q1, [x0, #offset]
+    .endif
+    mla     v0.4s, v2.4s, v5.4s
+    mla     v1.4s, v3.4s, v5.4s
+    ldp     q2, q3, [x1, #offset + 32]
+    .if     \copies
+    stp     q2, q3, [x0, #offset + 32]
+    .endif
+    mla     v2.4s, v0.4s, v5.4s
+    mla     v3.4s, v1.4s, v5.4s
+    .set    offset, offset + 64
+    .endr
+    ushr    v0.4s, v2.4s, #15
+    ushr    v1.4s, v3.4s, #15
+    eor     v2.16b, v2.16b, v0.16b
+    eor     v3.16b, v3.16b, v1.16b
+    subs    x5, x5, #2048
+    add     x1, x1, #2048
+    .if     \copies
+    add     x0, x0, #2048
+    .endif
+    b.hi    2b
+    mla     v3.4s, v2.4s, v5.4s
+    mov     x5, v3.d[0]
+    mov     x6, v3.d[1]
+    eor     x5, x5, x6, ror #29
+    str     x5, [x3], #8
+    subs    x2, x2, x4
+    b.hi    1b
+    ldr     q5, [sp, #64]
+    ldp     q2, q3, [sp, #32]
+    ldp     q0, q1, [sp], #96
+    ret
+.endm
+
+function ebbtide_sum
+    summed  0
+function ebbtide_copy_summed
+    summed  1
+
+// Copy x2 bytes from x1 to x0 with the tags, where LDGM moves those of 256 bytes (GMID_EL1.BS = 6).
 function ebbtide_copy_tagged
     stp     q0, q1, [sp, #-64]!
     stp     q2, q3, [sp, #32]
@@ -196,7 +257,7 @@ function ebbtide_zero_tags
     ret
 
 // Whether x1 bytes at x0 repeat the word at x0. Most pages differ in the first 128 bytes, for which the general registers
-// do; the rest is gathered in v0, a bit of which is set where a word differs, 1 KiB a turn.
+// do; the rest is gathered in v4, a bit of which is set where a word differs, 1 KiB a turn.
 function ebbtide_repeats
     ldr     x2, [x0]
     .irp    half, 0, 64
@@ -210,39 +271,47 @@ function ebbtide_repeats
     .endr
     b.ne    4f
     .endr
-    stp     q0, q1, [sp, #-64]!
+    stp     q0, q1, [sp, #-96]!
     stp     q2, q3, [sp, #32]
-    movi    v0.2d, #0
-    dup     v3.2d, x2
+    stp     q4, q5, [sp, #64]
+    movi    v4.2d, #0
+    dup     v5.2d, x2
     cbz     x2, 2f
-1:  .rept   32
-    ldp     q1, q2, [x0], #32
-    eor     v1.16b, v1.16b, v3.16b
-    eor     v2.16b, v2.16b, v3.16b
+1:  .rept   16
+    ld1     {v0.2d, v1.2d, v2.2d, v3.2d}, [x0], #64
+    eor     v0.16b, v0.16b, v5.16b
+    eor     v1.16b, v1.16b, v5.16b
+    eor     v2.16b, v2.16b, v5.16b
+    eor     v3.16b, v3.16b, v5.16b
     orr     v0.16b, v0.16b, v1.16b
-    orr     v0.16b, v0.16b, v2.16b
+    orr     v2.16b, v2.16b, v3.16b
+    orr     v4.16b, v4.16b, v0.16b
+    orr     v4.16b, v4.16b, v2.16b
     .endr
-    mov     x3, v0.d[0]
-    mov     x4, v0.d[1]
+    mov     x3, v4.d[0]
+    mov     x4, v4.d[1]
     orr     x3, x3, x4
     cbnz    x3, 3f
     subs    x1, x1, #1024
     b.hi    1b
     b       3f
     // Of a zero page the words are the bits.
-2:  .rept   32
-    ldp     q1, q2, [x0], #32
+2:  .rept   16
+    ld1     {v0.2d, v1.2d, v2.2d, v3.2d}, [x0], #64
     orr     v0.16b, v0.16b, v1.16b
-    orr     v0.16b, v0.16b, v2.16b
+    orr     v2.16b, v2.16b, v3.16b
+    orr     v4.16b, v4.16b, v0.16b
+    orr     v4.16b, v4.16b, v2.16b
     .endr
-    mov     x3, v0.d[0]
-    mov     x4, v0.d[1]
+    mov     x3, v4.d[0]
+    mov     x4, v4.d[1]
     orr     x3, x3, x4
     cbnz    x3, 3f
     subs    x1, x1, #1024
     b.hi    2b
-3:  ldp     q2, q3, [sp, #32]
-    ldp     q0, q1, [sp], #64
+3:  ldp     q4, q5, [sp, #64]
+    ldp     q2, q3, [sp, #32]
+    ldp     q0, q1, [sp], #96
     cmp     x3, #0
     cset    x0, eq
     ret

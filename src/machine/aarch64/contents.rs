@@ -6,7 +6,7 @@ use core::arch::{asm, global_asm};
 
 use crate::machine::{Features, Tags};
 
-global_asm!(include_str!("contents.S"));
+global_asm!(include_str!("contents.S"), options(raw));
 
 unsafe extern "C" {
     fn ebbtide_zero_zva(at: *mut u8, bytes: usize);
@@ -17,6 +17,8 @@ unsafe extern "C" {
     fn ebbtide_zero_stz2g(at: *mut u8, bytes: usize);
     fn ebbtide_copy(to: *mut u8, from: *const u8, bytes: usize);
     fn ebbtide_copy_tagged(to: *mut u8, from: *const u8, bytes: usize);
+    fn ebbtide_sum(unused: *mut u8, from: *const u8, bytes: usize, sums: *mut u64, page: usize);
+    fn ebbtide_copy_summed(to: *mut u8, from: *const u8, bytes: usize, sums: *mut u64, page: usize);
     fn ebbtide_load_tags(at: *const u8, into: *mut u64, words: usize);
     fn ebbtide_store_tags(at: *mut u8, from: *const u64, words: usize);
     fn ebbtide_load_tags_any(at: *const u8, into: *mut u64, words: usize, block: usize);
@@ -130,6 +132,26 @@ impl Blocks {
         }
     }
 
+    /// Sums the data of pages of `page` bytes at `from`.
+    ///
+    /// # Safety
+    /// As many whole pages, mapped readable, as `sums` has elements.
+    #[inline]
+    pub(super) unsafe fn sum(&self, from: *mut u8, page: usize, sums: &mut [u64]) {
+        // SAFETY: the caller's promise; the first argument is not looked at.
+        unsafe { ebbtide_sum(core::ptr::null_mut(), from, sums.len() * page, sums.as_mut_ptr(), page) }
+    }
+
+    /// Copies and sums the data of pages of `page` bytes.
+    ///
+    /// # Safety
+    /// As many whole pages that do not overlap, mapped readable and writable, as `sums` has elements.
+    #[inline]
+    pub(super) unsafe fn copy_summed(&self, to: *mut u8, from: *mut u8, page: usize, sums: &mut [u64]) {
+        // SAFETY: the caller's promise.
+        unsafe { ebbtide_copy_summed(to, from, sums.len() * page, sums.as_mut_ptr(), page) }
+    }
+
     /// Reads the tags of whole pages.
     ///
     /// # Safety
@@ -170,7 +192,12 @@ impl Blocks {
     #[inline]
     pub(super) unsafe fn repeated_word(&self, at: *const u8, bytes: usize) -> Option<u64> {
         // SAFETY: the caller's promise; a page is aligned to a word.
-        unsafe { (ebbtide_repeats(at, bytes) != 0).then(|| at.cast::<u64>().read()) }
+        unsafe {
+            let first = at.cast::<u64>().read();
+            // Most pages need no call.
+            let may_repeat = first == at.add(bytes - size_of::<u64>()).cast::<u64>().read();
+            (may_repeat && ebbtide_repeats(at, bytes) != 0).then_some(first)
+        }
     }
 
     /// Stores `word` all over `bytes` bytes.

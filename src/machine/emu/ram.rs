@@ -9,7 +9,7 @@ use std::boxed::Box;
 
 use crate::addr::{Pfn, PfnRange};
 use crate::granule::{Granule, TAG_GRANULE_BYTES};
-use crate::machine::{EntryAt, Window};
+use crate::machine::{EntryAt, Window, sum};
 use crate::sync::Ordering::Relaxed;
 use crate::sync::stepless::AtomicU64;
 
@@ -94,6 +94,10 @@ impl<G: Granule> Ram<G> {
         for (from, to) in self.page(from).iter().zip(self.page(to)) {
             to.store(from.load(Relaxed), Relaxed);
         }
+    }
+
+    pub(super) fn sum(&self, pfn: Pfn) -> u64 {
+        sum::of_page(self.page(pfn).iter().map(|word| word.load(Relaxed)))
     }
 
     pub(super) fn repeated_word(&self, pfn: Pfn) -> Option<u64> {

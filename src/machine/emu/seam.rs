@@ -158,6 +158,16 @@ unsafe impl<G: Granule> Machine for Emu<G> {
         });
     }
 
+    fn sum(&self, run: PfnRange, sums: &mut [u64]) {
+        self.logged(Operation::Sum { run }, |state, _| {
+            for (page, sum) in (0..run.pages()).zip(sums) {
+                let frame = run.start().offset(page);
+                state.read_contents(frame, "sum");
+                *sum = self.ram.sum(frame);
+            }
+        });
+    }
+
     fn repeated_word(&self, frame: Pfn) -> Option<u64> {
         self.logged(Operation::RepeatedWord { frame }, |state, _| {
             state.read_contents(frame, "repeated_word");

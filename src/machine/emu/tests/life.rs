@@ -6,7 +6,7 @@ use core::mem::MaybeUninit;
 
 use super::*;
 use crate::granule::{K16, K64};
-use crate::swap::{DeviceFlags, SwapDevice};
+use crate::swap::{DeviceFlags, Progress, SwapDevice};
 
 /// Where one page of the life is.
 enum Page<G: Granule> {
@@ -77,7 +77,7 @@ impl<G: Granule> Life<G> {
             }
             Page::Out(tags) => {
                 let frame = self.frame();
-                self.device.read(emu, page as u32, PfnRange::new(frame, 1)).map_err(drop)?;
+                self.device.read(emu, page as u32, PfnRange::new(frame, 1)).map(drop).map_err(drop)?;
                 emu.store_tags(frame, tags);
                 emu.fence_contents();
                 pages[page] = Page::Here(frame);
@@ -92,7 +92,7 @@ impl<G: Granule> Life<G> {
         if let Page::Here(frame) = pages[page] {
             self.rig.unmap(Self::va(page));
             let tags = *self.rig.emu.load_tags(frame, &mut MaybeUninit::uninit());
-            self.device.write(&self.rig.emu, PfnRange::new(frame, 1), page as u32).expect("no failure was asked for");
+            assert_eq!(self.device.write(&self.rig.emu, PfnRange::new(frame, 1), page as u32), Ok(Progress::Done));
             self.rig.emu.note_freed(PfnRange::new(frame, 1));
             self.free.borrow_mut().push(frame);
             pages[page] = Page::Out(tags);

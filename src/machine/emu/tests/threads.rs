@@ -1,7 +1,7 @@
 //! Hooks, waiting, devices, and programs that run beside the core.
 
 use super::*;
-use crate::swap::{DeviceError, DeviceFlags, SwapDevice};
+use crate::swap::{DeviceError, DeviceFlags, Progress, SwapDevice};
 use crate::sync::Ordering::Relaxed;
 
 #[test]
@@ -91,15 +91,15 @@ fn the_device_keeps_pages_and_fails_when_asked() {
     let (device, run, back) = (TestDevice::new(8, DeviceFlags::SYNCHRONOUS), rig.frames(2), rig.zeroed(2));
     rig.emu.import_page(run.start(), &[1; 512]);
     rig.emu.import_page(run.start().offset(1), &[2; 512]);
-    device.write(&rig.emu, run, 3).unwrap();
-    device.read(&rig.emu, 3, back).unwrap();
+    assert_eq!(device.write(&rig.emu, run, 3), Ok(Progress::Done));
+    assert_eq!(device.read(&rig.emu, 3, back), Ok(Progress::Done));
     assert_eq!(rig.emu.peek_word(back.start().offset(1), 4088), 2);
     device.fail_after(1);
-    device.read(&rig.emu, 3, back).unwrap();
+    assert_eq!(device.read(&rig.emu, 3, back), Ok(Progress::Done));
     assert_eq!(device.write(&rig.emu, run, 3), Err(DeviceError));
-    device.write(&rig.emu, run, 3).unwrap();
+    assert_eq!(device.write(&rig.emu, run, 3), Ok(Progress::Done));
     device.corrupt_after(0);
-    device.read(&rig.emu, 3, back).unwrap();
+    assert_eq!(device.read(&rig.emu, 3, back), Ok(Progress::Done));
     assert_eq!(rig.emu.peek_word(back.start(), 0), 0);
     assert_eq!(device.read(&rig.emu, 0, back), Err(DeviceError), "never written");
     assert_eq!(device.read(&rig.emu, 7, back), Err(DeviceError), "beyond the end");
