@@ -100,6 +100,8 @@ counters! {
     read_errors,
     /// Pages that came back from a device that is checked other than they left; their slots are poisoned.
     damaged,
+    /// Pages that could not be read back when their swap area was turned off, and are lost.
+    pages_lost,
     /// Saved pages without tags.
     tags_untagged,
     /// Saved pages with one tag throughout.

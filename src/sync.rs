@@ -11,6 +11,7 @@
 //! With the feature `shuttle`, for `tests/races.rs` alone, each operation on an atomic, and so each turn of a lock, is
 //! a step of a scheduler that explores interleavings: `steps`.
 
+mod place;
 #[cfg(feature = "shuttle")]
 mod steps;
 
@@ -41,8 +42,7 @@ pub(crate) use steps::step;
 #[inline(always)]
 pub(crate) fn step() {}
 
-/// A value written once and read without a lock from then on.
-pub type Once<T> = spin::once::Once<T, Relax>;
+pub use place::{Inside, Place};
 
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;

@@ -76,7 +76,7 @@ fn live<G: Granule>(features: Features) {
     let mm = unsafe { Mm::new(Recorder::new(emu, log), Memory { span: free, records, free: &[free] }) }.unwrap();
     let device: &'static Ram = Box::leak(Box::new(Ram(PfnRange::new(free.end(), SLOTS.into()))));
     let bytes = memory_needed::<G>(SLOTS, SLOTS);
-    let area = SwapArea { device, slots: SLOTS, tag_rooms: SLOTS, memory: zeroed(bytes), bytes };
+    let area = SwapArea { device, slots: SLOTS, tag_rooms: SLOTS, memory: zeroed(bytes), bytes, priority: 0 };
     // SAFETY: the memory is leaked.
     unsafe { mm.swap_on(area) }.unwrap();
     let fresh = mm.totals();

@@ -134,7 +134,7 @@ unsafe fn start<M: Machine>(machine: M, scratch: Scratch) -> Result<&'static Mm<
     };
     let bytes = swap::memory_needed::<M::Granule>(slots, slots);
     // SAFETY: the rest of the memory, which outlasts the `Mm`.
-    let on = unsafe { mm.swap_on(SwapArea { device, slots, tag_rooms: slots, memory: area, bytes }) };
+    let on = unsafe { mm.swap_on(SwapArea { device, slots, tag_rooms: slots, memory: area, bytes, priority: 0 }) };
     demand(on.ok().map(drop), "a swap area with slots", slots.into())?;
     Ok(mm)
 }

@@ -61,7 +61,7 @@ pub fn start(mm: &'static Mm<Hardware>, plan: &Plan) -> Result<(), &'static str>
     let Some(memory) = NonNull::new(mmu::linear(plan.spare.start().base::<PageGranule>().bytes())) else {
         unreachable!("the linear map starts above 0")
     };
-    let area = SwapArea { device, slots, tag_rooms, memory, bytes: room as usize };
+    let area = SwapArea { device, slots, tag_rooms, memory, bytes: room as usize, priority: 0 };
     // SAFETY: the spare part of RAM is mapped for ever and nobody else's; so are the device's pages.
     unsafe { mm.swap_on(area) }.map_err(|_| "the swap area was refused")?;
     Ok(())

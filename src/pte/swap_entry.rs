@@ -6,7 +6,7 @@
 //! | 2 | exclusive: this entry is the only user of the slot |
 //! | 3 | zero, kept for write-protection tracking |
 //! | 4 | one: the entry of area 0, slot 0 differs from an empty one |
-//! | 10:6 | swap area |
+//! | 10:6 | swap area; all ones: none, the page is lost |
 //! | 11 | zero |
 //! | 61:12 | slot within the area |
 //!
@@ -33,8 +33,11 @@ const MARK: u64 = 1 << 4;
 pub struct SwapEntry(u64);
 
 impl SwapEntry {
-    /// Areas that an entry can name.
-    pub const AREAS: usize = 32;
+    /// Areas that an entry can name: the last number is that of no area.
+    pub const AREAS: usize = 31;
+
+    /// What stands where a page was that could not be read back when its area went away.
+    pub const LOST: Self = Self(MARK | EXCLUSIVE | AREA_MASK << AREA_SHIFT);
 
     /// The entry for slot `slot` of area `area` (below [`SwapEntry::AREAS`]), exclusive.
     #[inline]
@@ -106,7 +109,7 @@ mod tests {
 
     #[test]
     fn fields_round_trip_over_their_ranges() {
-        for area in [0, 1, 15, 31] {
+        for area in [0, 1, 15, 30] {
             for slot in [0, 1, 511, 0x8000_0000, u32::MAX] {
                 let entry = SwapEntry::exclusive(area, slot);
                 assert_eq!((entry.area(), entry.slot(), entry.is_exclusive()), (area, slot as u64, true));
@@ -116,6 +119,12 @@ mod tests {
                 assert!(matches!(decode::<K4>(entry.raw(), Level::L2), Decoded::Unknown(_)));
             }
         }
+    }
+
+    #[test]
+    fn a_lost_page_is_in_no_area() {
+        assert!(SwapEntry::LOST.area() as usize >= SwapEntry::AREAS);
+        assert_eq!(decode::<K4>(SwapEntry::LOST.raw(), Level::L3), Decoded::Swapped(SwapEntry::LOST));
     }
 
     #[test]

@@ -183,12 +183,12 @@ impl Reclaim {
     }
 
     /// The number of folios that are isolated, if any.
-    pub(super) fn isolated(&self) -> Option<u32> {
+    pub(crate) fn isolated(&self) -> Option<u32> {
         Some(self.isolated.load(Ordering::Acquire)).filter(|&count| count > 0)
     }
 
     /// Sleeps until another number of folios than `seen` is isolated.
-    pub(super) fn wait_for_others<M: Machine>(&self, machine: &M, seen: u32) {
+    pub(crate) fn wait_for_others<M: Machine>(&self, machine: &M, seen: u32) {
         machine.wait(&self.isolated, seen);
     }
 

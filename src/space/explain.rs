@@ -12,7 +12,7 @@ use crate::granule::{Granule, Level};
 use crate::machine::{EntryAt, Machine};
 use crate::mm::Mm;
 use crate::node::Home;
-use crate::pte::{Decoded, decode};
+use crate::pte::{Decoded, SwapEntry, decode};
 use crate::sync::Ordering;
 use crate::table;
 
@@ -60,13 +60,16 @@ impl<M: Machine> fmt::Display for Explanation<'_, M> {
                 Some(frame) => write_frame(f, self.mm, frame),
                 None => f.write_str("\n  a frame that is not the library's"),
             },
-            Decoded::Swapped(entry) => match self.mm.swap().area(entry.area()).map(|area| area.slot(entry.slot())) {
-                Some(Some(slot)) => {
-                    write!(f, "\n  slot {}/{}: {:?}, {:?}", entry.area(), entry.slot(), slot.state(), slot.tags())
+            Decoded::Swapped(SwapEntry::LOST) => f.write_str("\n  lost with its swap area"),
+            Decoded::Swapped(entry) => {
+                match self.mm.swap().enter(entry.area()).as_ref().map(|area| area.slot(entry.slot())) {
+                    Some(Some(slot)) => {
+                        write!(f, "\n  slot {}/{}: {:?}, {:?}", entry.area(), entry.slot(), slot.state(), slot.tags())
+                    }
+                    Some(None) => write!(f, "\n  no slot {} in area {}", entry.slot(), entry.area()),
+                    None => write!(f, "\n  no swap area {}", entry.area()),
                 }
-                Some(None) => write!(f, "\n  no slot {} in area {}", entry.slot(), entry.area()),
-                None => write!(f, "\n  no swap area {}", entry.area()),
-            },
+            }
             Decoded::Empty | Decoded::Table(_) | Decoded::Unknown(_) => Ok(()),
         }
     }

@@ -66,6 +66,8 @@ pub enum FaultError {
         /// The slot within the area.
         slot: u64,
     },
+    /// The page could not be read back when its swap area was turned off. That is final.
+    Lost,
 }
 
 /// A page that faulted, and what the space has for it.
@@ -218,6 +220,6 @@ fn refused<M: Machine>(mm: &Mm<M>, error: FaultError) {
         FaultError::NotMapped => stats.faults_unmapped.bump(),
         FaultError::Protection => stats.faults_forbidden.bump(),
         FaultError::NoMemory => stats.faults_no_memory.bump(),
-        FaultError::Unreadable { .. } | FaultError::Damaged { .. } => stats.faults_unreadable.bump(),
+        FaultError::Unreadable { .. } | FaultError::Damaged { .. } | FaultError::Lost => stats.faults_unreadable.bump(),
     }
 }

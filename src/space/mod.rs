@@ -23,6 +23,7 @@ mod protect;
 mod records;
 mod regions;
 mod swap_in;
+mod swap_off;
 mod unmap;
 
 pub use dump::Dump;

@@ -101,6 +101,11 @@ impl Missing<'_> {
     }
 
     #[cold]
+    fn lost(&self) -> FaultError {
+        if self.first == SwapEntry::LOST { FaultError::Lost } else { self.unreadable() }
+    }
+
+    #[cold]
     fn refused<M: Machine>(&self, mm: &Mm<M>, error: ReadError) -> FaultError {
         match error {
             ReadError::Device => {
@@ -125,7 +130,7 @@ impl<M: Machine> Space<M> {
         access: Access,
     ) -> Result<Step, FaultError> {
         let missing = Missing { at, run: VpnRange::new(at.page, 1), first: entry };
-        let Some(area) = mm.swap().area(entry.area()) else { return Err(missing.unreadable()) };
+        let Some(area) = mm.swap().area(entry.area()) else { return Err(missing.lost()) };
         let Some(slot) = area.slot(entry.slot()) else { return Err(missing.unreadable()) };
         let step = match slot.state() {
             SlotState::Out { shadow, .. } => match NonZero::new(slot.order())

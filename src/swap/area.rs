@@ -26,6 +26,8 @@ pub struct SwapArea<M: Machine> {
     pub memory: NonNull<u8>,
     /// Its length in bytes.
     pub bytes: usize,
+    /// Areas of a higher priority are filled first; those of one priority in turn.
+    pub priority: i16,
 }
 
 /// Why an area could not be added.
@@ -68,6 +70,7 @@ const fn clusters_of(slots: u32, shift: u32) -> u32 {
 /// A swap area that is on.
 pub struct Area<M: Machine> {
     number: u8,
+    priority: i16,
     device: &'static dyn SwapDevice<M>,
     flags: DeviceFlags,
     slots: u32,
@@ -90,7 +93,7 @@ impl<M: Machine> Area<M> {
     /// # Safety
     /// `area.memory` is `area.bytes` bytes that stay mapped, and are the area's alone, for its life.
     pub(super) unsafe fn new(number: u8, area: SwapArea<M>) -> Result<Self, SwapOnError> {
-        let SwapArea { device, slots, tag_rooms, memory, bytes } = area;
+        let SwapArea { device, slots, tag_rooms, memory, bytes, priority } = area;
         if slots == 0 {
             return Err(SwapOnError::NoSlots);
         }
@@ -125,6 +128,7 @@ impl<M: Machine> Area<M> {
         }
         Ok(Self {
             number,
+            priority,
             device,
             flags: device.flags(),
             slots,
@@ -144,6 +148,16 @@ impl<M: Machine> Area<M> {
         self.number
     }
 
+    /// See [`SwapArea::priority`].
+    pub fn priority(&self) -> i16 {
+        self.priority
+    }
+
+    /// The memory that was given for its records.
+    pub(super) fn memory(&self) -> NonNull<u8> {
+        self.records.cast()
+    }
+
     /// Where the data is.
     #[inline]
     pub(crate) fn device(&self) -> &'static dyn SwapDevice<M> {
@@ -160,6 +174,11 @@ impl<M: Machine> Area<M> {
     pub fn slots(&self) -> (u32, u32) {
         // A slot freed and taken again is counted twice until who freed it has counted it off.
         (self.slots, self.slots.saturating_sub(self.used.load(Ordering::Acquire)))
+    }
+
+    /// The number of slots that are in use, if any is.
+    pub(crate) fn in_use(&self) -> Option<u32> {
+        Some(self.used.load(Ordering::Acquire)).filter(|&slots| slots > 0)
     }
 
     /// Rooms for raw tag images in all, and free ones.
@@ -254,6 +273,7 @@ impl<M: Machine> Area<M> {
         let slots = self.records(first as u64, count as u64);
         self.rooms.give(slots.iter().filter_map(SlotRecord::room));
         self.clusters().give(self.cluster_records(), first, count, || slots.iter().for_each(SlotRecord::free));
+        // Last: once no slot is in use, the area may go away.
         self.used.fetch_sub(count, Ordering::Release);
     }
 

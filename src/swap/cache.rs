@@ -154,7 +154,7 @@ impl<M: Machine> Mm<M> {
     #[cold]
     pub(crate) fn drop_unused(&self, entry: SwapEntry) {
         let frames = self.frames();
-        let Some(area) = self.swap().area(entry.area()) else { return };
+        let Some(area) = self.swap().enter(entry.area()) else { return };
         // When the frame has left meanwhile, who took it out found the slot without users and freed it.
         let Some(head) = area.get_cached(frames, entry.slot()) else { return };
         let folio = frames.lock(self.machine(), head);

@@ -368,6 +368,12 @@ impl<M: Machine> Cursor<'_, M> {
         run.pages()
     }
 
+    /// Puts `now` in the place of the swap entry of a page.
+    pub(crate) fn exchange_swapped(&mut self, page: Vpn, now: SwapEntry) {
+        debug_assert!(matches!(self.read(page), Decoded::Swapped(_)), "no swap entry is there");
+        self.mm.machine().exchange_entry(self.table.entry(page), now.raw());
+    }
+
     /// The pages from the start of `run` on that are out in slots which follow that of `first`, the entry of the first,
     /// and are as exclusive.
     #[inline]

@@ -16,7 +16,7 @@ pub mod walker;
 pub mod world;
 
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ebbtide::addr::{Pfn, VirtAddr};
 use ebbtide::frame::{FolioOrders, FrameRecord};
@@ -24,7 +24,7 @@ use ebbtide::granule::{Granule, K4};
 use ebbtide::machine::Features;
 use ebbtide::machine::emu::{self, Adversary, Death, Emu, EmuConfig, TagCheck, TestDevice};
 use ebbtide::space::{Access, Fault, FaultError, Growth, MapError, MapRequest, Placement, Protection, SpaceError};
-use ebbtide::swap::{DeviceFlags, SwapArea, memory_needed};
+use ebbtide::swap::{AreaId, DeviceFlags, SwapArea, SwapOnError, memory_needed};
 use ebbtide::{Memory, Mm, Space, Totals};
 
 pub use stage::{Port, Stage};
@@ -79,16 +79,16 @@ impl Default for Setup {
 pub struct Rig<G: Granule = K4> {
     pub mm: Mm<Stage<G>>,
     pub device: Arc<TestDevice>,
-    port: &'static Port,
+    ports: Mutex<Vec<&'static Port>>,
     /// What there was before anybody used it.
     pub fresh: Totals,
     /// What `mm` was lent. Goes after it.
-    _lent: [Lent; 2],
+    lent: Mutex<Vec<Lent>>,
 }
 
 impl<G: Granule> Drop for Rig<G> {
     fn drop(&mut self) {
-        self.port.plug(None);
+        self.ports.get_mut().unwrap().iter().for_each(|port| port.plug(None));
     }
 }
 
@@ -110,26 +110,35 @@ impl<G: Granule> Rig<G> {
         let memory = Memory { span, records: records.first().cast(), free: &[span] };
         // SAFETY: the records are zeroed and stay longer than `mm`; all of the emulator's frames are the library's.
         let mm = unsafe { Mm::new(Stage::new(emu), memory) }.expect("the memory is large enough");
-        let port: &'static Port = Box::leak(Box::default());
-        let device = Arc::new(TestDevice::new(setup.slots, setup.device));
-        port.plug(Some(Arc::clone(&device)));
-        let bytes = if setup.slots > 0 { memory_needed::<G>(setup.slots, setup.tag_rooms) } else { 0 };
-        let lent = Lent::new(bytes);
-        if setup.slots > 0 {
-            let memory = lent.first();
-            // Dirty, as the library asks for no more than memory.
-            // SAFETY: `bytes` bytes were just allocated.
-            unsafe { memory.write_bytes(0xa5, bytes) };
-            let area = SwapArea { device: port, slots: setup.slots, tag_rooms: setup.tag_rooms, memory, bytes };
-            // SAFETY: the memory stays longer than `mm`.
-            unsafe { mm.swap_on(area) }.expect("the area is in order");
-        }
         for cpu in 0..setup.cpus {
             mm.machine().emu.on_cpu(cpu, || mm.deactivate());
         }
         mm.set_folio_orders(setup.orders.unwrap_or(FolioOrders::group::<G>()));
-        let fresh = mm.totals();
-        Self { mm, device, port, fresh, _lent: [records, lent] }
+        let device = Arc::new(TestDevice::new(setup.slots, setup.device));
+        let (ports, lent) = (Mutex::default(), Mutex::new(vec![records]));
+        let mut rig = Self { fresh: mm.totals(), mm, device: Arc::clone(&device), ports, lent };
+        if setup.slots > 0 {
+            rig.swap_on(device, setup.tag_rooms, 0).expect("the area is in order");
+        }
+        rig.fresh = rig.mm.totals();
+        rig
+    }
+
+    /// Adds a swap area on a device.
+    pub fn swap_on(&self, device: Arc<TestDevice>, tag_rooms: u32, priority: i16) -> Result<AreaId, SwapOnError> {
+        let slots = device.slots();
+        let port: &'static Port = Box::leak(Box::default());
+        port.plug(Some(device));
+        let bytes = memory_needed::<G>(slots, tag_rooms);
+        let lent = Lent::new(bytes);
+        let memory = lent.first();
+        // Dirty, as the library asks for no more than memory.
+        // SAFETY: `bytes` bytes were just allocated.
+        unsafe { memory.write_bytes(0xa5, bytes) };
+        self.ports.lock().unwrap().push(port);
+        self.lent.lock().unwrap().push(lent);
+        // SAFETY: the memory stays longer than `mm`.
+        unsafe { self.mm.swap_on(SwapArea { device: port, slots, tag_rooms, memory, bytes, priority }) }
     }
 
     pub fn emu(&self) -> &Emu<G> {
