@@ -4,7 +4,7 @@
 # The protocol between this script and the kernel:
 #
 #   Image     The kernel's ELF as a raw arm64 Image (with an ELF, QEMU passes no device tree).
-#   bootargs  Words `key=value` or `flag`: memory=MIB, swap=MIB, no-mte, tag-checks=MODE,
+#   bootargs  Words `key=value` or `flag`: memory=MIB, swap=LIST, no-mte, tag-checks=MODE,
 #             no-hafdbs, quiet, icount, selftest=NAME. QEMU's RAM is memory + swap + the swap
 #             records; the kernel manages `memory` of it and keeps the rest for its RAM swap
 #             device.
@@ -108,7 +108,8 @@ mte_wanted() { [[ -z $NO_MTE ]] && cpu_has_mte; }
 machine_mib() { echo $((MEMORY + SWAP + (SWAP * (256 * (24 + 128) + 16) + 1048575) / 1048576 + 2)); }
 
 boot_args() {
-	local args="memory=$MEMORY swap=$SWAP"
+	local args="memory=$MEMORY swap=${SWAP_AREAS:-$SWAP}"
+	[[ -z $SWAP_DEVICE ]] || args+=" swap-device=$SWAP_DEVICE"
 	[[ -z $NO_MTE ]] || args+=" no-mte"
 	[[ -z $TAG_CHECKS ]] || args+=" tag-checks=$TAG_CHECKS"
 	[[ -z $NO_HAFDBS ]] || args+=" no-hafdbs"

@@ -60,6 +60,68 @@ floor_copy:
     sub     x0, x10, x9
     ret
 
+// x0 = page. Four q registers are saved outside of the measured part.
+.macro scan_floor name
+    .balign 16
+    .globl  \name
+\name:
+    stp     q0, q1, [sp, #-96]!
+    stp     q2, q3, [sp, #32]
+    stp     q4, q5, [sp, #64]
+    isb
+    mrs     x9, cntvct_el0
+.endm
+
+.macro end_scan_floor
+    isb
+    mrs     x10, cntvct_el0
+    ldp     q4, q5, [sp, #64]
+    ldp     q2, q3, [sp, #32]
+    ldp     q0, q1, [sp], #96
+    sub     x0, x10, x9
+    ret
+.endm
+
+scan_floor floor_scan_zero
+    .rept   64
+    ld1     {v0.2d, v1.2d, v2.2d, v3.2d}, [x0], #64
+    orr     v0.16b, v0.16b, v1.16b
+    orr     v2.16b, v2.16b, v3.16b
+    orr     v4.16b, v4.16b, v0.16b
+    orr     v4.16b, v4.16b, v2.16b
+    .endr
+end_scan_floor
+
+scan_floor floor_scan_word
+    .rept   64
+    ld1     {v0.2d, v1.2d, v2.2d, v3.2d}, [x0], #64
+    eor     v0.16b, v0.16b, v5.16b
+    eor     v1.16b, v1.16b, v5.16b
+    eor     v2.16b, v2.16b, v5.16b
+    eor     v3.16b, v3.16b, v5.16b
+    orr     v0.16b, v0.16b, v1.16b
+    orr     v2.16b, v2.16b, v3.16b
+    orr     v4.16b, v4.16b, v0.16b
+    orr     v4.16b, v4.16b, v2.16b
+    .endr
+end_scan_floor
+
+// x0 = page. A q register is saved outside of the measured part.
+    .balign 16
+    .globl  floor_fill
+floor_fill:
+    str     q0, [sp, #-16]!
+    isb
+    mrs     x9, cntvct_el0
+    .rept   128
+    stp     q0, q0, [x0], #32
+    .endr
+    isb
+    mrs     x10, cntvct_el0
+    ldr     q0, [sp], #16
+    sub     x0, x10, x9
+    ret
+
 floor floor_save_tags                   // x0 = page, x1 = 16 words
     .rept   7
     ldgm    x3, [x0]

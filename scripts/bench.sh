@@ -20,6 +20,7 @@ cmd_bench() {
 		# shellcheck disable=SC2034 # run_program looks at it
 		NO_BUILD=1
 	done
+	[[ $status != 0 || -n $SWAP_DEVICE ]] || checked_rows "$name" || status=$?
 	if [[ -n $DRY_RUN ]]; then
 		cat "$WORK/bench.out"
 		return 0
@@ -33,6 +34,20 @@ cmd_bench() {
 	fi
 	bench_table "$WORK/rows.tsv"
 	[[ -z $json ]] || bench_json "$WORK/rows.tsv" >"$json"
+}
+
+# checked_rows NAME: swap on a device that is checked, as rows of their own; the floor is of one that is not.
+checked_rows() {
+	local row status=0
+	SWAP_DEVICE=checked
+	for row in swap_out swap_in; do
+		[[ ${row}_checked == *"$1"* ]] || continue
+		for FOLIO_ORDERS in "${lists[@]}"; do
+			run_program bench "$row" >"$WORK/checked.out" || status=$?
+			sed -n "s/\"name\":\"$row\"/\"name\":\"${row}_checked\"/p" "$WORK/checked.out" >>"$WORK/bench.out"
+			((status == 0)) || return "$status"
+		done
+	done
 }
 
 # bench_rows FILE NAME: tab-separated name, folio_kib, tagged, ours, floor, Linux (or "null": it was measured with

@@ -13,7 +13,10 @@ usage() {
 
 		Options, before or after the subcommand:
 		  --memory MIB         RAM of the machine, with all kernel overhead (128)
-		  --swap MIB           swap space, page data only (twice the memory)
+		  --swap MIB           swap space, page data only (twice the memory); several areas as
+		                       MIB[:PRIORITY],..., the higher priority first, equals in turn
+		  --swap-device WORDS  checked (a sum of each page), late (ends requests later, in any order),
+		                       fail=N (each N-th request), damage=N (a bit of each N-th page read)
 		  --granule 4k|16k|64k size of a page (4k)
 		  --cpu MODEL          QEMU's CPU model (max)
 		  --el2                enter the kernel at EL2
@@ -61,6 +64,36 @@ host_file() {
 	echo "${dir%/}/$(basename -- "$1")"
 }
 
+# swap_areas LIST: as the kernel takes it.
+swap_areas() {
+	local area all=() areas
+	[[ $1 =~ ^[0-9]+(:-?[0-9]+)?(,[0-9]+(:-?[0-9]+)?)*$ ]] || die "--swap wants a number, or MIB[:PRIORITY] with commas, not '$1'"
+	IFS=, read -ra areas <<<"$1"
+	((${#areas[@]} <= 8)) || die "--swap: at most 8 areas"
+	for area in "${areas[@]}"; do
+		all+=("$(number --swap "${area%%:*}" 0 1048576)") || exit 125
+		[[ $area != *:* ]] || all[-1]+=:$(priority "${area#*:}") || exit 125
+	done
+	(
+		IFS=,
+		echo "${all[*]}"
+	)
+}
+
+# priority NUMBER: as of Linux, -1 for none to 32767.
+priority() {
+	[[ $1 == -1 ]] || number "a priority of --swap" "$1" 0 32767 >/dev/null
+	echo "$1"
+}
+
+# total_of AREAS: MiB in all.
+total_of() {
+	local area areas total=0
+	IFS=, read -ra areas <<<"$1"
+	for area in "${areas[@]}"; do total=$((total + ${area%%:*})); done
+	echo "$total"
+}
+
 # folio_orders LIST: as the kernel takes it, numbers with commas. A folio has at most 2^9 pages.
 folio_orders() {
 	local order
@@ -73,7 +106,7 @@ folio_orders() {
 }
 
 parse_command_line() {
-	MEMORY=128 SWAP='' GRANULE=4k CPU=max EL2='' NO_MTE='' TAG_CHECKS='' NO_HAFDBS='' ICOUNT='' TIMEOUT='' STATS='' QUIET=''
+	MEMORY=128 SWAP='' SWAP_AREAS='' SWAP_DEVICE='' GRANULE=4k CPU=max EL2='' NO_MTE='' TAG_CHECKS='' NO_HAFDBS='' ICOUNT='' TIMEOUT='' STATS='' QUIET=''
 	FOLIO_ORDERS='' KERNEL_ELF='' SELFTEST='' DEV='' NO_BUILD='' DRY_RUN='' DEBUG=''
 	COMMAND='' OPERAND='' PROGRAM=() MACHINE_OPTIONS=()
 	local memory_given='' words=()
@@ -82,7 +115,7 @@ parse_command_line() {
 		case $option in
 		--) break ;;
 		--el2 | --no-mte | --no-hafdbs | --icount | --quiet | --dev | --no-build | --build-only | --dry-run | --help | -h) takes_value='' ;;
-		--memory | --swap | --cpu | --tag-checks | --timeout | --stats | --kernel-elf | --selftest | --cpus | --granule | --folio-orders | --trace) ;;
+		--memory | --swap | --swap-device | --cpu | --tag-checks | --timeout | --stats | --kernel-elf | --selftest | --cpus | --granule | --folio-orders | --trace) ;;
 		--*=*) # the other way to write a value
 			value=${option#*=}
 			shift
@@ -107,7 +140,16 @@ parse_command_line() {
 			MEMORY=$(number "$option" "$value" 16 1048576)
 			memory_given=1
 			;;
-		--swap) SWAP=$(number "$option" "$value" 0 1048576) ;;
+		--swap)
+			SWAP_AREAS=$(swap_areas "$value")
+			SWAP=$(total_of "$SWAP_AREAS")
+			((SWAP <= 1048576)) || die "--swap $value is out of range (0 to 1048576 in all)"
+			;;
+		--swap-device)
+			[[ $value =~ ^(checked|late|fail=[0-9]{1,9}|damage=[0-9]{1,9})(,(checked|late|fail=[0-9]{1,9}|damage=[0-9]{1,9}))*$ ]] ||
+				die "--swap-device wants checked, late, fail=N, damage=N, with commas, not '$value'"
+			SWAP_DEVICE=$value
+			;;
 		--cpu)
 			[[ $value =~ ^[A-Za-z0-9_.,=-]+$ ]] || die "--cpu wants a CPU model, not '$value'"
 			CPU=$value
@@ -149,7 +191,7 @@ parse_command_line() {
 		esac
 		# What describes the machine is handed on to the in-QEMU tests.
 		case $option in
-		--memory | --swap | --cpu | --granule | --folio-orders) MACHINE_OPTIONS+=("$option" "$value") ;;
+		--memory | --swap | --swap-device | --cpu | --granule | --folio-orders) MACHINE_OPTIONS+=("$option" "$value") ;;
 		--el2 | --no-mte | --no-hafdbs | --icount) MACHINE_OPTIONS+=("$option") ;;
 		esac
 	done

@@ -2,16 +2,39 @@
 
 use core::str::SplitAsciiWhitespace;
 
+use arrayvec::ArrayVec;
 use ebbtide::frame::FolioOrders;
 
 use super::cpu::TagChecks;
+use super::swap::Faults;
+
+/// Swap areas at most.
+pub const SWAP_AREAS: usize = 8;
+
+/// The size of a swap area.
+#[derive(Copy, Clone)]
+pub struct SwapSize {
+    /// Page data, in MiB.
+    pub mib: u64,
+    /// Areas of a higher one are filled first.
+    pub priority: i16,
+}
+
+impl SwapSize {
+    /// The same in bytes.
+    pub const fn bytes(self) -> u64 {
+        self.mib.saturating_mul(1 << 20)
+    }
+}
 
 /// What the command line asks for. The protocol stands at the head of `qemu-run.sh`.
 pub struct BootArgs<'a> {
     /// `memory=MIB`: how much RAM the library manages, kernel included.
     pub memory_mib: Option<u64>,
-    /// `swap=MIB`: pages of the RAM swap device.
-    pub swap_mib: u64,
+    /// `swap=MIB[:PRIORITY],...`: RAM swap devices.
+    pub swap: ArrayVec<SwapSize, SWAP_AREAS>,
+    /// `swap-device=WORD,...`: what they do beside storing pages.
+    pub faults: Faults,
     /// `no-mte`: leave memory tags alone.
     pub no_mte: bool,
     /// `tag-checks=sync|async|asymm`: what a program gets that allows several.
@@ -32,7 +55,8 @@ impl<'a> BootArgs<'a> {
     pub fn parse(text: &'a str) -> Self {
         let mut args = Self {
             memory_mib: None,
-            swap_mib: 0,
+            swap: ArrayVec::new(),
+            faults: Faults::NONE,
             no_mte: false,
             tag_checks: TagChecks::Async,
             no_hafdbs: false,
@@ -44,7 +68,8 @@ impl<'a> BootArgs<'a> {
         for word in text.split_ascii_whitespace() {
             match Word::of(word) {
                 Word::Memory(mib) => args.memory_mib = Some(mib),
-                Word::Swap(mib) => args.swap_mib = mib,
+                Word::Swap(sizes) => args.swap = sizes,
+                Word::SwapDevice(faults) => args.faults = faults,
                 Word::NoMte => args.no_mte = true,
                 Word::TagChecks(checks) => args.tag_checks = checks,
                 Word::NoHafdbs => args.no_hafdbs = true,
@@ -76,9 +101,33 @@ fn folio_orders(list: &str) -> Option<FolioOrders> {
     list.split(',').try_fold(FolioOrders::SINGLE, |all, order| all.with(order.parse().ok()?))
 }
 
+fn swap_sizes(list: &str) -> Option<ArrayVec<SwapSize, SWAP_AREAS>> {
+    let mut sizes = ArrayVec::new();
+    for size in list.split(',') {
+        let (mib, priority) = size.split_once(':').unwrap_or((size, "0"));
+        sizes.try_push(SwapSize { mib: mib.parse().ok()?, priority: priority.parse().ok()? }).ok()?;
+    }
+    Some(sizes)
+}
+
+fn faults(list: &str) -> Option<Faults> {
+    let mut faults = Faults::NONE;
+    for word in list.split(',') {
+        match word.split_once('=') {
+            None if word == "checked" => faults.checked = true,
+            None if word == "late" => faults.late = true,
+            Some(("fail", every)) => faults.fail = every.parse().ok()?,
+            Some(("damage", every)) => faults.damage = every.parse().ok()?,
+            _ => return None,
+        }
+    }
+    Some(faults)
+}
+
 enum Word {
     Memory(u64),
-    Swap(u64),
+    Swap(ArrayVec<SwapSize, SWAP_AREAS>),
+    SwapDevice(Faults),
     NoMte,
     TagChecks(TagChecks),
     NoHafdbs,
@@ -100,7 +149,8 @@ impl Word {
                 _ => Self::Unknown,
             },
             Some(("memory", value)) => value.parse().map_or(Self::Unknown, Self::Memory),
-            Some(("swap", value)) => value.parse().map_or(Self::Unknown, Self::Swap),
+            Some(("swap", value)) => swap_sizes(value).map_or(Self::Unknown, Self::Swap),
+            Some(("swap-device", value)) => faults(value).map_or(Self::Unknown, Self::SwapDevice),
             Some(("folio-orders", value)) => folio_orders(value).map_or(Self::Unknown, Self::FolioOrders),
             Some(("tag-checks", "sync")) => Self::TagChecks(TagChecks::Sync),
             Some(("tag-checks", "async")) => Self::TagChecks(TagChecks::Async),

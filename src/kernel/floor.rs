@@ -24,6 +24,9 @@ unsafe extern "C" {
     fn floor_exception() -> u64;
     fn floor_descriptor(entry: *mut u8) -> u64;
     fn floor_tlbi() -> u64;
+    fn floor_scan_zero(page: *const u8) -> u64;
+    fn floor_scan_word(page: *const u8) -> u64;
+    fn floor_fill(page: *mut u8) -> u64;
 }
 
 struct Scratch {
@@ -106,6 +109,9 @@ pub fn measure(kind: u64) -> Option<u64> {
             5 => floor_exception(),
             6 => floor_descriptor(first),
             7 => floor_tlbi(),
+            8 => floor_scan_zero(first),
+            9 => floor_scan_word(first),
+            10 => floor_fill(first),
             _ => return None,
         };
         (spent, floor_empty())

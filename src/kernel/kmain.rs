@@ -26,12 +26,12 @@ mod mte;
 mod page;
 mod panic;
 mod process;
-mod ramswap;
 mod random;
 #[cfg(feature = "selftest")]
 mod selftest;
 mod stack;
 mod stats;
+mod swap;
 mod syscall;
 mod thread;
 mod time;
@@ -55,7 +55,7 @@ global_asm!(
 );
 global_asm!(include_str!("../../boot/vectors.S"), stack_shift = const stack::SHIFT);
 global_asm!(include_str!("../../boot/uaccess.S"));
-global_asm!(include_str!("../../boot/floors.S"));
+global_asm!(include_str!("../../boot/floors.S"), options(raw));
 
 /// The machine that the library runs on here.
 pub type Hardware = Aarch64<Virt>;
@@ -148,7 +148,7 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     floor::start(&mut ground, if args.icount { Counter::Instructions } else { Counter::Time });
 
     let mm = layout::start_mm(machine, &plan, &mut ground);
-    if let Err(why) = ramswap::start(mm, &plan) {
+    if let Err(why) = swap::start(mm, &plan, &args) {
         cannot_start(format_args!("{why}"));
     }
     if let Some(orders) = args.folio_orders {

@@ -1,7 +1,7 @@
 //! Who gets which part of RAM.
 //!
-//! QEMU's RAM is the managed machine, `memory=MIB` from the base of RAM, and above it what only the RAM swap device
-//! uses: its pages, then its records. The managed machine pays for everything else itself: image, stacks and heap,
+//! QEMU's RAM is the managed machine, `memory=MIB` from the base of RAM, and above it what only the RAM swap devices
+//! use: their pages, then their records. The managed machine pays for everything else itself: image, stacks and heap,
 //! the copy of the initrd, the kernel's tables, the frame records.
 //!
 //! ```text
@@ -34,9 +34,9 @@ pub struct Plan {
     pub ram: PfnRange,
     /// What the library manages.
     pub managed: PfnRange,
-    /// The swap device's pages.
+    /// The swap devices' pages.
     pub swap: PfnRange,
-    /// The rest: the swap device's records.
+    /// The rest: their records.
     pub spare: PfnRange,
 }
 
@@ -85,7 +85,7 @@ pub fn plan(tree: &Tree, args: &BootArgs<'_>) -> Result<(Plan, Ground), PlanErro
     if bytes > mmu::LINEAR_BYTES.saturating_sub(start) {
         return Err(PlanError::TooHigh);
     }
-    let swap_bytes = args.swap_mib.saturating_mul(MIB);
+    let swap_bytes = args.swap.iter().fold(0, |sum: u64, size| sum.saturating_add(size.bytes()));
     let managed_bytes = args.memory_mib.map_or(bytes.saturating_sub(swap_bytes), |mib| mib.saturating_mul(MIB));
     let asked = managed_bytes.saturating_add(swap_bytes);
     if asked > bytes || managed_bytes == 0 {

@@ -144,6 +144,11 @@ fn unresolved(error: &FaultError) -> ! {
                 "{access} at {address:#x}, whose page could not be read back from slot {slot} of swap area {area}"
             ),
         ),
+        FaultError::Lost => process::kill_at(
+            address,
+            killed::BUS,
+            format_args!("{access} at {address:#x}, whose page was lost with its swap area"),
+        ),
         FaultError::Damaged { area, slot } => process::kill_at(
             address,
             killed::BUS,

@@ -70,6 +70,12 @@ pub enum Floor {
     Descriptor = 6,
     /// One TLBI.
     Invalidate = 7,
+    /// Find out that a page is zero.
+    ScanZero = 8,
+    /// Find out that a page repeats one word.
+    ScanWord = 9,
+    /// Store one word all over a page.
+    Fill = 10,
 }
 
 /// Guest instructions of that work, for a page of 4 KiB.

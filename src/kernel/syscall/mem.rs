@@ -6,7 +6,7 @@
 use ebbtide::addr::VirtAddr;
 use ebbtide::machine::{Features, Machine};
 use ebbtide::reclaim::Advice;
-use ebbtide::space::{Access, Fault, Growth, MapError, MapRequest, Placement, Protection};
+use ebbtide::space::{Access, Fault, FaultError, Growth, MapError, MapRequest, Placement, Protection};
 
 use super::{Errno, Outcome};
 use crate::kernel::page::PAGE;
@@ -156,26 +156,21 @@ pub fn mmap(hint: u64, bytes: u64, bits: u64, flags: u64, offset: u64) -> Outcom
         MapError::OutOfRange(_) if fixed => Errno::EPERM,
         other => map_errno(other),
     })?;
-    if flags & flag::POPULATE != 0 {
-        populate(start, length, protection);
+    if flags & flag::POPULATE != 0
+        && let Some(access) = access_of(protection)
+    {
+        // As in Linux nothing that goes wrong here is an error of the call.
+        let _ = populate(start, length, access);
     }
     Ok(start.bytes())
 }
 
-/// Touches each page once; as in Linux nothing that goes wrong here is an error of the call.
-fn populate(start: VirtAddr, length: u64, protection: Protection) {
-    let access = if protection.contains(Protection::WRITE) {
-        Access::Write
-    } else if protection.contains(Protection::READ) {
-        Access::Read
+/// The access that mmap populates a mapping for.
+fn access_of(protection: Protection) -> Option<Access> {
+    if protection.contains(Protection::WRITE) {
+        Some(Access::Write)
     } else {
-        return;
-    };
-    for offset in (0..length).step_by(PAGE as usize) {
-        let fault = Fault { address: VirtAddr::new(start.bytes() + offset), access };
-        if process::space().handle_fault(global::mm(), fault).is_err() {
-            return;
-        }
+        protection.contains(Protection::READ).then_some(Access::Read)
     }
 }
 
@@ -211,16 +206,25 @@ pub fn mprotect(pointer: u64, bytes: u64, bits: u64) -> Outcome {
     Ok(0)
 }
 
+/// What an advice asks for.
+enum Wanted {
+    Nothing,
+    Advice(Advice),
+    Populated(Access),
+}
+
 /// Takes advice about a range.
 pub fn madvise(pointer: u64, bytes: u64, advice: u64) -> Outcome {
     // Numbers of include/uapi/asm-generic/mman-common.h. `None` are hints that change nothing here: NORMAL, RANDOM,
     // SEQUENTIAL, WILLNEED, HUGEPAGE, NOHUGEPAGE.
     let advice = match advice {
-        0..=3 | 14 | 15 => None,
-        4 => Some(Advice::DontNeed),
-        8 => Some(Advice::Free),
-        20 => Some(Advice::Cold),
-        21 => Some(Advice::PageOut),
+        0..=3 | 14 | 15 => Wanted::Nothing,
+        4 => Wanted::Advice(Advice::DontNeed),
+        8 => Wanted::Advice(Advice::Free),
+        20 => Wanted::Advice(Advice::Cold),
+        21 => Wanted::Advice(Advice::PageOut),
+        22 => Wanted::Populated(Access::Read),
+        23 => Wanted::Populated(Access::Write),
         _ => return Err(Errno::EINVAL),
     };
     let (start, length) = (untagged(pointer), round_up(bytes));
@@ -232,9 +236,22 @@ pub fn madvise(pointer: u64, bytes: u64, advice: u64) -> Outcome {
     }
     let start = in_user_half(start, length).ok_or(Errno::ENOMEM)?;
     match advice {
-        Some(advice) => process::space().advise(global::mm(), start, length, advice),
-        None => process::space().check_mapped(global::mm(), start, length),
+        Wanted::Advice(advice) => process::space().advise(global::mm(), start, length, advice).map_err(map_errno)?,
+        Wanted::Nothing => process::space().check_mapped(global::mm(), start, length).map_err(map_errno)?,
+        Wanted::Populated(access) => populate(start, length, access)?,
     }
-    .map_err(map_errno)?;
     Ok(0)
+}
+
+/// Makes every page of a range ready for an access, as if the program had made it.
+fn populate(start: VirtAddr, bytes: u64, access: Access) -> Result<(), Errno> {
+    for offset in (0..bytes).step_by(PAGE as usize) {
+        let address = VirtAddr::new(start.bytes() + offset);
+        process::space().handle_fault(global::mm(), Fault { address, access }).map_err(|error| match error {
+            FaultError::NotMapped | FaultError::NoMemory => Errno::ENOMEM,
+            FaultError::Protection => Errno::EINVAL,
+            FaultError::Unreadable { .. } | FaultError::Damaged { .. } | FaultError::Lost => Errno::EFAULT,
+        })?;
+    }
+    Ok(())
 }

@@ -5,6 +5,7 @@
 
 mod mem;
 mod misc;
+mod swap;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,16 +27,22 @@ pub struct Errno(u16);
 impl Errno {
     /// Not permitted.
     pub const EPERM: Self = Self(1);
+    /// No such file or directory.
+    pub const ENOENT: Self = Self(2);
     /// Bad file descriptor.
     pub const EBADF: Self = Self(9);
     /// Out of memory, or no such mapping.
     pub const ENOMEM: Self = Self(12);
     /// Bad address.
     pub const EFAULT: Self = Self(14);
+    /// The device is busy.
+    pub const EBUSY: Self = Self(16);
     /// File exists: MAP_FIXED_NOREPLACE met a mapping.
     pub const EEXIST: Self = Self(17);
     /// Invalid argument.
     pub const EINVAL: Self = Self(22);
+    /// A name that is too long.
+    pub const ENAMETOOLONG: Self = Self(36);
     /// No such system call.
     pub const ENOSYS: Self = Self(38);
     /// A kind that is not built yet.
@@ -73,6 +80,8 @@ mod number {
     pub const BRK: u64 = 214;
     pub const MUNMAP: u64 = 215;
     pub const MMAP: u64 = 222;
+    pub const SWAPON: u64 = 224;
+    pub const SWAPOFF: u64 = 225;
     pub const MPROTECT: u64 = 226;
     pub const MADVISE: u64 = 233;
     pub const GETRANDOM: u64 = 278;
@@ -104,6 +113,8 @@ extern "C" fn el0_system_call(frame: &Frame) -> u64 {
         number::BRK => Ok(mem::brk(a)),
         number::MUNMAP => mem::munmap(a, b),
         number::MMAP => mem::mmap(a, b, c, d, f),
+        number::SWAPON => swap::swapon(a, b),
+        number::SWAPOFF => swap::swapoff(a),
         number::MPROTECT => mem::mprotect(a, b, c),
         number::MADVISE => mem::madvise(a, b, c),
         number::GETRANDOM => misc::getrandom(a, b, c),

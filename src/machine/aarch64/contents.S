@@ -257,7 +257,7 @@ function ebbtide_zero_tags
     ret
 
 // Whether x1 bytes at x0 repeat the word at x0. Most pages differ in the first 128 bytes, for which the general registers
-// do; the rest is gathered in v4, a bit of which is set where a word differs, 1 KiB a turn.
+// do; the rest is gathered in v4, a bit of which is set where a word differs, 2 KiB a turn.
 function ebbtide_repeats
     ldr     x2, [x0]
     .irp    half, 0, 64
@@ -277,7 +277,7 @@ function ebbtide_repeats
     movi    v4.2d, #0
     dup     v5.2d, x2
     cbz     x2, 2f
-1:  .rept   16
+1:  .rept   32
     ld1     {v0.2d, v1.2d, v2.2d, v3.2d}, [x0], #64
     eor     v0.16b, v0.16b, v5.16b
     eor     v1.16b, v1.16b, v5.16b
@@ -292,11 +292,11 @@ function ebbtide_repeats
     mov     x4, v4.d[1]
     orr     x3, x3, x4
     cbnz    x3, 3f
-    subs    x1, x1, #1024
+    subs    x1, x1, #2048
     b.hi    1b
     b       3f
     // Of a zero page the words are the bits.
-2:  .rept   16
+2:  .rept   32
     ld1     {v0.2d, v1.2d, v2.2d, v3.2d}, [x0], #64
     orr     v0.16b, v0.16b, v1.16b
     orr     v2.16b, v2.16b, v3.16b
@@ -307,7 +307,7 @@ function ebbtide_repeats
     mov     x4, v4.d[1]
     orr     x3, x3, x4
     cbnz    x3, 3f
-    subs    x1, x1, #1024
+    subs    x1, x1, #2048
     b.hi    2b
 3:  ldp     q4, q5, [sp, #64]
     ldp     q2, q3, [sp, #32]
@@ -318,18 +318,21 @@ function ebbtide_repeats
 4:  mov     x0, #0
     ret
 
-// Store the word x2 all over x1 bytes at x0.
+// Store the word x2 all over x1 bytes at x0: 2 KiB a turn.
 function ebbtide_fill
-    add     x0, x0, #512
-1:
-    .set    offset, -512
-    .rept   64
-    stp     x2, x2, [x0, #offset]
-    .set    offset, offset + 16
-    .endr
-    subs    x1, x1, #1024
+    str     q0, [sp, #-16]!
+    dup     v0.2d, x2
     add     x0, x0, #1024
+1:
+    .set    offset, -1024
+    .rept   64
+    stp     q0, q0, [x0, #offset]
+    .set    offset, offset + 32
+    .endr
+    subs    x1, x1, #2048
+    add     x0, x0, #2048
     b.hi    1b
+    ldr     q0, [sp], #16
     ret
 
 // Clean x1 bytes at x0 to the point of unification in lines of x2 bytes (Arm ARM, B2.7.4.2).

@@ -59,7 +59,9 @@ struct Interval {
     units: usize,
 }
 
-use Floor::{Copy, Descriptor, Invalidate, RestoreTags, RoundTrip, SaveTags, Zero, ZeroTagged};
+use Floor::{
+    Copy, Descriptor, Fill, Invalidate, RestoreTags, RoundTrip, SaveTags, ScanWord, ScanZero, Zero, ZeroTagged,
+};
 
 /// A change of a live entry, and such a change by a call of its own.
 const CHANGE: &[Floor] = &[Descriptor, Invalidate];
@@ -75,17 +77,45 @@ const MEASUREMENTS: &[Measurement] = &[
     },
     Measurement {
         name: "swap_out",
-        run: swap_out,
+        run: |bench| swap_out_of(bench, Pattern::Text),
         unit: Unit::FourKib,
         floor: &[Copy, Descriptor, Invalidate],
         floor_tagged: &[Copy, SaveTags, Descriptor, Invalidate],
     },
     Measurement {
         name: "swap_in",
-        run: swap_in,
+        run: |bench| swap_in_of(bench, Pattern::Text),
         unit: Unit::FourKib,
         floor: &[Copy, RoundTrip, Descriptor],
         floor_tagged: &[Copy, RestoreTags, RoundTrip, Descriptor],
+    },
+    Measurement {
+        name: "swap_out_same",
+        run: |bench| swap_out_of(bench, Pattern::Zero),
+        unit: Unit::FourKib,
+        floor: &[ScanZero, Descriptor, Invalidate],
+        floor_tagged: &[ScanZero, SaveTags, Descriptor, Invalidate],
+    },
+    Measurement {
+        name: "swap_in_same",
+        run: |bench| swap_in_of(bench, Pattern::Zero),
+        unit: Unit::FourKib,
+        floor: &[Zero, RoundTrip, Descriptor],
+        floor_tagged: &[Zero, RestoreTags, RoundTrip, Descriptor],
+    },
+    Measurement {
+        name: "swap_out_word",
+        run: |bench| swap_out_of(bench, Pattern::Same),
+        unit: Unit::FourKib,
+        floor: &[ScanWord, Descriptor, Invalidate],
+        floor_tagged: &[ScanWord, SaveTags, Descriptor, Invalidate],
+    },
+    Measurement {
+        name: "swap_in_word",
+        run: |bench| swap_in_of(bench, Pattern::Same),
+        unit: Unit::FourKib,
+        floor: &[Fill, RoundTrip, Descriptor],
+        floor_tagged: &[Fill, RestoreTags, RoundTrip, Descriptor],
     },
     Measurement { name: "munmap", run: munmap, unit: Unit::FourKib, floor: CHANGE, floor_tagged: CHANGE },
     Measurement {
@@ -205,9 +235,9 @@ impl Bench {
         region
     }
 
-    /// A region that has been filled with text and then written out.
-    fn swapped(&self) -> Region {
-        let region = self.filled(Pattern::Text);
+    /// A region that has been filled and then written out.
+    fn swapped(&self, pattern: Pattern) -> Region {
+        let region = self.filled(pattern);
         let before = own::stats();
         for _ in 0..PAGEOUT_TRIES {
             region.advise(0..PAGES, Advice::PageOut).expect("madvise");
@@ -283,22 +313,22 @@ fn first_touch(bench: &Bench) -> Interval {
 }
 
 /// One call of madvise(MADV_PAGEOUT) over the region.
-fn swap_out(bench: &Bench) -> Interval {
-    let region = bench.filled(Pattern::Text);
+fn swap_out_of(bench: &Bench, pattern: Pattern) -> Interval {
+    let region = bench.filled(pattern);
     let before = own::stats();
     let interval = bench.time(PAGES, || region.advise(0..PAGES, Advice::PageOut).expect("madvise"));
     bench.expect_counted(before, own::SWAP_OUT);
-    bench.verify(&region, Pattern::Text);
+    bench.verify(&region, pattern);
     interval
 }
 
 /// One 8-byte load from each page that is out, in order.
-fn swap_in(bench: &Bench) -> Interval {
-    let region = bench.swapped();
+fn swap_in_of(bench: &Bench, pattern: Pattern) -> Interval {
+    let region = bench.swapped(pattern);
     let before = own::stats();
     let interval = bench.time(PAGES, || region.touch_load());
     bench.expect_counted(before, own::SWAP_IN);
-    bench.verify(&region, Pattern::Text);
+    bench.verify(&region, pattern);
     interval
 }
 
@@ -310,7 +340,7 @@ fn munmap(bench: &Bench) -> Interval {
 
 /// One call of munmap over the region that is all out.
 fn munmap_swapped(bench: &Bench) -> Interval {
-    let region = bench.swapped();
+    let region = bench.swapped(Pattern::Text);
     bench.time(PAGES, || region.unmap(0..PAGES).expect("munmap"))
 }
 
