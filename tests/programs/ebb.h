@@ -46,10 +46,10 @@ enum {
 	SYS_set_tid_address = 96, SYS_clock_gettime = 113, SYS_sched_yield = 124,
 	SYS_uname = 160, SYS_prctl = 167, SYS_getpid = 172, SYS_gettid = 178,
 	SYS_sysinfo = 179, SYS_brk = 214, SYS_munmap = 215, SYS_mremap = 216,
-	SYS_mmap = 222, SYS_mprotect = 226, SYS_madvise = 233, SYS_getrandom = 278,
+	SYS_mmap = 222, SYS_swapon = 224, SYS_swapoff = 225, SYS_mprotect = 226, SYS_madvise = 233, SYS_getrandom = 278,
 };
 
-enum { EPERM = 1, EAGAIN = 11, ENOMEM = 12, EFAULT = 14, EEXIST = 17, EINVAL = 22, ENOSYS = 38 };
+enum { EPERM = 1, ENOENT = 2, EAGAIN = 11, ENOMEM = 12, EFAULT = 14, EBUSY = 16, EEXIST = 17, EINVAL = 22, ENAMETOOLONG = 36, ENOSYS = 38 };
 
 enum { PROT_NONE = 0, PROT_READ = 1, PROT_WRITE = 2, PROT_EXEC = 4, PROT_MTE = 0x20, PROT_SEM = 8, RW = 3, RX = 5 };
 enum {
@@ -60,6 +60,7 @@ enum {
 enum {
 	MADV_NORMAL = 0, MADV_WILLNEED = 3, MADV_DONTNEED = 4, MADV_HUGEPAGE = 14,
 	MADV_NOHUGEPAGE = 15, MADV_FREE = 8, MADV_COLD = 20, MADV_PAGEOUT = 21,
+	MADV_POPULATE_READ = 22, MADV_POPULATE_WRITE = 23,
 };
 enum {
 	PR_SET_TAGGED_ADDR_CTRL = 55, PR_GET_TAGGED_ADDR_CTRL = 56,

@@ -9,7 +9,7 @@ const FLOOR: usize = 0x6503;
 const FOLIO_KIB: usize = 0x6504;
 
 /// The kernel's counters, in the order in which [`stats`] gives them.
-pub const COUNTERS: [&str; 12] = [
+pub const COUNTERS: [&str; 13] = [
     "faults",
     "swap_out",
     "swap_in",
@@ -22,12 +22,15 @@ pub const COUNTERS: [&str; 12] = [
     "direct_reclaims",
     "background_wakes",
     "oom_kills",
+    "damaged",
 ];
 
 /// Index in [`COUNTERS`] of the pages written out.
 pub const SWAP_OUT: usize = 1;
 /// Index in [`COUNTERS`] of the pages read in.
 pub const SWAP_IN: usize = 2;
+/// Index in [`COUNTERS`] of the pages that came back damaged.
+pub const DAMAGED: usize = 12;
 
 /// The kernel's counters since boot. A kernel that has fewer leaves the rest 0.
 pub fn stats() -> Option<[u64; COUNTERS.len()]> {

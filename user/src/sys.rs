@@ -19,6 +19,8 @@ const PR_SET_TAGGED_ADDR_CTRL: usize = 55;
 pub struct Errno(pub i32);
 
 impl Errno {
+    /// Bad address, or memory that cannot be read back.
+    pub const EFAULT: Self = Self(14);
     /// Not a call of this kernel.
     pub const ENOSYS: Self = Self(38);
 
@@ -127,6 +129,8 @@ pub enum Advice {
     Cold = 20,
     /// Write the pages out now.
     PageOut = 21,
+    /// Bring the pages in, as loads would; EFAULT when one cannot be read.
+    PopulateRead = 22,
 }
 
 /// Where `mmap` puts the mapping.

@@ -212,6 +212,7 @@ pub fn stats(into: u64, words: u64) -> Outcome {
         &stats.direct_reclaims,
         &stats.background_wakes,
         &stats.oom_kills,
+        &stats.damaged,
     ]
     .map(|counter| counter.get());
     let wanted = counters.len().min(words as usize);

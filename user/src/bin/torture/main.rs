@@ -1,4 +1,4 @@
-//! `torture [--mib N] [--seed S] [--ops K]`: a random walk over one large anonymous area, with a small model
+//! `torture [--mib N] [--seed S] [--ops K] [--bear TRIES]`: a random walk over one large anonymous area, with a small model
 //! of what it must hold.
 //!
 //! The model has a record for each unit (a page of the kernel's): whether it is mapped, with what permission,
@@ -9,10 +9,14 @@
 //! synchronous checks on, page out, MADV_DONTNEED, mprotect to any permission and back, give untagged pages
 //! PROT_MTE, munmap, mmap over it. In the end everything is checked. The walk depends on the seed alone.
 //!
+//! With `--bear TRIES` it brings each unit in by MADV_POPULATE_READ before it touches it. One that cannot be read back, so
+//! often as it tries, is given up by MADV_DONTNEED, and counted: so the walk goes on over a device that fails or damages pages.
+//! Its own memory it cannot bear to lose: the area has to be small enough that nothing but what it pages out leaves.
+//!
 //! The records lie in anonymous memory too, so the program's own bookkeeping is swapped as well. A call that
 //! fails ends the walk: nothing that it does may fail while there is memory or swap left.
 //!
-//! Exit status 0, or 1 if a byte or a tag was wrong or a call failed.
+//! Exit status 0, or 1 if a byte or a tag was wrong, a call failed, or more units were given up than came back damaged.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -31,15 +35,15 @@ use walk::Walk;
 user::program!(run);
 
 fn run(env: &Env) -> i32 {
-    let (mib, seed, ops) = match options(env) {
+    let (mib, seed, ops, tries) = match options(env) {
         Ok(options) => options,
         Err(BadArgs) => {
-            eprintln!("usage: torture [--mib N] [--seed S] [--ops K]");
+            eprintln!("usage: torture [--mib N] [--seed S] [--ops K] [--bear TRIES]");
             return BadArgs::STATUS;
         }
     };
     println!("torture: {mib} MiB, seed {seed}, operations {ops}{}", if env.has_mte() { "" } else { ", no MTE" });
-    let mut walk = match Walk::new(env, mib, seed) {
+    let mut walk = match Walk::new(env, mib, seed, tries) {
         Ok(walk) => walk,
         Err(error) => {
             eprintln!("mmap of {mib} MiB: {error}");
@@ -64,8 +68,8 @@ fn run(env: &Env) -> i32 {
     walk.conclude()
 }
 
-fn options(env: &Env) -> Result<(usize, u64, usize), BadArgs> {
-    let [mib, seed, ops] = env.options(["--mib", "--seed", "--ops"])?;
+fn options(env: &Env) -> Result<(usize, u64, usize, usize), BadArgs> {
+    let [mib, seed, ops, tries] = env.options(["--mib", "--seed", "--ops", "--bear"])?;
     // Half as much again as the machine has, so that the walk itself makes pressure.
     let more_than_ram = sys::total_ram().map_or(64, |bytes| (bytes >> 20) as usize * 3 / 2);
     let mib: usize = args::number(mib, more_than_ram)?;
@@ -73,5 +77,5 @@ fn options(env: &Env) -> Result<(usize, u64, usize), BadArgs> {
         eprintln!("--mib {mib}: from 1 to {}", 1 << 20);
         return Err(BadArgs);
     }
-    Ok((mib, args::number(seed, 1)?, args::number(ops, 10_000)?))
+    Ok((mib, args::number(seed, 1)?, args::number(ops, 10_000)?, args::number(tries, 0)?))
 }

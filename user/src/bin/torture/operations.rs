@@ -34,7 +34,7 @@ pub const OPERATIONS: [(&str, u32, Operation); 13] = [
 fn write_data(walk: &mut Walk, range: Range<usize>) -> Result<(), Errno> {
     let contents = walk.new_number();
     for unit in range {
-        let record = walk.get(unit);
+        let record = walk.ready(unit)?;
         if record.writable {
             let record = Unit { contents, store: 0, ..record };
             for page in walk.pages(unit) {
@@ -50,7 +50,7 @@ fn write_data(walk: &mut Walk, range: Range<usize>) -> Result<(), Errno> {
 fn write_tags(walk: &mut Walk, range: Range<usize>) -> Result<(), Errno> {
     let tags = walk.new_number();
     for unit in range {
-        let record = walk.get(unit);
+        let record = walk.ready(unit)?;
         if record.writable && record.mte {
             let record = Unit { tags, ..record };
             for page in walk.pages(unit) {
@@ -67,7 +67,7 @@ fn write_tags(walk: &mut Walk, range: Range<usize>) -> Result<(), Errno> {
 fn store_word(walk: &mut Walk, range: Range<usize>) -> Result<(), Errno> {
     let store = walk.new_number();
     for unit in range {
-        let record = walk.get(unit);
+        let record = walk.ready(unit)?;
         if record.writable {
             // The record knows of one store only, so an earlier one is undone first.
             if record.store != 0 {
@@ -85,7 +85,7 @@ fn store_word(walk: &mut Walk, range: Range<usize>) -> Result<(), Errno> {
 
 fn check(walk: &mut Walk, range: Range<usize>) -> Result<(), Errno> {
     for unit in range {
-        walk.check(unit);
+        walk.check(unit)?;
     }
     Ok(())
 }
@@ -97,7 +97,7 @@ fn tagged_pointer(walk: &mut Walk, range: Range<usize>) -> Result<(), Errno> {
     }
     sys::set_tag_check(TagCheck::Sync)?;
     for unit in range {
-        let record = walk.get(unit);
+        let record = walk.ready(unit)?;
         if record.writable && record.mte {
             let page = walk.pages(unit).start;
             walk.expect(&record, page);

@@ -5,11 +5,12 @@ use core::ops::Range;
 use user::{
     PAGE, WORDS,
     args::Env,
+    eprintln,
     io::Progress,
     model::{Contents, Tally, hash},
-    pattern, println,
+    own, pattern, println,
     region::Region,
-    sys::{Errno, Prot},
+    sys::{Advice, Errno, Prot},
 };
 
 use crate::{operations::OPERATIONS, unit::Unit};
@@ -34,6 +35,10 @@ pub struct Walk {
     newest: u32,
     /// What was wrong.
     pub tally: Tally,
+    /// How often to ask for a unit before it is given up; 0: not at all, and to die of one that cannot be read back.
+    tries: usize,
+    /// Units that could not be read back.
+    lost: u64,
     /// How often each operation came.
     done: [u64; OPERATIONS.len()],
     /// The operation under way.
@@ -44,7 +49,7 @@ pub struct Walk {
 
 impl Walk {
     /// Maps the area, readable and writable, and the records.
-    pub fn new(env: &Env, mib: usize, seed: u64) -> Result<Self, Errno> {
+    pub fn new(env: &Env, mib: usize, seed: u64, tries: usize) -> Result<Self, Errno> {
         let unit_pages = (env.page_size() / PAGE).max(1);
         let pages = (mib << 20) / PAGE;
         let units = pages / unit_pages;
@@ -60,6 +65,8 @@ impl Walk {
             random: pattern::mix(seed) | 1,
             newest: 0,
             tally: Tally::default(),
+            tries,
+            lost: 0,
             done: [0; OPERATIONS.len()],
             doing: ("", 0..0),
             contents: Contents::new(env.page_size()),
@@ -80,6 +87,25 @@ impl Walk {
         for (i, word) in record.to_words().into_iter().enumerate() {
             self.records.store((unit * 3 + i) / WORDS, (unit * 3 + i) % WORDS, word);
         }
+    }
+
+    /// The record of a unit that is about to be touched.
+    pub fn ready(&mut self, unit: usize) -> Result<Unit, Errno> {
+        let record = self.get(unit);
+        if self.tries == 0 || !record.readable {
+            return Ok(record);
+        }
+        for _ in 0..self.tries {
+            match self.area.advise(self.pages(unit), Advice::PopulateRead) {
+                Err(Errno::EFAULT) => {}
+                other => return other.map(|()| record),
+            }
+        }
+        self.lost += 1;
+        self.area.advise(self.pages(unit), Advice::DontNeed)?;
+        let empty = Unit { contents: 0, tags: 0, store: 0, ..record };
+        self.set(unit, empty);
+        Ok(empty)
     }
 
     /// Changes the records of some units.
@@ -144,10 +170,10 @@ impl Walk {
     }
 
     /// Checks a unit, if it can be read.
-    pub fn check(&mut self, unit: usize) {
-        let record = self.get(unit);
+    pub fn check(&mut self, unit: usize) -> Result<(), Errno> {
+        let record = self.ready(unit)?;
         if !record.readable {
-            return;
+            return Ok(());
         }
         for page in self.pages(unit) {
             self.expect(&record, page);
@@ -156,6 +182,7 @@ impl Walk {
                 self.tally.tags(&self.area, page, &self.contents.tags);
             }
         }
+        Ok(())
     }
 
     /// A random number below `below`.
@@ -206,7 +233,7 @@ impl Walk {
         }
         let mut progress = Progress::new("check everything", self.units);
         for unit in 0..self.units {
-            self.check(unit);
+            self.check(unit)?;
             progress.at(unit);
         }
         Ok(())
@@ -216,6 +243,15 @@ impl Walk {
     pub fn conclude(&self) -> i32 {
         for ((name, ..), times) in OPERATIONS.into_iter().zip(self.done) {
             println!("{name:<24}{times:>12}");
+        }
+        if self.tries > 0 {
+            let damaged = own::stats().map(|stats| stats[own::DAMAGED]);
+            println!("{} units could not be read back", self.lost);
+            // On a kernel that says so, each of them is one that the device damaged.
+            if damaged.is_some_and(|damaged| self.lost > damaged) {
+                eprintln!("only {} came back damaged", damaged.unwrap_or(0));
+                return 1;
+            }
         }
         self.tally.conclude()
     }
