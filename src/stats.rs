@@ -108,6 +108,8 @@ counters! {
     tags_uniform,
     /// Saved pages whose tags fit in the slot record as a few runs.
     tags_packed,
+    /// Saved pages whose tags fit in the slot record as objects of one size.
+    tags_strided,
     /// Saved pages whose tags took a raw image.
     tags_raw,
     /// Evictions given up for want of room for tags; the page stays mapped.

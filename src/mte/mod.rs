@@ -9,12 +9,15 @@
 //! | untagged | nothing: the page never had tags of its own | the slot's state word |
 //! | uniform | one tag | the slot's tags word |
 //! | packed | up to [`max_runs`] runs of equal tags | the slot's tags word |
+//! | strided | objects of one size, up to [`strided::max_objects`] in part or whole | the slot's tags word |
 //! | raw | all of them | a room of the area's pool |
 //!
 //! **Packed form.** Memory from an allocator has one tag an object, so that most pages are a few runs. `r` runs have
 //! `r` tags of 4 bits and `r - 1` starts of `b` bits, where a page has 2^b granules; `4 r + b (r - 1) <= 64` gives 6
 //! runs at 4 KiB (24 + 40 bits), 5 at 16 KiB (20 + 40) and 4 at 64 KiB (16 + 36). Tags stand in the low bits, starts
 //! above them in ascending order; a start of 0 says that there are no more runs, as only the first run starts at 0.
+
+pub mod strided;
 
 use crate::granule::{Granule, TAG_GRANULE_BYTES};
 
@@ -27,6 +30,8 @@ pub enum TagImage {
     Uniform(u8),
     /// A few runs, in the form of the module's head.
     Packed(u64),
+    /// Objects of one size, in the form of [`strided`].
+    Strided(u64),
     /// A full image, in the room with this number.
     Raw(u32),
 }
@@ -38,7 +43,9 @@ pub enum Encoded {
     Uniform(u8),
     /// A few runs.
     Packed(u64),
-    /// More runs than fit: needs a raw room.
+    /// Objects of one size.
+    Strided(u64),
+    /// Nothing that fits in a word: needs a raw room.
     Raw,
 }
 
@@ -87,7 +94,11 @@ pub fn encode<G: Granule>(tags: &[u64]) -> Encoded {
         }
         let mut edges = (differs | differs >> 1 | differs >> 2 | differs >> 3) & LOW_NIBBLES;
         if found + ones(edges) > runs {
-            return Encoded::Raw;
+            // So many edges so early are those of objects that are too small for it.
+            if index < strided::first_word::<G>() {
+                return Encoded::Raw;
+            }
+            return strided::encode::<G>(tags).map_or(Encoded::Raw, Encoded::Strided);
         }
         while edges != 0 {
             let nibble = edges.trailing_zeros() / 4;
@@ -166,6 +177,11 @@ mod tests {
             Encoded::Packed(packed) => {
                 let mut tags = G::ZERO_TAGS;
                 unpack::<G>(packed, &mut tags);
+                tags.as_ref().to_vec()
+            }
+            Encoded::Strided(word) => {
+                let mut tags = G::ZERO_TAGS;
+                strided::decode::<G>(word, &mut tags);
                 tags.as_ref().to_vec()
             }
             Encoded::Raw => {

@@ -64,6 +64,7 @@ pub(crate) struct Saved {
     untagged: u64,
     uniform: u64,
     packed: u64,
+    strided: u64,
     raw: u64,
     same: u64,
     pages: u64,
@@ -76,6 +77,7 @@ impl Saved {
         stats.tags_untagged.add(self.untagged);
         stats.tags_uniform.add(self.uniform);
         stats.tags_packed.add(self.packed);
+        stats.tags_strided.add(self.strided);
         stats.tags_raw.add(self.raw);
         stats.swap_out.add(self.pages);
         stats.swap_out_same.add(self.same);
@@ -120,6 +122,10 @@ impl<'a, M: Machine> Leaving<'a, M> {
             Encoded::Packed(runs) => {
                 saved.packed += 1;
                 TagImage::Packed(runs)
+            }
+            Encoded::Strided(word) => {
+                saved.strided += 1;
+                TagImage::Strided(word)
             }
             // A second write of the same page: the first kept them.
             Encoded::Raw if self.rooms == 0 => return,

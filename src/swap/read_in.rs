@@ -169,6 +169,11 @@ impl<M: Machine> Area<M> {
                 mte::unpack::<M::Granule>(runs, &mut words);
                 show(&words);
             }
+            TagImage::Strided(word) => {
+                let mut words = M::Granule::ZERO_TAGS;
+                mte::strided::decode::<M::Granule>(word, &mut words);
+                show(&words);
+            }
             TagImage::Raw(room) => show(&self.rooms.load(room)),
         }
         Kept::Tags

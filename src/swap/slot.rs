@@ -11,7 +11,7 @@ use crate::sync::{AtomicU64, Ordering, Word};
 #[repr(C)]
 pub struct SlotRecord<W = AtomicU64> {
     state: W,
-    /// Uniform: the tag. Packed: the runs. Raw: the room's number.
+    /// Uniform: the tag. Packed: the runs. Strided: the objects. Raw: the room's number.
     tags: W,
     /// Same-filled: the word that the page repeats. Else, on a device that is `CHECKED`: the sum of the page.
     sum_or_word: W,
@@ -45,6 +45,7 @@ const UNTAGGED: u64 = 0 << TAGS_SHIFT;
 const UNIFORM: u64 = 1 << TAGS_SHIFT;
 const PACKED: u64 = 2 << TAGS_SHIFT;
 const RAW: u64 = 3 << TAGS_SHIFT;
+const STRIDED: u64 = 4 << TAGS_SHIFT;
 
 /// What a slot is.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -167,6 +168,7 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
             TagImage::Untagged => (UNTAGGED, 0),
             TagImage::Uniform(tag) => (UNIFORM, tag as u64),
             TagImage::Packed(runs) => (PACKED, runs),
+            TagImage::Strided(word) => (STRIDED, word),
             TagImage::Raw(room) => (RAW, room as u64),
         };
         self.tags.store(word, Ordering::Relaxed);
@@ -224,6 +226,7 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
         match self.state.load(Ordering::Acquire) & TAGS_MASK {
             UNIFORM => TagImage::Uniform(word as u8),
             PACKED => TagImage::Packed(word),
+            STRIDED => TagImage::Strided(word),
             RAW => TagImage::Raw(word as u32),
             _ => TagImage::Untagged,
         }
