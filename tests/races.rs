@@ -3,7 +3,8 @@
 //! A step is an operation on an atomic, a turn of a lock, an operation of the emulated machine, or an access of a
 //! program with what the hardware writes for it. Each schedule makes a small world anew, lets two or three CPUs work on
 //! one group of pages, and looks at what is left: the contents and tags, page by page, against what may be there; the
-//! groups' entries; frames, slots and tag rooms; and the emulator's laws on the way. Half of the schedules are bursts
+//! groups' entries; frames, slots and tag rooms; and the emulator's laws on the way. The swap device is of any kind, late or
+//! at once, checked or not, and in a third of the worlds one of its requests fails. Half of the schedules are bursts
 //! of steps of any length, half have few changes of turns, at any of the steps (PCT).
 //!
 //! ```text
@@ -36,6 +37,7 @@ use ebbtide::machine::emu::{Access, Adversary, Death, Law, Mode};
 use ebbtide::machine::{Features, Machine};
 use ebbtide::reclaim::Advice;
 use ebbtide::space::{FaultError, Protection};
+use ebbtide::swap::DeviceFlags;
 use shuttle::rand::{Rng, thread_rng};
 
 use support::explore::{Told, explore, meet};
@@ -111,6 +113,14 @@ impl fmt::Debug for World {
     }
 }
 
+/// At once, late, and checked or not.
+const DEVICES: [DeviceFlags; 4] = [
+    DeviceFlags::SYNCHRONOUS,
+    DeviceFlags::STABLE_WRITES,
+    DeviceFlags::SYNCHRONOUS.union(DeviceFlags::CHECKED),
+    DeviceFlags::STABLE_WRITES.union(DeviceFlags::CHECKED),
+];
+
 fn at(page: u64) -> VirtAddr {
     VirtAddr::new(BASE + page * PAGE)
 }
@@ -151,13 +161,15 @@ impl World {
             features,
             adversary,
             orders: Some(orders),
+            device: DEVICES[pick(&mut dice, 4) as usize],
             ..Setup::default()
         };
+        let fails_at = pick(&mut dice, 12);
         let rig = Rig::new(setup);
         let space = rig.space();
         rig.map(&space, BASE, PAGES, RWT);
         let world = Self {
-            told: format!("{start:?}, {setup:?}"),
+            told: format!("{start:?}, request {fails_at} fails if below 4, {setup:?}"),
             rig,
             space,
             start,
@@ -166,6 +178,10 @@ impl World {
         };
         world.prepare();
         world.rig.map(&world.space, FAR, 3, RW);
+        // One request fails, in a third of the worlds.
+        if fails_at < 4 {
+            world.rig.device.fail_after(fails_at.into());
+        }
         for cpu in 1..cpus {
             let place = FAR + cpu as u64 * PAGE;
             world.rig.emu().on_cpu(cpu, || world.rig.program_on(cpu, &world.space).store(place, 1)).unwrap();
@@ -245,8 +261,14 @@ impl World {
             Err(Death::Refused(_, FaultError::NotMapped)) => {
                 assert_ne!(after.unmapped, Phase::Ahead, "nothing there: {self:?}");
             }
+            Err(Death::Refused(_, FaultError::Unreadable { .. })) => self.may_fail(),
             Err(error) => panic!("{error:?}: {self:?}"),
         }
+    }
+
+    /// A read that failed is the one that was to.
+    fn may_fail(&self) {
+        assert_eq!(self.rig.count("read_errors"), 1, "{self:?}");
     }
 
     /// A program's load of what was there from the start.
@@ -259,6 +281,7 @@ impl World {
             Err(Death::Refused(_, FaultError::NotMapped)) => {
                 assert_ne!(after.unmapped, Phase::Ahead, "nothing there: {self:?}");
             }
+            Err(Death::Refused(_, FaultError::Unreadable { .. })) => self.may_fail(),
             Err(error) => panic!("{error:?}: {self:?}"),
         }
     }
@@ -272,6 +295,8 @@ impl World {
 
     /// What is left, page by page; then all is given back.
     fn finish(self, presses: Presses) {
+        // What has not failed by now never does.
+        self.rig.device.fail_after(u64::from(u32::MAX));
         self.rig.emu().check_all_groups();
         if presses == Presses::Yes {
             self.rig.mm.balance();
@@ -319,7 +344,9 @@ enum Presses {
 /// walker could use.
 fn reuse(rig: &Rig, space: &Space<Stage<K4>>, cpu: usize) {
     for (page, word) in (0..4).flat_map(|page| [0, 5, 11].map(|word| (page, word))) {
-        let stored = rig.program_on(cpu, space).store(NEXT + page * PAGE + word * 8, !0);
+        let store = || rig.program_on(cpu, space).store(NEXT + page * PAGE + word * 8, !0);
+        // The one request that fails may be for this.
+        let stored = store().or_else(|_| store());
         assert_eq!(stored, Ok(()), "{:?}", rig.emu().last_operations());
     }
 }
@@ -487,10 +514,13 @@ fn the_end_of_a_space_meets_reclaim() {
         let reclaim = |cpu: usize| rig.emu().on_cpu(cpu, || rig.mm.balance());
         let store = |cpu: usize| {
             for value in 1..4 {
-                assert_eq!(rig.program_on(cpu, &other).store(BASE + OLD, value), Ok(()), "{told}");
+                let store = || rig.program_on(cpu, &other).store(BASE + OLD, value);
+                // The one request that fails may be for this.
+                assert_eq!(store().or_else(|_| store()), Ok(()), "{told}");
             }
         };
         meet(&[&end, &reclaim, &store]);
+        rig.device.fail_after(u64::from(u32::MAX));
         assert_eq!(rig.program_on(2, &other).load(BASE + OLD), Ok(3), "{told}");
         rig.finish(other);
     });
