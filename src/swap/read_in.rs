@@ -71,6 +71,23 @@ impl<M: Machine> Area<M> {
         if self.flags().contains(DeviceFlags::CHECKED) {
             return self.read_checked(mm, first as u32, slots, run, &mut restored);
         }
+        // The data first: it leaves the tags undefined.
+        if slots.iter().any(SlotRecord::is_same) {
+            self.read_and_fill(mm, first, slots, run)?;
+        } else {
+            self.read(machine, first, run, 0, run.pages())?;
+        }
+        for (page, slot) in (0..).zip(slots) {
+            let pfn = run.start().offset(page);
+            restored(page, self.load_tags(slot, |tags| machine.store_tags(pfn, tags)));
+        }
+        Ok(())
+    }
+
+    /// Makes the data of slots of which some hold a repeated word.
+    #[inline(never)]
+    fn read_and_fill(&self, mm: &Mm<M>, first: u64, slots: &[SlotRecord], run: PfnRange) -> Result<(), DeviceError> {
+        let machine = mm.machine();
         let mut unread = 0;
         for (page, slot) in (0..).zip(slots) {
             if let Some(word) = slot.same() {
@@ -80,12 +97,7 @@ impl<M: Machine> Area<M> {
                 unread = page + 1;
             }
         }
-        self.read(machine, first, run, unread, run.pages())?;
-        for (page, slot) in (0..).zip(slots) {
-            let pfn = run.start().offset(page);
-            restored(page, self.load_tags(slot, |tags| machine.store_tags(pfn, tags)));
-        }
-        Ok(())
+        self.read(machine, first, run, unread, run.pages())
     }
 
     /// Reads the pages from `start` to `end` of a run.
