@@ -75,10 +75,12 @@ fn any_number_of_spaces_take_turns() {
 /// again, which has another identifier then: when the call returns, what it took is gone there as well.
 #[test]
 fn a_flush_reaches_a_space_that_has_changed_its_identifier() {
-    for adversary in [Adversary::Quiet, Adversary::Full] {
+    // What a walker sees late is the adversary's choice.
+    let adversaries = [(Adversary::Quiet, 0)].into_iter().chain((0..5).map(|seed| (Adversary::Full, seed)));
+    for (adversary, seed) in adversaries {
         for (is_running, frees) in [(false, false), (false, true), (true, false), (true, true)] {
             meanwhile(|raise| {
-                let rig = rig(3, adversary, 7);
+                let rig = rig(3, adversary, seed);
                 let space = made(&rig);
                 let others: Vec<Made> = (0..IDENTIFIERS).map(|_| made(&rig)).collect();
                 rig.activate(0, &space);

@@ -13,7 +13,7 @@
 mod support;
 
 use ebbtide::granule::{Granule, K4, K16, K64};
-use ebbtide::mte::{Encoded, encode};
+use ebbtide::mte::{Encoded, encode, repeated, strided, unpack};
 
 use support::Dice;
 
@@ -58,6 +58,21 @@ fn packed(tags: &[u8]) -> Vec<u64> {
     tags.chunks(16).map(|granules| granules.iter().rev().fold(0, |word, &tag| word << 4 | u64::from(tag))).collect()
 }
 
+/// The image of a page's tags, which brings them back.
+fn check<G: Granule>(tags: &[u8]) -> Encoded {
+    let tags = packed(tags);
+    let image = encode::<G>(&tags);
+    let mut again = G::ZERO_TAGS;
+    match image {
+        Encoded::Uniform(tag) => again.as_mut().fill(repeated(tag)),
+        Encoded::Packed(runs) => unpack::<G>(runs, &mut again),
+        Encoded::Strided(word) => strided::decode::<G>(word, &mut again),
+        Encoded::Raw => return image,
+    }
+    assert_eq!(again.as_ref(), tags);
+    image
+}
+
 /// Bytes for some pages with tags.
 #[derive(Default)]
 struct Kept {
@@ -70,7 +85,7 @@ struct Kept {
 
 impl Kept {
     fn add<G: Granule>(&mut self, tags: &[u8]) {
-        let image = encode::<G>(&packed(tags));
+        let image = check::<G>(tags);
         self.pages += 1;
         self.ours += size_of::<u64>() + if image == Encoded::Raw { G::TAG_BYTES } else { 0 };
         let in_runs = matches!(image, Encoded::Uniform(_) | Encoded::Packed(_));
@@ -123,4 +138,20 @@ fn a_heap_keeps_less_than_half() {
     random::<K4>();
     random::<K16>();
     random::<K64>();
+}
+
+/// A slab's page with one tag that is not as the others say.
+#[test]
+fn a_stray_tag_is_kept() {
+    let mut dice = Dice::new(3);
+    for class in 26..50 {
+        for header in [Header::None, Header::Granule] {
+            let tags = slab(&mut dice, 256, class, header);
+            for granule in 0..256 {
+                let mut tags = tags.clone();
+                tags[granule] ^= 1 + dice.below(15) as u8;
+                check::<K4>(&tags);
+            }
+        }
+    }
 }

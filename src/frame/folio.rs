@@ -47,6 +47,9 @@ impl Frames {
     /// Pages of the folio, of 2^`order` pages, that have tags of their own.
     #[inline]
     pub(crate) fn tagged_pages(&self, head: Frame, order: u32) -> u32 {
+        if order == 0 {
+            return self.record(head).has(flag::TAGS_VALID).into();
+        }
         self.pages(head, 1 << order).filter(|&frame| self.record(frame).has(flag::TAGS_VALID)).count() as u32
     }
 
@@ -73,12 +76,6 @@ impl Frames {
     /// Makes a head the head of one page: its own. Under its folio lock, with its tails promoted.
     pub(crate) fn shrink(&self, head: Frame) {
         self.record(head).flags.fetch_and(!ORDER_MASK, Ordering::Relaxed);
-    }
-
-    /// Leaf entries of the folio.
-    #[inline]
-    pub(crate) fn maps(&self, frame: Frame) -> u32 {
-        self.record(frame).count.maps()
     }
 
     /// Whether anybody holds a pin.

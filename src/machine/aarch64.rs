@@ -324,9 +324,6 @@ unsafe impl<B: Board> Machine for Aarch64<B> {
 
     #[inline]
     fn load_tags<'a>(&self, frame: Pfn, into: &'a mut MaybeUninit<TagWords<Self>>) -> &'a TagWords<Self> {
-        if !self.features.contains(Features::MTE) {
-            return into.write(B::Granule::ZERO_TAGS);
-        }
         // SAFETY: as for `zero`; one word stands for 256 bytes of the frame, and all `TAG_WORDS` words of the array
         // are written.
         unsafe {
@@ -337,10 +334,8 @@ unsafe impl<B: Board> Machine for Aarch64<B> {
 
     #[inline]
     fn store_tags(&self, frame: Pfn, tags: &TagWords<Self>) {
-        if self.features.contains(Features::MTE) {
-            // SAFETY: as for `zero`; one word stands for 256 bytes of the frame.
-            unsafe { self.blocks.store_tags(self.frame(frame), tags.as_ref()) }
-        }
+        // SAFETY: as for `zero`; one word stands for 256 bytes of the frame.
+        unsafe { self.blocks.store_tags(self.frame(frame), tags.as_ref()) }
     }
 
     #[inline]

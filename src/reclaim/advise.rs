@@ -52,6 +52,9 @@ impl<M: Machine> Space<M> {
     }
 }
 
+/// Entries of a chunk that are gone, whose pages were still in memory.
+type Unused = ArrayVec<SwapEntry, CHUNK>;
+
 /// What becomes of a page that stays.
 trait Calm {
     /// What to do with a group that the range covers in part.
@@ -60,8 +63,8 @@ trait Calm {
     /// The page's leaf from now on.
     fn leaf(was: Leaf) -> Leaf;
 
-    /// What is out.
-    fn swapped<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, run: Fitted) -> ArrayVec<SwapEntry, CHUNK>;
+    /// What is out. The entries that were the last of pages still in memory join `unused`.
+    fn swapped<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, run: Fitted, unused: &mut Unused);
 }
 
 /// Not used lately.
@@ -76,9 +79,7 @@ impl Calm for Cold {
     }
 
     #[inline]
-    fn swapped<M: Machine>(_: &Mm<M>, _: &mut Cursor<'_, M>, _: Fitted) -> ArrayVec<SwapEntry, CHUNK> {
-        ArrayVec::new()
-    }
+    fn swapped<M: Machine>(_: &Mm<M>, _: &mut Cursor<'_, M>, _: Fitted, _: &mut Unused) {}
 }
 
 /// Not used lately, and nothing that must be kept.
@@ -93,10 +94,8 @@ impl Calm for Free {
         was.without_history()
     }
 
-    fn swapped<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, run: Fitted) -> ArrayVec<SwapEntry, CHUNK> {
-        let mut unused = ArrayVec::new();
+    fn swapped<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, run: Fitted, unused: &mut Unused) {
         cursor.take_swapped(run, |entry, pages| mm.put_slots(entry, pages, |entry| unused.push(entry)));
-        unused
     }
 }
 
@@ -117,7 +116,8 @@ fn calm_chunk<M: Machine, C: Calm>(
     part: VpnRange,
     flush: &mut Flush<'_, M>,
 ) {
-    let unused = {
+    let mut unused = Unused::new();
+    {
         let Some(mut cursor) = table.lock(mm) else { return };
         let run = cursor.fit(part, C::EDGE, node, flush);
         let mut folios: ArrayVec<Frame, CHUNK> = ArrayVec::new();
@@ -146,8 +146,8 @@ fn calm_chunk<M: Machine, C: Calm>(
         lost.note(node, flush);
         mm.reclaim().make_old(mm.frames(), &folios);
         mm.stats().lazy_freed.add(freed);
-        C::swapped(mm, &mut cursor, run)
-    };
+        C::swapped(mm, &mut cursor, run, &mut unused);
+    }
     for &entry in &unused {
         mm.drop_unused(entry);
     }
@@ -157,8 +157,10 @@ fn calm_chunk<M: Machine, C: Calm>(
 fn page_out<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange) {
     space.for_each_leaf_table(mm, range, |table, part| {
         let mut left = part;
+        // One for all turns, which no turn moves.
+        let mut batch = Batch::new();
         while !left.is_empty() {
-            let (batch, rest) = isolate(mm, table, left);
+            let rest = isolate(mm, table, left, &mut batch);
             // What had to be split comes again, page by page.
             if evict(mm, &batch, Ageing::Ignored).split == 0 {
                 left = rest;
@@ -167,21 +169,21 @@ fn page_out<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange) {
     });
 }
 
-/// Isolates the folios of the first pages of `part`, up to a batch; returns them and the pages after. Large ones that
-/// are not covered are split.
-fn isolate<M: Machine>(mm: &Mm<M>, table: LeafTable, part: VpnRange) -> (Batch, VpnRange) {
-    let mut batch = Batch::new();
+/// Isolates the folios of the first pages of `part`, up to a batch; returns the pages after. Large ones that are not
+/// covered are split.
+fn isolate<M: Machine>(mm: &Mm<M>, table: LeafTable, part: VpnRange, batch: &mut Batch) -> VpnRange {
+    batch.clear();
     let mut page = part.start();
     let mut flush = Flush::new(mm);
-    let Some(mut cursor) = table.lock(mm) else { return (batch, VpnRange::new(part.end(), 0)) };
+    let Some(mut cursor) = table.lock(mm) else { return VpnRange::new(part.end(), 0) };
     while page < part.end() && !batch.is_full() {
         let found = within(mm, &mut cursor, page, part, &mut flush);
         let next = found.map_or(page.offset(1), |(_, end)| end);
         batch.extend(found.map(|(frame, _)| frame));
         page = next;
     }
-    mm.reclaim().isolate_all(mm.frames(), &mut batch);
-    (batch, VpnRange::between(page, part.end()))
+    mm.reclaim().isolate_all(mm.frames(), batch);
+    VpnRange::between(page, part.end())
 }
 
 /// The folio that `page` maps, and the end of its pages: one of `range` alone, split off if it was part of a larger

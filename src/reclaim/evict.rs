@@ -44,7 +44,8 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
             kept.push(frame);
             continue;
         };
-        if frames.maps(frame) == 0 && frames.record(frame).has(flag::CACHED) {
+        let record = frames.record(frame);
+        if record.count.maps() == 0 && record.has(flag::CACHED) {
             // Written once in vain; its swap entry is in place already.
             match Leaving::again(mm, &folio) {
                 Some(again) => {
@@ -55,7 +56,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
             }
             continue;
         }
-        let order = frames.record(frame).order();
+        let order = record.order();
         let tagged = frames.tagged_pages(frame, order);
         if !spare.as_mut().is_ok_and(|spare| spare.fit(order, tagged)) {
             // For those after it as well: all of them, when their use does not count; else as many more as have left
@@ -101,27 +102,23 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
     for folio in discarded.drain(..) {
         let pages = 1 << frames.record(folio.frame()).order();
         stats.clean_discards.add(pages);
-        freed += pages * release(frames, folio, &mut freeing);
+        freed += release(frames, folio, pages, &mut freeing);
     }
     // What the device takes its time for: all of it is under way before the first is waited for.
     let mut late: Late<'_, M, BATCH> = Late::new();
     let mut waiting: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
     for (folio, way) in leaving.drain(..).zip(ways.drain(..)) {
+        let pages = way.pages();
         match way.write_out(mm, &folio, &mut saved, &mut late) {
-            Written::Gone => {
-                let pages = 1 << frames.record(folio.frame()).order();
-                freed += pages * release(frames, folio, &mut freeing);
-            }
+            Written::Gone => freed += release(frames, folio, pages, &mut freeing),
             Written::Kept => keep(frames, &folio, &mut kept),
             Written::Late => waiting.push(folio),
         }
     }
     for (folio, writing) in waiting.drain(..).zip(late.drain(..)) {
+        let pages = writing.pages();
         match writing.finish(mm, &folio, &mut saved) {
-            Written::Gone => {
-                let pages = 1 << frames.record(folio.frame()).order();
-                freed += pages * release(frames, folio, &mut freeing);
-            }
+            Written::Gone => freed += release(frames, folio, pages, &mut freeing),
             Written::Kept | Written::Late => keep(frames, &folio, &mut kept),
         }
     }
@@ -148,15 +145,15 @@ fn keep<M: Machine>(frames: &Frames, folio: &FolioLock<'_, M>, kept: &mut Batch)
     kept.push(folio.frame());
 }
 
-/// Gives back reclaim's reference to a folio that nobody maps any more, and frees it unless somebody else looks at it.
-/// Returns the folios freed.
-fn release<M: Machine>(frames: &Frames, folio: FolioLock<'_, M>, freeing: &mut Freeing<'_>) -> u64 {
+/// Gives back reclaim's reference to a folio of `pages` pages that nobody maps any more, and frees it unless somebody
+/// else looks at it. Returns the pages freed.
+fn release<M: Machine>(frames: &Frames, folio: FolioLock<'_, M>, pages: u64, freeing: &mut Freeing<'_>) -> u64 {
     let frame = folio.frame();
     drop(folio);
     match frames.put(frame, REFERENCE) {
         Left::Nobody => {
             freeing.push(frame);
-            1
+            pages
         }
         Left::Shared => 0,
     }

@@ -306,5 +306,8 @@ fn folio_around<'a, M: Machine>(mm: &Mm<M>, area: &Area<M>, left_as: u32, page: 
     let slots = area.records(missing.first.slot(), missing.run.pages());
     let is_out = |slot: &SlotRecord| matches!(slot.state(), SlotState::Out { .. });
     let all = missing.at.table.peek_swapped(mm.machine(), missing.run, missing.first) == missing.run.pages();
-    (all && slots.len() as u64 == missing.run.pages() && slots.iter().all(is_out)).then_some(missing)
+    if !all || slots.len() as u64 != missing.run.pages() {
+        return None;
+    }
+    if slots.iter().all(is_out) { Some(missing) } else { None }
 }

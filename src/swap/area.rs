@@ -2,12 +2,14 @@
 
 use core::fmt;
 use core::ptr::NonNull;
+use core::slice;
 
 use super::cluster::{self, ClusterRecord, Clusters, Stretch};
 use super::device::{DeviceFlags, SwapDevice};
 use super::rooms::Rooms;
 use super::slot::{SlotLeft, SlotRecord};
 use super::slots::Slots;
+use crate::frame::Frame;
 use crate::granule::Granule;
 use crate::machine::{Machine, TagWords};
 use crate::mte::TagImage;
@@ -202,7 +204,7 @@ impl<M: Machine> Area<M> {
         let first = first.min(self.slots as u64);
         let count = count.min(self.slots as u64 - first);
         // SAFETY: as above; none of these is beyond `slots`.
-        unsafe { core::slice::from_raw_parts(self.records.as_ptr().add(first as usize), count as usize) }
+        unsafe { slice::from_raw_parts(self.records.as_ptr().add(first as usize), count as usize) }
     }
 
     /// The records of a folio's slots.
@@ -211,10 +213,25 @@ impl<M: Machine> Area<M> {
         self.records(slots.first() as u64, slots.pages())
     }
 
+    /// Calls `each` with the records of a folio's slots and the indices of its frames, whose head is `head`. Where the
+    /// order is known to be 0 no loop is left.
+    #[inline(always)]
+    pub(super) fn each_record(&self, slots: Slots, head: Frame, mut each: impl FnMut(u32, &SlotRecord)) {
+        if slots.order() == 0 {
+            if let Some(record) = self.slot(slots.first() as u64) {
+                each(head.index(), record);
+            }
+            return;
+        }
+        for (frame, record) in (head.index()..).zip(self.records_of(slots)) {
+            each(frame, record);
+        }
+    }
+
     #[inline]
     fn cluster_records(&self) -> &[ClusterRecord] {
         // SAFETY: `new` wrote one record for each cluster.
-        unsafe { core::slice::from_raw_parts(self.cluster_records.as_ptr(), self.cluster_count as usize) }
+        unsafe { slice::from_raw_parts(self.cluster_records.as_ptr(), self.cluster_count as usize) }
     }
 
     #[inline]
@@ -264,17 +281,30 @@ impl<M: Machine> Area<M> {
 
     /// Frees slots of one cluster that nobody uses: tags and words first, then the slots, then the usage count.
     pub(crate) fn free_slots(&self, first: u32, count: u32) {
-        self.clean_up(first, count);
+        let slots = self.records(first as u64, count as u64);
+        let first_room = AtomicU64::new(0);
+        let mut rooms = self.rooms.returning(&first_room);
+        slots.iter().filter_map(SlotRecord::room).for_each(|room| rooms.push(room));
+        rooms.end();
+        self.free_emptied(first, slots);
     }
 
-    /// [`Area::free_slots`]. Inlined at both of its places: for one slot all loops fall away.
+    /// Frees slots of one cluster, from `first` on, whose rooms have been given back.
     #[inline(always)]
-    fn clean_up(&self, first: u32, count: u32) {
-        let slots = self.records(first as u64, count as u64);
-        self.rooms.give(slots.iter().filter_map(SlotRecord::room));
+    fn free_emptied(&self, first: u32, slots: &[SlotRecord]) {
+        let count = slots.len() as u32;
         self.clusters().give(self.cluster_records(), first, count, || slots.iter().for_each(SlotRecord::free));
         // Last: once no slot is in use, the area may go away.
         self.used.fetch_sub(count, Ordering::Release);
+    }
+
+    /// [`Area::free_slots`] of one.
+    #[inline(always)]
+    fn free_slot(&self, slot: u32, record: &SlotRecord) {
+        if let Some(room) = record.room() {
+            self.rooms.give(room);
+        }
+        self.free_emptied(slot, slice::from_ref(record));
     }
 
     /// Gives back the uses of `count` swap entries of slots from `first` on, under the lock of the table that held
@@ -283,10 +313,11 @@ impl<M: Machine> Area<M> {
     #[inline(always)]
     pub(crate) fn put(&self, first: u64, count: u64, mut cached: impl FnMut(u64)) {
         if count == 1 {
-            return match self.slot(first).map(SlotRecord::put) {
-                Some(SlotLeft::Unused) => self.clean_up(first as u32, 1),
-                Some(SlotLeft::UnusedButCached) => cached(first),
-                Some(SlotLeft::Shared) | None => {}
+            let Some(record) = self.slot(first) else { return };
+            return match record.put() {
+                SlotLeft::Unused => self.free_slot(first as u32, record),
+                SlotLeft::UnusedButCached => cached(first),
+                SlotLeft::Shared => {}
             };
         }
         let shift = self.clusters().shift();
@@ -294,18 +325,28 @@ impl<M: Machine> Area<M> {
         while !left.is_empty() {
             // Unused slots of one cluster are freed together.
             let in_cluster = (((slot >> shift) + 1) << shift) - slot;
-            let mut last = SlotLeft::Unused;
-            let is_unused = |record: &&SlotRecord| {
-                last = record.put();
-                last == SlotLeft::Unused
-            };
             let here = left.get(..in_cluster as usize).unwrap_or(left);
-            let unused = here.iter().take_while(is_unused).count();
-            if unused > 0 {
-                self.free_slots(slot as u32, unused as u32);
+            let first_room = AtomicU64::new(0);
+            let mut rooms = self.rooms.returning(&first_room);
+            let (mut rest, mut other) = (here, None);
+            while let [record, after @ ..] = rest {
+                match record.put_seeing_room() {
+                    (SlotLeft::Unused, None) => {}
+                    (SlotLeft::Unused, Some(room)) => rooms.push(room),
+                    (left, _) => {
+                        other = Some(left);
+                        break;
+                    }
+                }
+                rest = after;
             }
-            let looked_at = unused + usize::from(last != SlotLeft::Unused);
-            if last == SlotLeft::UnusedButCached {
+            rooms.end();
+            let unused = here.len() - rest.len();
+            let looked_at = unused + usize::from(other.is_some());
+            if let Some(emptied) = here.get(..unused).filter(|emptied| !emptied.is_empty()) {
+                self.free_emptied(slot as u32, emptied);
+            }
+            if other == Some(SlotLeft::UnusedButCached) {
                 cached(slot + unused as u64);
             }
             (slot, left) = (slot + looked_at as u64, left.get(looked_at..).unwrap_or(&[]));

@@ -76,9 +76,9 @@ impl<M: Machine> Area<M> {
         let mut unused = 0;
         {
             let _cluster = self.lock_cluster(slots.first());
-            for (frame, record) in (folio.frame().index()..).zip(self.records_of(slots)) {
+            self.each_record(slots, folio.frame(), |frame, record| {
                 unused += u32::from(record.wrote(frame, shadow).is_none());
-            }
+            });
         }
         if unused > 0 {
             self.free_unused(frames, folio, slots);

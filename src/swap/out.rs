@@ -17,7 +17,7 @@ use super::device::{DeviceError, DeviceFlags, Progress, SUMMED_PAGES, Ticket};
 use super::read_in::{joined, sum_of_tags};
 use super::slot::SlotRecord;
 use super::slots::Slots;
-use crate::addr::PfnRange;
+use crate::addr::{Pfn, PfnRange};
 use crate::frame::{FolioLock, Frame, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
@@ -93,6 +93,12 @@ impl<'a, M: Machine> Leaving<'a, M> {
         Some(Self { area, slots: slots_of(mm.frames(), folio), rooms: 0 })
     }
 
+    /// Pages of the folio.
+    #[inline]
+    pub(crate) fn pages(&self) -> u64 {
+        self.slots.pages()
+    }
+
     /// Whether the device's pages are summed.
     #[inline]
     fn is_checked(&self) -> bool {
@@ -101,7 +107,7 @@ impl<'a, M: Machine> Leaving<'a, M> {
 
     /// Keeps the tags of a page of the folio with its slot. Cannot fail: room for the worst case was reserved.
     #[inline(always)]
-    fn save_tags(&mut self, mm: &Mm<M>, page: Frame, record: &SlotRecord, saved: &mut Saved) {
+    fn save_tags(&mut self, mm: &Mm<M>, (page, pfn): (Frame, Pfn), record: &SlotRecord, saved: &mut Saved) {
         if !mm.frames().record(page).has(flag::TAGS_VALID) {
             saved.untagged += 1;
             if self.is_checked() {
@@ -110,7 +116,7 @@ impl<'a, M: Machine> Leaving<'a, M> {
             return;
         }
         let mut words = MaybeUninit::uninit();
-        let tags = mm.machine().load_tags(mm.frames().pfn(page), &mut words);
+        let tags = mm.machine().load_tags(pfn, &mut words);
         if self.is_checked() {
             record.set_sum(sum_of_tags(tags.as_ref()));
         }
@@ -131,7 +137,7 @@ impl<'a, M: Machine> Leaving<'a, M> {
             Encoded::Raw if self.rooms == 0 => return,
             Encoded::Raw => {
                 let Some(image) = self.area.keep_image(tags) else { return };
-                saved.raw += 1;
+                // The caller counts the rooms that went.
                 self.rooms -= 1;
                 image
             }
@@ -192,68 +198,127 @@ impl<'a, M: Machine> Leaving<'a, M> {
         late: &mut Late<'a, M, N>,
     ) -> Written {
         match self.slots.order() {
-            0 => self.write(mm, folio, 0, saved, late),
-            order => self.write(mm, folio, order, saved, late),
+            0 => self.write_single(mm, folio, saved, late),
+            _ => self.write_large(mm, folio, saved, late),
         }
     }
 
-    /// [`Leaving::write_out`] of 2^`order` pages. Inlined at both of its places: for one page all loops fall away.
+    /// [`Leaving::write_out`] of one page: without the loops of a large folio.
     #[inline(always)]
-    fn write<const N: usize>(
+    fn write_single<const N: usize>(
         mut self,
         mm: &Mm<M>,
         folio: &FolioLock<'_, M>,
-        order: u32,
+        saved: &mut Saved,
+        late: &mut Late<'a, M, N>,
+    ) -> Written {
+        let head = folio.frame();
+        // The same, of an order that the compiler knows.
+        self.slots = Slots::new(self.slots.first(), 0);
+        let reserved = self.rooms;
+        let run = PfnRange::new(mm.frames().pfn(head), 1);
+        let mut unwritten = 0..1;
+        if let Some(record) = self.area.slot(self.slots.first().into()) {
+            self.save_tags(mm, (head, run.start()), record, saved);
+            if let Some(word) = mm.machine().repeated_word(run.start()) {
+                record.set_same(word);
+                saved.same += 1;
+                unwritten = 1..1;
+            }
+        }
+        saved.raw += u64::from(reserved - self.rooms);
+        let last = self.write_pages(mm, run, unwritten);
+        self.begun(mm, folio, Ok(()), last, saved, late)
+    }
+
+    /// [`Leaving::write_out`] of more pages.
+    #[inline(always)]
+    fn write_large<const N: usize>(
+        mut self,
+        mm: &Mm<M>,
+        folio: &FolioLock<'_, M>,
         saved: &mut Saved,
         late: &mut Late<'a, M, N>,
     ) -> Written {
         let frames = mm.frames();
         let head = folio.frame();
-        self.slots = Slots::new(self.slots.first(), order);
         let pages = self.slots.pages();
         let run = PfnRange::new(frames.pfn(head), pages);
+        let reserved = self.rooms;
         let mut before = Ok(());
         // The first page that the device has not been asked to write.
         let mut next = 0;
-        for ((index, page), record) in (0..).zip(frames.pages(head, pages)).zip(self.area.records_of(self.slots)) {
-            self.save_tags(mm, page, record, saved);
-            if let Some(word) = mm.machine().repeated_word(run.start().offset(index)) {
+        for (page, record) in frames.pages(head, pages).zip(self.area.records_of(self.slots)) {
+            let pfn = frames.pfn(page);
+            self.save_tags(mm, (page, pfn), record, saved);
+            if let Some(word) = mm.machine().repeated_word(pfn) {
                 record.set_same(word);
                 saved.same += 1;
+                let index = (page.index() - head.index()).into();
                 before = before.and(self.write_before(mm, run, next..index));
                 next = index + 1;
             }
         }
-        match self.write_pages(mm, run, next..pages) {
-            Ok(Progress::Done) => self.end(mm, folio, before, saved),
+        saved.raw += u64::from(reserved - self.rooms);
+        let last = self.write_pages(mm, run, next..pages);
+        self.begun(mm, folio, before, last, saved, late)
+    }
+
+    /// All of the folio has been asked of the device: `last` is what it said to the last request.
+    #[inline(always)]
+    fn begun<const N: usize>(
+        mut self,
+        mm: &Mm<M>,
+        folio: &FolioLock<'_, M>,
+        before: Result<(), DeviceError>,
+        last: Result<Progress, DeviceError>,
+        saved: &mut Saved,
+        late: &mut Late<'a, M, N>,
+    ) -> Written {
+        self.give_rooms_back();
+        match last {
             Ok(Progress::Pending(ticket)) => join(late, Writing { leaving: self, ticket, before }),
-            Err(error) => self.end(mm, folio, Err(error), saved),
+            Ok(Progress::Done) if before.is_ok() => self.wrote(mm, folio, saved),
+            Ok(Progress::Done) | Err(DeviceError) => failed(mm, self.area, self.slots, folio),
         }
     }
 
-    /// The device has all of the folio, or it failed.
+    /// Gives back the rooms that the tags did not need: while the folio still has its slots, without which the area might
+    /// go away.
     #[inline(always)]
-    fn end(self, mm: &Mm<M>, folio: &FolioLock<'_, M>, written: Result<(), DeviceError>, saved: &mut Saved) -> Written {
-        let (frames, stats) = (mm.frames(), mm.stats());
-        let pages = self.slots.pages();
-        if written.is_err() {
-            stats.write_errors.bump();
-            if self.area.is_wanted(self.slots) {
-                return Written::Kept;
-            }
-            // The last swap entry went away meanwhile: nobody wants the folio.
-            self.area.leave_cache(frames, folio);
-            return Written::Gone;
+    fn give_rooms_back(&mut self) {
+        if self.rooms > 0 {
+            self.area.rooms.unreserve(self.rooms);
+            self.rooms = 0;
         }
+    }
+
+    /// The device has all of the folio.
+    #[inline(always)]
+    fn wrote(self, mm: &Mm<M>, folio: &FolioLock<'_, M>, saved: &mut Saved) -> Written {
+        let pages = self.slots.pages();
         saved.pages += pages;
         saved.folios += u64::from(pages > 1);
-        self.area.wrote(frames, folio, self.slots, mm.evicted(pages));
+        self.area.wrote(mm.frames(), folio, self.slots, mm.evicted(pages));
         Written::Gone
     }
 }
 
 /// The folios of a batch of up to `N` that a device takes its time for, in the order in which they joined.
 pub(crate) type Late<'a, M, const N: usize> = ArrayVec<Writing<'a, M>, N>;
+
+/// The device has not got all of the folio. Not a method: nobody needs the address of what is on its way, which so stays
+/// in registers.
+#[cold]
+fn failed<M: Machine>(mm: &Mm<M>, area: &Area<M>, slots: Slots, folio: &FolioLock<'_, M>) -> Written {
+    mm.stats().write_errors.bump();
+    if area.is_wanted(slots) {
+        return Written::Kept;
+    }
+    // The last swap entry went away meanwhile: nobody wants the folio.
+    area.leave_cache(mm.frames(), folio);
+    Written::Gone
+}
 
 #[cold]
 fn join<'a, M: Machine, const N: usize>(late: &mut Late<'a, M, N>, writing: Writing<'a, M>) -> Written {
@@ -262,19 +327,25 @@ fn join<'a, M: Machine, const N: usize>(late: &mut Late<'a, M, N>, writing: Writ
 }
 
 impl<M: Machine> Writing<'_, M> {
+    /// Pages of the folio.
+    pub(crate) fn pages(&self) -> u64 {
+        self.leaving.pages()
+    }
+
     /// Waits for the end.
     pub(crate) fn finish(self, mm: &Mm<M>, folio: &FolioLock<'_, M>, saved: &mut Saved) -> Written {
         assert_may_sleep();
         let last = self.leaving.area.device().finish(mm.machine(), self.ticket);
-        self.leaving.end(mm, folio, self.before.and(last), saved)
+        match self.before.and(last) {
+            Ok(()) => self.leaving.wrote(mm, folio, saved),
+            Err(DeviceError) => failed(mm, self.leaving.area, self.leaving.slots, folio),
+        }
     }
 }
 
 impl<M: Machine> Drop for Leaving<'_, M> {
     #[inline]
     fn drop(&mut self) {
-        if self.rooms > 0 {
-            self.area.rooms.unreserve(self.rooms);
-        }
+        self.give_rooms_back();
     }
 }

@@ -7,6 +7,7 @@ use super::Dry;
 use super::area::Area;
 use super::cluster::Stretch;
 use super::out::Leaving;
+use super::slots::Slots;
 use crate::frame::Frame;
 use crate::machine::Machine;
 use crate::pte::SwapEntry;
@@ -57,11 +58,9 @@ impl<'a, M: Machine> Prepared<'a, M> {
     /// one swap entry each to come. Returns the first page's entry, exclusive.
     #[inline(always)]
     pub(crate) fn cache(&self, head: Frame, order: u32) -> SwapEntry {
-        let slots = self.stretch.next();
-        debug_assert_eq!(order, slots.order());
-        for (frame, record) in (head.index()..).zip(self.area.records(slots.first() as u64, 1 << order)) {
-            record.cache(frame, order);
-        }
+        debug_assert_eq!(order, self.stretch.order());
+        let slots = Slots::new(self.stretch.first(), order);
+        self.area.each_record(slots, head, |frame, record| record.cache(frame, order));
         SwapEntry::exclusive(self.area.number(), slots.first())
     }
 

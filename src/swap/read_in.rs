@@ -69,8 +69,25 @@ impl<M: Machine> Area<M> {
     ) -> Result<(), ReadError> {
         let machine = mm.machine();
         if self.flags().contains(DeviceFlags::CHECKED) {
-            return self.read_checked(mm, first as u32, slots, run, &mut restored);
+            return self.read_checked(mm, first as u32, slots, run, restored);
         }
+        // The data first: it leaves the tags undefined.
+        if slots.iter().any(SlotRecord::is_same) {
+            self.read_and_fill(mm, first, slots, run)?;
+        } else {
+            self.read(machine, first, run, 0, run.pages())?;
+        }
+        for (page, slot) in (0..).zip(slots) {
+            let pfn = run.start().offset(page);
+            restored(page, self.load_tags(slot, |tags| machine.store_tags(pfn, tags)));
+        }
+        Ok(())
+    }
+
+    /// Makes the data of slots of which some hold a repeated word.
+    #[inline(never)]
+    fn read_and_fill(&self, mm: &Mm<M>, first: u64, slots: &[SlotRecord], run: PfnRange) -> Result<(), DeviceError> {
+        let machine = mm.machine();
         let mut unread = 0;
         for (page, slot) in (0..).zip(slots) {
             if let Some(word) = slot.same() {
@@ -80,12 +97,7 @@ impl<M: Machine> Area<M> {
                 unread = page + 1;
             }
         }
-        self.read(machine, first, run, unread, run.pages())?;
-        for (page, slot) in (0..).zip(slots) {
-            let pfn = run.start().offset(page);
-            restored(page, self.load_tags(slot, |tags| machine.store_tags(pfn, tags)));
-        }
-        Ok(())
+        self.read(machine, first, run, unread, run.pages())
     }
 
     /// Reads the pages from `start` to `end` of a run.
@@ -107,7 +119,7 @@ impl<M: Machine> Area<M> {
         first: u32,
         slots: &[SlotRecord],
         run: PfnRange,
-        restored: &mut dyn FnMut(u64, Kept),
+        mut restored: impl FnMut(u64, Kept),
     ) -> Result<(), ReadError> {
         if let Some(page) = slots.iter().position(SlotRecord::is_poisoned) {
             return Err(ReadError::Damaged { page: page as u64 });
@@ -157,25 +169,29 @@ impl<M: Machine> Area<M> {
     /// are 2 KiB, which nobody should copy.
     #[inline(always)]
     pub(crate) fn load_tags(&self, slot: &SlotRecord, show: impl FnOnce(&TagWords<M>)) -> Kept {
+        if let Some(room) = slot.room() {
+            show(&self.rooms.load(room));
+            return Kept::Tags;
+        }
         match slot.tags() {
             TagImage::Untagged => return Kept::None,
-            TagImage::Uniform(tag) => {
+            image => {
                 let mut words = M::Granule::ZERO_TAGS;
-                words.as_mut().fill(mte::repeated(tag));
+                spread::<M::Granule>(image, &mut words);
                 show(&words);
             }
-            TagImage::Packed(runs) => {
-                let mut words = M::Granule::ZERO_TAGS;
-                mte::unpack::<M::Granule>(runs, &mut words);
-                show(&words);
-            }
-            TagImage::Strided(word) => {
-                let mut words = M::Granule::ZERO_TAGS;
-                mte::strided::decode::<M::Granule>(word, &mut words);
-                show(&words);
-            }
-            TagImage::Raw(room) => show(&self.rooms.load(room)),
         }
         Kept::Tags
+    }
+}
+
+/// Writes the tags that a word of a slot's record stands for.
+#[inline(never)]
+fn spread<G: Granule>(image: TagImage, words: &mut G::TagWords) {
+    match image {
+        TagImage::Untagged | TagImage::Raw(_) => debug_assert!(false, "that is not in the record"),
+        TagImage::Uniform(tag) => words.as_mut().fill(mte::repeated(tag)),
+        TagImage::Packed(runs) => mte::unpack::<G>(runs, words),
+        TagImage::Strided(word) => mte::strided::decode::<G>(word, words),
     }
 }

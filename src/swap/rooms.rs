@@ -99,26 +99,22 @@ impl<G: Granule> Rooms<G> {
         Some(room)
     }
 
-    /// Gives rooms back: all with one hold of the lock.
+    /// Begins to give rooms back. `first` is where the first of them is noted.
     #[inline]
-    pub(super) fn give(&self, rooms: impl Iterator<Item = u32>) {
-        let words = self.all_words();
-        let link = |room| words.get(room as usize * G::TAG_WORDS);
-        let mut rooms = rooms.filter_map(|room| Some((room, link(room)?)));
-        // The first that is given back is the last of the chain.
-        let Some((mut first, last)) = rooms.next() else { return };
-        let mut count = 1;
-        for (room, link) in rooms {
-            link.store(first.into(), Ordering::Relaxed);
-            first = room;
-            count += 1;
-        }
+    pub(super) fn returning<'a>(&'a self, first: &'a AtomicU64) -> Returning<'a, G> {
+        Returning { rooms: self, words: self.all_words(), first, last: first, count: 0 }
+    }
+
+    /// Gives a room back.
+    #[inline]
+    pub(super) fn give(&self, room: u32) {
+        let Some(link) = self.all_words().get(room as usize * G::TAG_WORDS) else { return };
         {
             let mut free = self.free.lock();
-            last.store(free.first.into(), Ordering::Relaxed);
-            free.first = first;
+            link.store(free.first.into(), Ordering::Relaxed);
+            free.first = room;
         }
-        self.unreserve(count);
+        self.unreserve(1);
     }
 
     /// Writes an image to a room that the caller took.
@@ -144,5 +140,41 @@ impl<G: Granule> Rooms<G> {
     /// Rooms in all, and free ones.
     pub(super) fn count(&self) -> (u32, u32) {
         (self.rooms, self.unreserved.load(Ordering::Relaxed))
+    }
+}
+
+/// Rooms on their way back: linked while nobody else knows of them, so that one short hold of the lock does for all.
+#[must_use = "rooms are given back at the end"]
+pub(super) struct Returning<'a, G: Granule> {
+    rooms: &'a Rooms<G>,
+    words: &'a [AtomicU64],
+    first: &'a AtomicU64,
+    /// Where the next room is noted: the link of the last, or `first`.
+    last: &'a AtomicU64,
+    count: u32,
+}
+
+impl<G: Granule> Returning<'_, G> {
+    /// Adds a room, which no slot names any more.
+    #[inline(always)]
+    pub(super) fn push(&mut self, room: u32) {
+        let Some(link) = self.words.get(room as usize * G::TAG_WORDS) else { return };
+        self.last.store(room.into(), Ordering::Relaxed);
+        self.last = link;
+        self.count += 1;
+    }
+
+    /// From here on they are anybody's.
+    #[inline(always)]
+    pub(super) fn end(self) {
+        if self.count == 0 {
+            return;
+        }
+        {
+            let mut free = self.rooms.free.lock();
+            self.last.store(free.first.into(), Ordering::Relaxed);
+            free.first = self.first.load(Ordering::Relaxed) as u32;
+        }
+        self.rooms.unreserve(self.count);
     }
 }

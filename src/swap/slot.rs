@@ -145,6 +145,25 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
         if self.state.load(Ordering::Acquire) & (KIND_MASK | COUNT_MASK) == OUT | COUNT_ONE {
             return SlotLeft::Unused;
         }
+        self.put_shared()
+    }
+
+    /// [`SlotRecord::put`] with [`SlotRecord::room`] of a slot that is unused now: by one look.
+    #[inline]
+    pub(crate) fn put_seeing_room(&self) -> (SlotLeft, Option<u32>) {
+        let seen = self.state.load(Ordering::Acquire);
+        if seen & (KIND_MASK | COUNT_MASK) == OUT | COUNT_ONE {
+            return (SlotLeft::Unused, self.room_in(seen));
+        }
+        match self.put_shared() {
+            SlotLeft::Unused => (SlotLeft::Unused, self.room()),
+            left => (left, None),
+        }
+    }
+
+    /// [`SlotRecord::put`] of a slot that has other users, or had.
+    #[cold]
+    fn put_shared(&self) -> SlotLeft {
         let before = self.state.fetch_sub(COUNT_ONE, Ordering::AcqRel);
         debug_assert!(before & COUNT_MASK != 0, "the count of a slot went below zero");
         match Self::parse(before) {
@@ -183,11 +202,16 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
         self.state.fetch_or(SAME, Ordering::Release);
     }
 
+    /// Whether the slot has a word in place of the device's page.
+    #[inline]
+    pub(crate) fn is_same(&self) -> bool {
+        self.state.load(Ordering::Acquire) & SAME != 0
+    }
+
     /// The word that the page repeats, if the slot has it in place of the device.
     #[inline]
     pub(crate) fn same(&self) -> Option<u64> {
-        let is_same = self.state.load(Ordering::Acquire) & SAME != 0;
-        is_same.then(|| self.sum_or_word.load(Ordering::Relaxed))
+        self.is_same().then(|| self.sum_or_word.load(Ordering::Relaxed))
     }
 
     /// Records the sum of the page's data and tags. Before [`SlotRecord::wrote`], under the folio lock.
@@ -212,11 +236,16 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
         self.state.load(Ordering::Relaxed) & POISON != 0
     }
 
-    /// The room that the tags took, if they took one. By whoever frees the slot, which nobody changes any more.
+    /// The room that the tags took, if they took one. By whoever frees the slot, or has found its page out: nobody changes it
+    /// any more.
     #[inline]
     pub(crate) fn room(&self) -> Option<u32> {
-        let is_raw = self.state.load(Ordering::Relaxed) & TAGS_MASK == RAW;
-        is_raw.then(|| self.tags.load(Ordering::Relaxed) as u32)
+        self.room_in(self.state.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    fn room_in(&self, state: u64) -> Option<u32> {
+        (state & TAGS_MASK == RAW).then(|| self.tags.load(Ordering::Relaxed) as u32)
     }
 
     /// What was kept of the tags.

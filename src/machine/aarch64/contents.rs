@@ -152,10 +152,10 @@ impl Blocks {
         unsafe { ebbtide_copy_summed(to, from, sums.len() * page, sums.as_mut_ptr(), page) }
     }
 
-    /// Reads the tags of whole pages.
+    /// Reads the tags of whole pages; without MTE they are zero.
     ///
     /// # Safety
-    /// As [`Blocks::zero`] with tags, for 256 bytes for each word; `into` has room for `words` words, a multiple of
+    /// Whole pages, mapped readable, where there is MTE as Normal Tagged memory, for 256 bytes for each word; `into` has room for `words` words, a multiple of
     /// 16. All of them are written.
     #[inline]
     pub(super) unsafe fn load_tags(&self, at: *mut u8, into: *mut u64, words: usize) {
@@ -163,23 +163,25 @@ impl Blocks {
         unsafe {
             if usize::from(self.tags) == WORD_SPAN {
                 ebbtide_load_tags(untagged(at), into, words);
+            } else if self.tags == 0 {
+                into.write_bytes(0, words);
             } else {
                 ebbtide_load_tags_any(untagged(at), into, words, self.tags.into());
             }
         }
     }
 
-    /// Writes the tags of whole pages.
+    /// Writes the tags of whole pages; without MTE there are none.
     ///
     /// # Safety
-    /// As [`Blocks::zero`] with tags, for 256 bytes for each word of `from`, which holds a multiple of 16 words.
+    /// Whole pages, mapped writable, where there is MTE as Normal Tagged memory, for 256 bytes for each word of `from`, which holds a multiple of 16 words.
     #[inline]
     pub(super) unsafe fn store_tags(&self, at: *mut u8, from: &[u64]) {
         // SAFETY: the caller's promise; the slice is as long as it says.
         unsafe {
             if usize::from(self.tags) == WORD_SPAN {
                 ebbtide_store_tags(untagged(at), from.as_ptr(), from.len());
-            } else {
+            } else if self.tags != 0 {
                 ebbtide_store_tags_any(untagged(at), from.as_ptr(), from.len(), self.tags.into());
             }
         }
