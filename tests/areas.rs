@@ -36,7 +36,7 @@ fn written(device: &TestDevice) -> u32 {
 }
 
 fn write(program: &Program<'_, K4>, page: u64) {
-    let granules = if page % 3 == 0 { 100 } else { 2 };
+    let granules = if page.is_multiple_of(3) { 100 } else { 2 };
     (0..granules).for_each(|granule| program.stg(at(page) + 32 * granule, (page + granule) as u8 & 0xf).unwrap());
     program.store(tagged(at(page), page as u8 & 0xf), page + 100).unwrap();
 }

@@ -139,13 +139,12 @@ mod tests {
     extern crate std;
 
     use super::*;
-    use loom::cell::UnsafeCell as Watched;
     use loom::sync::Arc;
     use loom::sync::atomic::AtomicU32 as Modelled;
     use loom::thread;
 
     /// Something of the value's owner: given to it while the place is full.
-    struct Lent(Watched<u32>);
+    struct Lent(loom::cell::UnsafeCell<u32>);
 
     // SAFETY: loom watches each use of the cell.
     unsafe impl Sync for Lent {}
@@ -166,7 +165,7 @@ mod tests {
         let place = Place { word: Modelled::new(0), value: UnsafeCell::new(MaybeUninit::uninit()) };
         // SAFETY: empty, and nobody else has it.
         unsafe { place.fill(()) };
-        Arc::new((place, Lent(Watched::new(1))))
+        Arc::new((place, Lent(loom::cell::UnsafeCell::new(1))))
     }
 
     /// Who came in is waited for; who comes after finds nothing.
