@@ -186,6 +186,23 @@ fn swapoff_gives_up_what_cannot_be_read() {
     end(&rig, space, &[again]);
 }
 
+/// A request that fails once is made again.
+#[test]
+fn swapoff_asks_again() {
+    for k in 0..8 {
+        let rig = rig(400);
+        let device = device(64);
+        let area = rig.swap_on(Arc::clone(&device), 64, 0).unwrap();
+        let space = space(&rig, 40);
+        out(&rig, &space, 0, 40);
+        device.fail_after(k);
+        assert!(rig.mm.swap_off(area, &[&space]).is_ok());
+        assert_eq!((rig.count("read_errors"), rig.count("pages_lost")), (1, 0));
+        (0..40).for_each(|page| check(&rig.program(&space), page));
+        end(&rig, space, &[]);
+    }
+}
+
 /// What the device refused is in memory, and named by swap entries.
 #[test]
 fn swapoff_finds_what_was_kept() {

@@ -1,7 +1,7 @@
 //! Turning a swap area off: every space brings its pages back.
 //!
 //! The pages come in as by faults, one after the other, so that folios which left in one piece come back in one piece. A
-//! page that cannot be read back is lost: its entry names no area from then on, its slot is given back, and who
+//! page that cannot be read back, so often as it is tried, is lost: its entry names no area from then on, its slot is given back, and who
 //! touches it is told. What others have under way is waited for, and looked for again: as the area is shut, there is
 //! less of it each time.
 
@@ -15,6 +15,9 @@ use crate::mm::Mm;
 use crate::pte::{Decoded, SwapEntry};
 use crate::swap::{Area, AreaId, SwapOffError};
 use crate::table::{self, LeafTable};
+
+/// How often a page is asked for that the device fails to read, before it is given up.
+const TRIES: u32 = 4;
 
 impl<M: Machine> Mm<M> {
     /// Turns an area off: brings the pages that `spaces` have in it back to memory, and returns the memory of its
@@ -53,6 +56,7 @@ impl<M: Machine> Space<M> {
             }
             for number in part.start().number()..part.end().number() {
                 let page = Vpn::new(number);
+                let mut tries = TRIES;
                 while let Some(entry) = out_in(mm, table, page, area) {
                     // What is mapped lies in a region.
                     let Some(region) = regions.find(mm, page) else { break };
@@ -61,6 +65,8 @@ impl<M: Machine> Space<M> {
                     match self.swap_in(mm, &at, entry, Access::Read) {
                         Ok(_) => {}
                         Err(FaultError::NoMemory) => return Err(SwapOffError::NoMemory),
+                        // The device may have it all the same.
+                        Err(FaultError::Unreadable { .. }) if tries > 1 => tries -= 1,
                         Err(_) => lose(mm, table, page, entry),
                     }
                 }

@@ -81,17 +81,22 @@ impl<M: Machine> Area<M> {
             });
         }
         if unused > 0 {
-            self.free_unused(frames, folio, slots);
+            self.free_unused(frames, folio, slots, unused);
         }
         uncache(frames, folio);
     }
 
-    /// Frees the slots that still name the folio. One that was out may be somebody else's already.
+    /// Frees the `unused` slots that still name the folio. One that was out may be somebody else's already; and after the
+    /// last the caller owns none of the area's, which may be gone then.
     #[cold]
-    fn free_unused(&self, frames: &Frames, folio: &FolioLock<'_, M>, slots: Slots) {
+    fn free_unused(&self, frames: &Frames, folio: &FolioLock<'_, M>, slots: Slots, mut unused: u32) {
         for (_, slot) in slots.each() {
             if let Some((_, 0)) = self.names(frames, slot as u64, folio) {
                 self.free_slots(slot, 1);
+                unused -= 1;
+                if unused == 0 {
+                    return;
+                }
             }
         }
     }
@@ -154,11 +159,14 @@ impl<M: Machine> Mm<M> {
     #[cold]
     pub(crate) fn drop_unused(&self, entry: SwapEntry) {
         let frames = self.frames();
-        let Some(area) = self.swap().enter(entry.area()) else { return };
-        // When the frame has left meanwhile, who took it out found the slot without users and freed it.
-        let Some(head) = area.get_cached(frames, entry.slot()) else { return };
+        // When the frame, or the area, has left meanwhile, who took it out found the slot without users and freed it.
+        let cached = self.swap().enter(entry.area()).and_then(|area| area.get_cached(frames, entry.slot()));
+        let Some(head) = cached else { return };
+        // Nobody is inside an area while it sleeps: who turns it off only spins for them.
         let folio = frames.lock(self.machine(), head);
-        if let Some((_, 0)) = area.names(frames, entry.slot(), &folio) {
+        if let Some(area) = self.swap().enter(entry.area())
+            && let Some((_, 0)) = area.names(frames, entry.slot(), &folio)
+        {
             if frames.record(head).order() > 0 {
                 area.split_kept(self, &folio);
             } else {

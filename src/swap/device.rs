@@ -7,8 +7,7 @@ bitflags::bitflags! {
     /// What a device says of itself. It does not change while the area is on.
     #[derive(Copy, Clone, Eq, PartialEq, Debug)]
     pub struct DeviceFlags: u32 {
-        /// Requests are done when the calls return: there are no tickets, and what was read in needs no copy on the
-        /// device, as writing it again costs no wait.
+        /// Requests are done when the calls return: there are no tickets.
         const SYNCHRONOUS = 1 << 0;
         /// A page must not change while it is being written: the device sums or sends it twice. The library keeps to
         /// that with any device, as a page stays unmapped until its write has ended; this is for a device that checks.

@@ -3,6 +3,8 @@
 //!
 //! What is late moves when it is finished, or when another request is: never when it was asked. So a frame that changed
 //! or was freed meanwhile shows as damage in the program.
+//!
+//! It is for one CPU, whose threads do not interrupt each other: a request is in the list, or has ended.
 
 use arrayvec::ArrayVec;
 use ebbtide::addr::PfnRange;
@@ -95,11 +97,12 @@ impl Trial {
         };
         let request = Request { number, what, frames, slot };
         if self.faults.late {
-            // Full, it is done at once: the device is as good as any then.
-            if let Err(full) = self.state.lock().waiting.try_push(request) {
-                return self.carry_out(machine, &full.element()).map(|()| Progress::Done);
-            }
-            return Ok(Progress::Pending(Ticket(number)));
+            let pushed = self.state.lock().waiting.try_push(request);
+            return match pushed {
+                Ok(()) => Ok(Progress::Pending(Ticket(number))),
+                // Full, it is done at once: the device is as good as any then.
+                Err(full) => self.carry_out(machine, &full.element()).map(|()| Progress::Done),
+            };
         }
         self.carry_out(machine, &request).map(|()| Progress::Done)
     }
