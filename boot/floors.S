@@ -43,25 +43,8 @@ floor floor_zero_tagged
     dc      gzva, x0
 end_floor
 
-// x0 = to, x1 = from. Two q registers are saved outside of the measured part.
-    .balign 16
-    .globl  floor_copy
-floor_copy:
-    stp     q0, q1, [sp, #-32]!
-    isb
-    mrs     x9, cntvct_el0
-    .rept   128
-    ldp     q0, q1, [x1], #32
-    stp     q0, q1, [x0], #32
-    .endr
-    isb
-    mrs     x10, cntvct_el0
-    ldp     q0, q1, [sp], #32
-    sub     x0, x10, x9
-    ret
-
-// x0 = page. Four q registers are saved outside of the measured part.
-.macro scan_floor name
+// The q registers are the program's: they are saved outside of the measured part.
+.macro vector_floor name
     .balign 16
     .globl  \name
 \name:
@@ -72,7 +55,7 @@ floor_copy:
     mrs     x9, cntvct_el0
 .endm
 
-.macro end_scan_floor
+.macro end_vector_floor
     isb
     mrs     x10, cntvct_el0
     ldp     q4, q5, [sp, #64]
@@ -82,7 +65,14 @@ floor_copy:
     ret
 .endm
 
-scan_floor floor_scan_zero
+vector_floor floor_copy                 // x0 = to, x1 = from
+    .rept   128
+    ldp     q0, q1, [x1], #32
+    stp     q0, q1, [x0], #32
+    .endr
+end_vector_floor
+
+vector_floor floor_scan_zero            // x0 = page
     .rept   64
     ld1     {v0.2d, v1.2d, v2.2d, v3.2d}, [x0], #64
     orr     v0.16b, v0.16b, v1.16b
@@ -90,9 +80,9 @@ scan_floor floor_scan_zero
     orr     v4.16b, v4.16b, v0.16b
     orr     v4.16b, v4.16b, v2.16b
     .endr
-end_scan_floor
+end_vector_floor
 
-scan_floor floor_scan_word
+vector_floor floor_scan_word
     .rept   64
     ld1     {v0.2d, v1.2d, v2.2d, v3.2d}, [x0], #64
     eor     v0.16b, v0.16b, v5.16b
@@ -104,23 +94,13 @@ scan_floor floor_scan_word
     orr     v4.16b, v4.16b, v0.16b
     orr     v4.16b, v4.16b, v2.16b
     .endr
-end_scan_floor
+end_vector_floor
 
-// x0 = page. A q register is saved outside of the measured part.
-    .balign 16
-    .globl  floor_fill
-floor_fill:
-    str     q0, [sp, #-16]!
-    isb
-    mrs     x9, cntvct_el0
+vector_floor floor_fill
     .rept   128
     stp     q0, q0, [x0], #32
     .endr
-    isb
-    mrs     x10, cntvct_el0
-    ldr     q0, [sp], #16
-    sub     x0, x10, x9
-    ret
+end_vector_floor
 
 floor floor_save_tags                   // x0 = page, x1 = 16 words
     .rept   7

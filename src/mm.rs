@@ -140,8 +140,8 @@ impl<M: Machine> Mm<M> {
     /// [`SwapOnError`]; nothing was changed then.
     ///
     /// # Safety
-    /// `area.memory` is `area.bytes` bytes of mapped memory that stay, and are the library's alone, as long as the area is
-    /// on: until [`Mm::swap_off`] returns them, or for the life of `self`.
+    /// `area.memory` is `area.bytes` bytes of mapped memory that stay, and are the library's alone, as long as the area
+    /// is on: until [`Mm::swap_off`] returns them, or for the life of `self`.
     pub unsafe fn swap_on(&self, area: SwapArea<M>) -> Result<AreaId, SwapOnError> {
         // SAFETY: the same promise.
         unsafe { self.swap.add(&self.machine, area) }

@@ -1,5 +1,6 @@
 //! A million operations against the adversary: lives as in `tests/life.rs`, with four CPUs, of which in half of the
-//! lives one never waits, on swap devices of each kind, in single pages and in large folios. The two tests take some two minutes of one core.
+//! lives one never waits, on swap devices of each kind, in single pages and in large folios. The two tests take some
+//! two minutes of one core.
 
 mod support;
 

@@ -3,9 +3,9 @@
 //! A step is an operation on an atomic, a turn of a lock, an operation of the emulated machine, or an access of a
 //! program with what the hardware writes for it. Each schedule makes a small world anew, lets two or three CPUs work on
 //! one group of pages, and looks at what is left: the contents and tags, page by page, against what may be there; the
-//! groups' entries; frames, slots and tag rooms; and the emulator's laws on the way. The swap device is of any kind, late or
-//! at once, checked or not, and in a third of the worlds one of its requests fails. Half of the schedules are bursts
-//! of steps of any length, half have few changes of turns, at any of the steps (PCT).
+//! groups' entries; frames, slots and tag rooms; and the emulator's laws on the way. The swap device is of any kind,
+//! late or at once, checked or not, and in a third of the worlds one of its requests fails. Half of the schedules are
+//! bursts of steps of any length, half have few changes of turns, at any of the steps (PCT).
 //!
 //! ```text
 //! cargo test --no-default-features --features shuttle --test races

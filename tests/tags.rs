@@ -1,14 +1,15 @@
 //! What is kept of the tags that a heap has: bytes for each page, beside 128 of raw image at 4 KiB.
 //!
 //! **The heap.** Objects lie in runs of pages of one size class, side by side from a class-aligned start, as in a slab;
-//! the classes are those with four steps an octave, from 16 bytes to 64 KiB. Each object has a tag of its own, from 1 to
-//! 15, other than its neighbour's, as allocators give them; freed objects keep a tag, of nobody. What is mapped and not
-//! given out yet has tag 0. One kind of heap has a header of one granule before each object, which is tagged 0 (as
+//! the classes are those with four steps an octave, from 16 bytes to 64 KiB. Each object has a tag of its own, from 1
+//! to 15, other than its neighbour's, as allocators give them; freed objects keep a tag, of nobody. What is mapped and
+//! not given out yet has tag 0. One kind of heap has a header of one granule before each object, which is tagged 0 (as
 //! allocators have that keep their own words from their programs); the other has none. Every octave of sizes has as
 //! many pages as every other: small objects are many, large ones are large. That is harsher than the heaps of programs,
 //! which have most of their bytes in large objects.
 //!
-//! The sum is of what is kept per page that has tags: the word in the slot's record, and a raw image where it takes one.
+//! The sum is of what is kept per page that has tags: the word in the slot's record, and a raw image where it takes
+//! one.
 
 mod support;
 

@@ -8,8 +8,8 @@
 //!
 //! It is no defence against somebody who chooses the data.
 
-/// What a lane is multiplied by: near 2^32 divided by the golden ratio. It is 5 modulo 8, so that its powers modulo 2^32
-/// repeat after 2^30 steps; a page has 2048 of 64 KiB.
+/// What a lane is multiplied by: near 2^32 divided by the golden ratio. It is 5 modulo 8, so that its powers modulo
+/// 2^32 repeat after 2^30 steps; a page has 2048 of 64 KiB.
 pub const FACTOR: u32 = 0x9e37_79b5;
 
 /// Bytes after which lanes are folded; a page is a multiple.

@@ -6,8 +6,8 @@
 //! **Form**, from the low end, where a page has 2^b granules: the stride, which is the granules of an object with its
 //! header, in b bits; the first granule after the page's start at which an object begins, from 1 to the stride, less
 //! one, in b bits; one bit that says whether there are headers; a tag of 4 bits for each object, the one that the
-//! page begins with being the first. `2 b + 1 + 4 n <= 64` gives 11 objects at 4 KiB, 10 at 16 KiB, 9 at 64 KiB: objects
-//! from 416 bytes on at 4 KiB, where runs would do from 1 KiB on, and with headers from 1.5 KiB on.
+//! page begins with being the first. `2 b + 1 + 4 n <= 64` gives 11 objects at 4 KiB, 10 at 16 KiB, 9 at 64 KiB:
+//! objects from 416 bytes on at 4 KiB, where runs would do from 1 KiB on, and with headers from 1.5 KiB on.
 
 use super::{NIBBLES, start_bits};
 use crate::granule::Granule;
@@ -22,8 +22,8 @@ const fn least_stride<G: Granule>() -> usize {
     ((1 << start_bits::<G>()) - 1usize).div_ceil(max_objects::<G>() as usize - 1)
 }
 
-/// The first word in which a page that has more runs than [`max_runs`](super::max_runs) may have the first edge too many:
-/// two edges an object, the first of them at granule 1.
+/// The first word in which a page that has more runs than [`max_runs`](super::max_runs) may have the first edge too
+/// many: two edges an object, the first of them at granule 1.
 pub(super) const fn first_word<G: Granule>() -> usize {
     (super::max_runs::<G>() / 2) as usize * least_stride::<G>() / NIBBLES as usize
 }
@@ -191,7 +191,8 @@ mod tests {
                 }
             }
         }
-        // The layout of a few is not to be seen in their tags: neighbours that are equal, a header between free objects.
+        // The layout of a few is not to be seen in their tags: neighbours that are equal, a header between free
+        // objects.
         assert!(kept * 100 > fitting * 97, "{kept} of {fitting}");
     }
 

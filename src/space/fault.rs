@@ -51,8 +51,8 @@ pub enum FaultError {
     Protection,
     /// No memory, and nothing left to reclaim.
     NoMemory,
-    /// The page is out and its slot cannot be read: the device failed, or the entry names no slot in use. A later try may
-    /// succeed.
+    /// The page is out and its slot cannot be read: the device failed, or the entry names no slot in use. A later try
+    /// may succeed.
     Unreadable {
         /// The swap area's number.
         area: u8,

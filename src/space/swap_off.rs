@@ -1,9 +1,9 @@
 //! Turning a swap area off: every space brings its pages back.
 //!
-//! The pages come in as by faults, one after the other, so that folios which left in one piece come back in one piece. A
-//! page that cannot be read back, so often as it is tried, is lost: its entry names no area from then on, its slot is given back, and who
-//! touches it is told. What others have under way is waited for, and looked for again: as the area is shut, there is
-//! less of it each time.
+//! The pages come in as by faults, one after the other, so that folios which left in one piece come back in one piece.
+//! A page that cannot be read back, so often as it is tried, is lost: its entry names no area from then on, its slot is
+//! given back, and who touches it is told. What others have under way is waited for, and looked for again: as the area
+//! is shut, there is less of it each time.
 
 use core::ptr::NonNull;
 

@@ -1,16 +1,16 @@
 //! The swap areas: which are on, in which order they are filled, and how one goes away.
 //!
-//! **Order.** By priority; among equals each stretch of slots comes from the next in turn. A size of folio that one area
-//! has no room for is tried in the others.
+//! **Order.** By priority; among equals each stretch of slots comes from the next in turn. A size of folio that one
+//! area has no room for is tried in the others.
 //!
 //! **Who may look at an area.** Whoever owns a slot of it: a swap entry under its table's lock or its space's, a cached
 //! folio under its lock, slots that were prepared. Everybody else is *inside* ([`Inside`]) for as long as it looks.
 //!
-//! **Going away** ([`Mm::swap_off`](crate::Mm::swap_off)). First nothing new begins: the place is shut, and whoever was about to take slots
-//! is waited for. Then every space brings its pages back; what reclaim has on the way out is waited for, and looked for
-//! again. A slot's clean-up ends by counting it off, which is the last that its user does with the area; so when none is
-//! counted, nobody owns a slot, and once those inside have left the records are the caller's again. On any failure
-//! before that the area is open again, as it was, with fewer pages in it.
+//! **Going away** ([`Mm::swap_off`](crate::Mm::swap_off)). First nothing new begins: the place is shut, and whoever was
+//! about to take slots is waited for. Then every space brings its pages back; what reclaim has on the way out is waited
+//! for, and looked for again. A slot's clean-up ends by counting it off, which is the last that its user does with the
+//! area; so when none is counted, nobody owns a slot, and once those inside have left the records are the caller's
+//! again. On any failure before that the area is open again, as it was, with fewer pages in it.
 
 use core::fmt;
 use core::ptr::NonNull;
@@ -111,9 +111,8 @@ impl<M: Machine> Swap<M> {
     /// As for [`Mm::swap_on`](crate::Mm::swap_on).
     pub(crate) unsafe fn add(&self, machine: &M, area: SwapArea<M>) -> Result<AreaId, SwapOnError> {
         let _alone = self.changing.lock(machine);
-        let is_free = |place: &&Place<Area<M>>| place.enter().is_none();
-        let (number, place) =
-            (0..).zip(&self.places).find(|(_, place)| is_free(place)).ok_or(SwapOnError::TooManyAreas)?;
+        let mut places = (0..).zip(&self.places);
+        let (number, place) = places.find(|(_, place)| place.get().is_none()).ok_or(SwapOnError::TooManyAreas)?;
         let priority = area.priority;
         // SAFETY: the caller's promise is the same.
         let area = unsafe { Area::new(number, area) }?;
@@ -130,8 +129,8 @@ impl<M: Machine> Swap<M> {
         let numbers = self.order.lock().clone();
         for &number in &numbers {
             let Some(place) = self.places.get(number as usize) else { continue };
-            let Some(_inside) = place.enter_open() else { continue };
-            let Some(area) = place.get() else { continue };
+            // Once slots are taken, they keep the area.
+            let (Some(_inside), Some(area)) = (place.enter_open(), place.get()) else { continue };
             match Prepared::take(area, cpu, order, tagged, folios) {
                 Ok(prepared) => {
                     if numbers.len() > 1 {
@@ -159,8 +158,8 @@ impl<M: Machine> Swap<M> {
         }
     }
 
-    /// Turns an area off, and returns the memory of its records: nothing new begins there, `empty` makes all of its slots
-    /// free, and it goes.
+    /// Turns an area off, and returns the memory of its records: nothing new begins there, `empty` makes all of its
+    /// slots free, and it goes.
     ///
     /// # Errors
     /// [`SwapOffError::NoSuchArea`], and what `empty` says; the area is on then.
@@ -182,8 +181,8 @@ impl<M: Machine> Swap<M> {
             return Err(error);
         }
         let memory = area.memory();
-        // SAFETY: full, and who changes areas is alone. No slot is in use, none can be taken since the place was shut, and
-        // who gave back the last has done with the area.
+        // SAFETY: full, and who changes areas is alone. No slot is in use, none can be taken since the place was shut,
+        // and who gave back the last has done with the area.
         unsafe { place.clear(|| machine.relax()) };
         Ok(memory)
     }

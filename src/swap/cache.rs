@@ -86,8 +86,8 @@ impl<M: Machine> Area<M> {
         uncache(frames, folio);
     }
 
-    /// Frees the `unused` slots that still name the folio. One that was out may be somebody else's already; and after the
-    /// last the caller owns none of the area's, which may be gone then.
+    /// Frees the `unused` slots that still name the folio. One that was out may be somebody else's already; and after
+    /// the last the caller owns none of the area's, which may be gone then.
     #[cold]
     fn free_unused(&self, frames: &Frames, folio: &FolioLock<'_, M>, slots: Slots, mut unused: u32) {
         for (_, slot) in slots.each() {

@@ -4,9 +4,9 @@
 //! and reserves a room for a raw tag image for each page that has tags ([`Prepared`], which gives all back when
 //! dropped), for several folios at once; the slots then name the pages' frames (they are *cached*) with one user each;
 //! the leaf entries are exchanged for swap entries; the flush completes; the tags are saved and the data written, in
-//! one request but for pages that repeat one word, which need none; the slots are *out* and the frames are free. Nothing after prepare can fail but the device: then the
-//! folio stays cached, with its swap entries, and is the only copy. A large folio that finds no run of slots, or too
-//! few rooms, is split.
+//! one request but for pages that repeat one word, which need none; the slots are *out* and the frames are free.
+//! Nothing after prepare can fail but the device: then the folio stays cached, with its swap entries, and is the only
+//! copy. A large folio that finds no run of slots, or too few rooms, is split.
 //!
 //! **Its way in** ([`crate::space`]): a swap entry leads to a slot. If the slot is cached, the folio is mapped as it
 //! is. If it is out, frames are read from the device, their tags are restored before the entries show them, and the
@@ -14,8 +14,8 @@
 //! are free.
 //!
 //! **One word decides.** A slot's state word ([`slot`]) holds its kind, its count of swap entries, its tag kind, and
-//! the cached frame or the refault shadow. Count and cache therefore cannot disagree. A slot's room goes back first, then
-//! the slot itself with all that its word says (`Area::free_emptied`), and the usage count drops last.
+//! the cached frame or the refault shadow. Count and cache therefore cannot disagree. A slot's room goes back first,
+//! then the slot itself with all that its word says (`Area::free_emptied`), and the usage count drops last.
 //!
 //! **Who may touch a slot.** Whoever holds what owns the reference: the leaf table's lock for a swap entry's count, the
 //! folio lock for the cached frame, the cluster's lock for free and taken. Each of these is a slot in use, and an area

@@ -160,8 +160,8 @@ impl<'a, M: Machine> Leaving<'a, M> {
         self.area.device().write(mm.machine(), part, first)
     }
 
-    /// Begins to write a run to the slots from `first` on, and adds the data's sums to the slots' sums of the tags. Waits
-    /// for all requests but the last.
+    /// Begins to write a run to the slots from `first` on, and adds the data's sums to the slots' sums of the tags.
+    /// Waits for all requests but the last.
     #[inline(never)]
     fn write_checked(&self, mm: &Mm<M>, run: PfnRange, first: u32) -> Result<Progress, DeviceError> {
         let (machine, device) = (mm.machine(), self.area.device());
@@ -283,8 +283,8 @@ impl<'a, M: Machine> Leaving<'a, M> {
         }
     }
 
-    /// Gives back the rooms that the tags did not need: while the folio still has its slots, without which the area might
-    /// go away.
+    /// Gives back the rooms that the tags did not need: while the folio still has its slots, without which the area
+    /// might go away.
     #[inline(always)]
     fn give_rooms_back(&mut self) {
         if self.rooms > 0 {
@@ -307,8 +307,8 @@ impl<'a, M: Machine> Leaving<'a, M> {
 /// The folios of a batch of up to `N` that a device takes its time for, in the order in which they joined.
 pub(crate) type Late<'a, M, const N: usize> = ArrayVec<Writing<'a, M>, N>;
 
-/// The device has not got all of the folio. Not a method: nobody needs the address of what is on its way, which so stays
-/// in registers.
+/// The device has not got all of the folio. Not a method: nobody needs the address of what is on its way, which so
+/// stays in registers.
 #[cold]
 fn failed<M: Machine>(mm: &Mm<M>, area: &Area<M>, slots: Slots, folio: &FolioLock<'_, M>) -> Written {
     mm.stats().write_errors.bump();

@@ -2,7 +2,8 @@
 //!
 //! Nothing of a slot is used up: what was read can be read again. Slots that hold a repeated word are made without the
 //! device; what lies between them is read by one request each. On a device that is checked a page counts only if its
-//! data and its tags have the sum that they had when it left; a slot whose page has not is poisoned, and not read again.
+//! data and its tags have the sum that they had when it left; a slot whose page has not is poisoned, and not read
+//! again.
 
 use super::area::Area;
 use super::device::{DeviceError, DeviceFlags, Progress, SUMMED_PAGES};
@@ -137,7 +138,7 @@ impl<M: Machine> Area<M> {
                 continue;
             }
             let rest = &slots[page..];
-            let stored = rest.iter().take(SUMMED_PAGES).take_while(|slot| slot.same().is_none()).count();
+            let stored = rest.iter().take(SUMMED_PAGES).take_while(|slot| !slot.is_same()).count();
             let (part, sums) = (PfnRange::new(pfn, stored as u64), &mut sums[..stored]);
             assert_may_sleep();
             match self.device().read_summed(machine, first + page as u32, part, sums)? {
@@ -168,7 +169,7 @@ impl<M: Machine> Area<M> {
     /// Hands the tags that were kept of a slot to `show`, if the page had some of its own: at 64 KiB they
     /// are 2 KiB, which nobody should copy.
     #[inline(always)]
-    pub(crate) fn load_tags(&self, slot: &SlotRecord, show: impl FnOnce(&TagWords<M>)) -> Kept {
+    fn load_tags(&self, slot: &SlotRecord, show: impl FnOnce(&TagWords<M>)) -> Kept {
         if let Some(room) = slot.room() {
             show(&self.rooms.load(room));
             return Kept::Tags;

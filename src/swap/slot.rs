@@ -236,8 +236,8 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
         self.state.load(Ordering::Relaxed) & POISON != 0
     }
 
-    /// The room that the tags took, if they took one. By whoever frees the slot, or has found its page out: nobody changes it
-    /// any more.
+    /// The room that the tags took, if they took one. By whoever frees the slot, or has found its page out: nobody
+    /// changes it any more.
     #[inline]
     pub(crate) fn room(&self) -> Option<u32> {
         self.room_in(self.state.load(Ordering::Relaxed))

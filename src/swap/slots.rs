@@ -1,7 +1,7 @@
 //! A folio's slots.
 
-/// An aligned run of slots, one for each page of a folio. Pages and slots meet in [`Slots::each`] alone, or step by step
-/// with the records of the run (`Area::records_of`).
+/// An aligned run of slots, one for each page of a folio. Pages and slots meet in [`Slots::each`] alone, or step by
+/// step with the records of the run (`Area::records_of`).
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub(crate) struct Slots {
     first: u32,

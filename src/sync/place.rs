@@ -1,8 +1,9 @@
 //! A place for a value that comes and goes, and is shared meanwhile.
 //!
 //! One word says whether the value is there, whether it is open, and how many are *inside*: look at it with nothing
-//! else in hand that keeps it. Who comes in adds itself and learns by the same step whether it may; who closes the place
-//! takes the bit away by one step, and those whom it counts from then on are the last. So nobody comes in unnoticed.
+//! else in hand that keeps it. Who comes in adds itself and learns by the same step whether it may; who closes the
+//! place takes the bit away by one step, and those whom it counts from then on are the last. So nobody comes in
+//! unnoticed.
 //!
 //! There is a second way to keep a value: to own something within it that its owner waits for before it clears the
 //! place ([`Place::get`]). Which those are, the owner says.

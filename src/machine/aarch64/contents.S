@@ -103,8 +103,8 @@ function ebbtide_copy
     ldp     q0, q1, [sp], #64
     ret
 
-// The sum of each page of x4 bytes among x2 bytes at x1, to x3 upwards (machine/sum.rs); copied to x0 as well. Two chains,
-// v0 and v2, v1 and v3: a block just stored becomes the next state. v5 is the factor.
+// The sum of each page of x4 bytes among x2 bytes at x1, to x3 upwards (machine/sum.rs); copied to x0 as well. Two
+// chains, v0 and v2, v1 and v3: a block just stored becomes the next state. v5 is the factor.
 .macro summed copies
     stp     q0, q1, [sp, #-96]!
     stp     q2, q3, [sp, #32]
@@ -256,8 +256,8 @@ function ebbtide_zero_tags
     b.hi    1b
     ret
 
-// Whether x1 bytes at x0 repeat the word at x0. Most pages differ in the first 128 bytes, for which the general registers
-// do; the rest is gathered in v4, a bit of which is set where a word differs, 2 KiB a turn.
+// Whether x1 bytes at x0 repeat the word at x0. Most pages differ in the first 128 bytes, for which the general
+// registers do; the rest is gathered in v4, a bit of which is set where a word differs, 2 KiB a turn.
 function ebbtide_repeats
     ldr     x2, [x0]
     .irp    half, 0, 64

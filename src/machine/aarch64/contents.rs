@@ -155,8 +155,8 @@ impl Blocks {
     /// Reads the tags of whole pages; without MTE they are zero.
     ///
     /// # Safety
-    /// Whole pages, mapped readable, where there is MTE as Normal Tagged memory, for 256 bytes for each word; `into` has room for `words` words, a multiple of
-    /// 16. All of them are written.
+    /// Whole pages, mapped readable, where there is MTE as Normal Tagged memory, for 256 bytes for each word; `into`
+    /// has room for `words` words, a multiple of 16. All of them are written.
     #[inline]
     pub(super) unsafe fn load_tags(&self, at: *mut u8, into: *mut u64, words: usize) {
         // SAFETY: the caller's promise.
@@ -174,7 +174,8 @@ impl Blocks {
     /// Writes the tags of whole pages; without MTE there are none.
     ///
     /// # Safety
-    /// Whole pages, mapped writable, where there is MTE as Normal Tagged memory, for 256 bytes for each word of `from`, which holds a multiple of 16 words.
+    /// Whole pages, mapped writable, where there is MTE as Normal Tagged memory, for 256 bytes for each word of `from`,
+    /// which holds a multiple of 16 words.
     #[inline]
     pub(super) unsafe fn store_tags(&self, at: *mut u8, from: &[u64]) {
         // SAFETY: the caller's promise; the slice is as long as it says.

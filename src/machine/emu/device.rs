@@ -1,9 +1,9 @@
 //! A swap device for tests: pages in the host's memory, failures and damage on demand.
 //!
 //! It reads and writes frames as a device does, through [`Emu::export_page`] and [`Emu::import_page`], so that the
-//! laws about contents hold for it. One that is not [`DeviceFlags::SYNCHRONOUS`] moves nothing when it is asked: it does
-//! so some time before the request is finished, in an order of its own. One with [`DeviceFlags::STABLE_WRITES`] looks at
-//! the page when it is asked and when it moves it, and panics if it has changed.
+//! laws about contents hold for it. One that is not [`DeviceFlags::SYNCHRONOUS`] moves nothing when it is asked: it
+//! does so some time before the request is finished, in an order of its own. One with [`DeviceFlags::STABLE_WRITES`]
+//! looks at the page when it is asked and when it moves it, and panics if it has changed.
 
 use std::sync::Mutex;
 use std::vec::Vec;

@@ -1,5 +1,5 @@
-//! `torture [--mib N] [--seed S] [--ops K] [--bear TRIES]`: a random walk over one large anonymous area, with a small model
-//! of what it must hold.
+//! `torture [--mib N] [--seed S] [--ops K] [--bear TRIES]`: a random walk over one large anonymous area, with a small
+//! model of what it must hold.
 //!
 //! The model has a record for each unit (a page of the kernel's): whether it is mapped, with what permission,
 //! whether it may have tags, which contents and which tags were last written, and one later store of a word.
@@ -9,9 +9,10 @@
 //! synchronous checks on, page out, MADV_DONTNEED, mprotect to any permission and back, give untagged pages
 //! PROT_MTE, munmap, mmap over it. In the end everything is checked. The walk depends on the seed alone.
 //!
-//! With `--bear TRIES` it brings each unit in by MADV_POPULATE_READ before it touches it. One that cannot be read back, so
-//! often as it tries, is given up by MADV_DONTNEED, and counted: so the walk goes on over a device that fails or damages pages.
-//! Its own memory it cannot bear to lose: the area has to be small enough that nothing but what it pages out leaves.
+//! With `--bear TRIES` it brings each unit in by MADV_POPULATE_READ before it touches it. One that cannot be read back,
+//! so often as it tries, is given up by MADV_DONTNEED, and counted: so the walk goes on over a device that fails or
+//! damages pages. Its own memory it cannot bear to lose: the area has to be small enough that nothing but what it pages
+//! out leaves.
 //!
 //! The records lie in anonymous memory too, so the program's own bookkeeping is swapped as well. A call that
 //! fails ends the walk: nothing that it does may fail while there is memory or swap left.
