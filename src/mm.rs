@@ -304,12 +304,12 @@ impl<M: Machine> Mm<M> {
 
     /// Gives back one reference to a folio, and frees it if that was the last.
     pub(crate) fn release_folio(&self, folio: Frame) {
-        self.reclaim.release(&self.frames, self.machine.cpu(), [(folio, REFERENCE)].into_iter());
+        self.release([(folio, REFERENCE)].into_iter());
     }
 
     /// Gives back the counts of entries that are gone, and frees the folios that nobody holds any more.
     pub(crate) fn release_maps(&self, folios: &[Maps]) {
         let weights = folios.iter().map(|&Maps { folio, maps }| (folio, u64::from(maps) * MAP));
-        self.reclaim.release(&self.frames, self.machine.cpu(), weights);
+        self.release(weights);
     }
 }

@@ -92,6 +92,8 @@ counters! {
     swap_in_folios,
     /// Swap-ins of pages that a larger memory would have kept (see `reclaim`).
     refaults,
+    /// Pages that left again as they had come, by no request: their slots still had them.
+    swap_out_clean,
     /// Faults that found their page still in memory, on its way out or kept after a failed write.
     swap_cache_hits,
     /// Pages whose write to the device failed; they stay in memory.

@@ -170,6 +170,8 @@ fn mixed<G: Granule>(device: DeviceFlags) {
             assert_eq!(program.load(at + 8), Ok(if is_same(page) { 0 } else { page + 1 }), "page {page}");
             assert_eq!(program.ldg(at + 256), Ok((page % 15) as u8 + 1), "page {page}");
         }
+        // What is not stored to would leave as it came.
+        (0..2 * group).for_each(|page| program.store(Scene::<G>::at(page), 0).unwrap());
     }
     let same = 3 * (0..2 * group).filter(|&page| is_same(page)).count() as u64;
     assert_eq!((rig.count("swap_out_same"), rig.count("swap_in_same")), (same, same));

@@ -96,7 +96,7 @@ const AREA_MASK: u32 = 0x1f << AREA_SHIFT;
 
 /// State bits of [`FrameRecord::flags`].
 pub(crate) mod flag {
-    // Of a folio, in its head's record: LOCKED, WAITED, LISTED, CACHED, KEPT. Of a page, in each page's own record:
+    // Of a folio, in its head's record: LOCKED, WAITED, LISTED, CACHED, KEPT, BACKED. Of a page, in each page's own record:
     // TAGS_VALID, CODE_SYNCED.
 
     /// The folio lock.
@@ -113,6 +113,8 @@ pub(crate) mod flag {
     pub const CACHED: u32 = 1 << 21;
     /// Cached, and the cache holds a reference of its own: the device refused the page.
     pub const KEPT: u32 = 1 << 23;
+    /// Cached, mapped, and the slots have the page as good as memory: see [`crate::swap`], "backed".
+    pub const BACKED: u32 = 1 << 24;
     /// The lock of a leaf table.
     pub const TABLE_LOCKED: u32 = 1 << 22;
 }

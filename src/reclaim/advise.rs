@@ -15,7 +15,7 @@ use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::node::{Home, NodeId};
 use crate::pte::{Decoded, Leaf, SwapEntry};
-use crate::rmap::split;
+use crate::rmap::{split, unback_all};
 use crate::space::{MapError, Space};
 use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, LeafTable, chunks};
 use crate::tlb::{Flush, Lost};
@@ -60,6 +60,9 @@ trait Calm {
     /// What to do with a group that the range covers in part.
     const EDGE: Edge;
 
+    /// What comes before, for folios of the part of a table. Under the space's lock alone.
+    fn prepare<M: Machine>(mm: &Mm<M>, table: LeafTable, part: VpnRange);
+
     /// The page's leaf from now on.
     fn leaf(was: Leaf) -> Leaf;
 
@@ -72,6 +75,8 @@ struct Cold;
 
 impl Calm for Cold {
     const EDGE: Edge = Edge::Widen;
+
+    fn prepare<M: Machine>(_: &Mm<M>, _: LeafTable, _: VpnRange) {}
 
     #[inline]
     fn leaf(was: Leaf) -> Leaf {
@@ -88,6 +93,13 @@ struct Free;
 impl Calm for Free {
     // A store may be noted in any entry of a group: its other pages must not lose it.
     const EDGE: Edge = Edge::Unfold;
+
+    fn prepare<M: Machine>(mm: &Mm<M>, table: LeafTable, part: VpnRange) {
+        // Clean is to mean given up.
+        if mm.swap().some_are_backed() {
+            unback_all(mm, table, part, |_| true);
+        }
+    }
 
     #[inline]
     fn leaf(was: Leaf) -> Leaf {
@@ -117,6 +129,7 @@ fn calm_chunk<M: Machine, C: Calm>(
     flush: &mut Flush<'_, M>,
 ) {
     let mut unused = Unused::new();
+    C::prepare(mm, table, part);
     {
         let Some(mut cursor) = table.lock(mm) else { return };
         let run = cursor.fit(part, C::EDGE, node, flush);

@@ -7,7 +7,7 @@ use super::list::Batch;
 use crate::frame::{FolioLock, Frames, Freeing, Left, REFERENCE, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::rmap::{Refusal, Site, Unmapped, unmap};
+use crate::rmap::{Refusal, Site, Unmapped, unback_dirty, unmap};
 use crate::swap::{Dry, Late, Leaving, Prepared, Saved, Written};
 use crate::tlb::Flush;
 
@@ -30,7 +30,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
 
     let mut kept = Batch::new();
     let mut split = Batch::new();
-    let mut discarded: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
+    let mut clean: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
     // Two arrays in step: entries that small are moved by registers.
     let mut leaving: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
     let mut ways: ArrayVec<Leaving<'_, M>, BATCH> = ArrayVec::new();
@@ -45,7 +45,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
             continue;
         };
         let record = frames.record(frame);
-        if record.count.maps() == 0 && record.has(flag::CACHED) {
+        if record.count.maps() == 0 && record.has(flag::KEPT) {
             // Written once in vain; its swap entry is in place already.
             match Leaving::again(mm, &folio) {
                 Some(again) => {
@@ -55,6 +55,9 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
                 None => kept.push(frame),
             }
             continue;
+        }
+        if record.has(flag::BACKED) {
+            unback_dirty(mm, &folio, &mut site);
         }
         let order = record.order();
         let tagged = frames.tagged_pages(frame, order);
@@ -67,10 +70,20 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
             };
             // What is left goes back first: it may be what there is.
             drop(core::mem::replace(&mut spare, Err(Dry::Slots)));
-            spare = mm.swap().prepare(cpu, order, tagged, others.min(batch.len() - index) as u32);
+            let others = others.min(batch.len() - index) as u32;
+            let prepare = || mm.swap().prepare(cpu, order, tagged, others);
+            spare = prepare();
+            if let Err(Dry::Slots) = spare
+                && mm.swap().some_are_backed()
+            {
+                // One table's lock at a time.
+                site = None;
+                mm.unback_some();
+                spare = prepare();
+            }
         }
         match unmap(mm, &folio, &mut spare, ageing, &mut flush, &mut site) {
-            Unmapped::Discarded => discarded.push(folio),
+            Unmapped::Discarded | Unmapped::Returned => clean.push(folio),
             Unmapped::Leaving(way) => {
                 leaving.push(folio);
                 ways.push(way);
@@ -99,9 +112,14 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
     let mut freed = 0;
     let mut freeing = frames.freeing(cpu);
     let mut saved = Saved::default();
-    for folio in discarded.drain(..) {
-        let pages = 1 << frames.record(folio.frame()).order();
-        stats.clean_discards.add(pages);
+    for folio in clean.drain(..) {
+        let record = frames.record(folio.frame());
+        let pages = 1 << record.order();
+        if record.has(flag::CACHED) {
+            mm.returned_to_slots(&folio);
+        } else {
+            stats.clean_discards.add(pages);
+        }
         freed += release(frames, folio, pages, &mut freeing);
     }
     // What the device takes its time for: all of it is under way before the first is waited for.
@@ -124,10 +142,13 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
     }
     drop(freeing);
     saved.count(stats);
-    mm.reclaim().put_back(frames, cpu, &kept);
+    if !kept.is_empty() {
+        mm.reclaim().insert_all(frames, &kept);
+        mm.release(kept.iter().map(|&frame| (frame, REFERENCE)));
+    }
     if !split.is_empty() {
         mm.reclaim().insert_old(frames, split.iter().copied());
-        mm.reclaim().release(frames, cpu, split.iter().map(|&frame| (frame, REFERENCE)));
+        mm.release(split.iter().map(|&frame| (frame, REFERENCE)));
     }
     mm.reclaim().settled(mm.machine(), batch.len());
     Evicted { pages: freed, split: split.len() as u64 }

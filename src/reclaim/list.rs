@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 
 use super::BATCH;
 use super::watermarks::Watermarks;
-use crate::frame::{Frame, Frames, Left, NO_FRAME, REFERENCE, flag};
+use crate::frame::{Frame, Frames, Left, NO_FRAME, flag};
 use crate::machine::Machine;
 use crate::sync::{AtomicU32, Ordering, Spin};
 use crate::tlb;
@@ -215,18 +215,12 @@ impl Reclaim {
         self.isolated.fetch_add(batch.len() as u32, Ordering::Relaxed);
     }
 
-    /// Puts isolated folios back as the youngest and gives their references back.
-    pub(super) fn put_back(&self, frames: &Frames, cpu: usize, folios: &[Frame]) {
-        if folios.is_empty() {
-            return;
+    /// Puts isolated folios back as the youngest. Their references are still the caller's to give back.
+    pub(super) fn insert_all(&self, frames: &Frames, folios: &[Frame]) {
+        let mut list = self.list.lock();
+        for &frame in folios {
+            list.push(frames, frame);
         }
-        {
-            let mut list = self.list.lock();
-            for &frame in folios {
-                list.push(frames, frame);
-            }
-        }
-        self.release(frames, cpu, folios.iter().map(|&frame| (frame, REFERENCE)));
     }
 
     /// Moves folios to the old end: they are the first that reclaim looks at. Those that are not listed stay so.
@@ -243,22 +237,10 @@ impl Reclaim {
         list.move_old(frames, &chain);
     }
 
-    /// Gives back counts of folios, each of the weight that stands with it, and frees those that nobody holds any more.
-    pub(crate) fn release(&self, frames: &Frames, cpu: usize, mut folios: impl Iterator<Item = (Frame, u64)>) {
-        let mut gone: ArrayVec<Frame, { tlb::CAPACITY }> = ArrayVec::new();
-        while self.drop_counts(frames, &mut folios, &mut gone) == tlb::CAPACITY || !gone.is_empty() {
-            let mut freeing = frames.freeing(cpu);
-            for &frame in &gone {
-                freeing.push(frame);
-            }
-            gone.clear();
-        }
-    }
-
     /// Gives back the counts of the next folios, and takes those that nobody holds any more out of the list and into
     /// `gone`. Returns how many folios were looked at.
     #[inline]
-    fn drop_counts(
+    pub(super) fn drop_counts(
         &self,
         frames: &Frames,
         folios: &mut impl Iterator<Item = (Frame, u64)>,

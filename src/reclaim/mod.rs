@@ -30,12 +30,15 @@ pub use advise::Advice;
 pub(crate) use list::Reclaim;
 pub use watermarks::Watermarks;
 
+use arrayvec::ArrayVec;
+
 use evict::{Ageing, Evicted, evict};
 
-use crate::frame::{Kind, OwnedFrame, Urgency};
+use crate::frame::{Frame, Kind, OwnedFrame, Urgency, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::sync::Ordering;
+use crate::tlb;
 
 /// Folios that one round isolates at most, and the pages at which it stops. Two barriers and one hold of the list's
 /// lock, spread over 32 pages of some 600 instructions each, are below 1 % of the work; a fault waits for one round at
@@ -121,6 +124,24 @@ impl<M: Machine> Mm<M> {
                 continue;
             }
             self.balance();
+        }
+    }
+
+    /// Gives back counts of folios, each of the weight that stands with it, and frees those that nobody holds any more.
+    pub(crate) fn release(&self, mut folios: impl Iterator<Item = (Frame, u64)>) {
+        let frames = self.frames();
+        let mut gone: ArrayVec<Frame, { tlb::CAPACITY }> = ArrayVec::new();
+        while self.reclaim().drop_counts(frames, &mut folios, &mut gone) == tlb::CAPACITY || !gone.is_empty() {
+            if self.swap().some_are_backed() {
+                gone.iter()
+                    .filter(|&&head| frames.record(head).has(flag::BACKED))
+                    .for_each(|&head| self.end_with_slots(head));
+            }
+            let mut freeing = frames.freeing(self.machine().cpu());
+            for &frame in &gone {
+                freeing.push(frame);
+            }
+            gone.clear();
         }
     }
 

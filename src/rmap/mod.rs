@@ -9,8 +9,10 @@
 //! entry's frame. Exit marks the node dead under the family lock (exclusive) before it takes tables away: tables die
 //! last.
 
+mod backed;
 mod split;
 mod unmap;
 
+pub(crate) use backed::{unback_all, unback_dirty};
 pub(crate) use split::split;
 pub(crate) use unmap::{Ageing, Refusal, Site, Unmapped, unmap};

@@ -6,8 +6,9 @@
 
 use core::ops::Range;
 
+use super::backed::unback;
 use crate::addr::VpnRange;
-use crate::frame::{FolioLock, MAP, REFERENCE};
+use crate::frame::{FolioLock, MAP, REFERENCE, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::node::Home;
@@ -29,6 +30,9 @@ pub(crate) fn split<M: Machine>(
     let frames = mm.frames();
     let head = folio.frame();
     let record = frames.record(head);
+    if record.has(flag::BACKED) {
+        unback(mm, cursor, folio);
+    }
     let home = Home::load(&record.home);
     let run = VpnRange::new(home.page(), 1 << record.order());
     let first = frames.pfn(head);

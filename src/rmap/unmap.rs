@@ -10,9 +10,10 @@
 
 use arrayvec::ArrayVec;
 
+use super::backed::unback;
 use super::split::split;
 use crate::addr::{PfnRange, Vpn, VpnRange};
-use crate::frame::{FolioLock, MAP};
+use crate::frame::{FolioLock, MAP, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::node::{Home, NodeId};
@@ -56,7 +57,7 @@ pub(crate) struct Site<'a, M: Machine> {
 impl<'a, M: Machine> Site<'a, M> {
     /// The leaf table of `home`, which takes the place of the one in `last`. `None` when it is gone.
     #[inline]
-    fn at<'s>(last: &'s mut Option<Self>, mm: &'a Mm<M>, home: Home) -> Option<&'s mut Cursor<'a, M>> {
+    pub(super) fn at<'s>(last: &'s mut Option<Self>, mm: &'a Mm<M>, home: Home) -> Option<&'s mut Cursor<'a, M>> {
         let stays = |site: &Self| site.node == home.node() && site.cursor.holds(home.page());
         if !last.as_ref().is_some_and(stays) {
             // One table's lock at a time.
@@ -78,6 +79,8 @@ impl<'a, M: Machine> Site<'a, M> {
 pub(crate) enum Unmapped<'a, M: Machine> {
     /// Clean: the entries are empty, the next touch makes new pages.
     Discarded,
+    /// Clean, and its slots have it: their entries stand in its place, and it waits for the flush.
+    Returned,
     /// A swap entry stands in its place; the contents wait for the flush to be written.
     Leaving(Leaving<'a, M>),
     /// It stays, for this reason.
@@ -85,11 +88,11 @@ pub(crate) enum Unmapped<'a, M: Machine> {
 }
 
 /// What the entries at a folio's home say.
-struct Survey {
+pub(super) struct Survey {
     /// Pages that are mapped.
     mapped: u64,
     is_accessed: bool,
-    is_dirty: bool,
+    pub(super) is_dirty: bool,
     /// Some page that is in no group is clean: of a group each is as dirty as any.
     has_clean_page: bool,
 }
@@ -102,7 +105,12 @@ impl Survey {
 }
 
 #[inline(always)]
-fn survey<M: Machine>(mm: &Mm<M>, cursor: &Cursor<'_, M>, run: VpnRange, folio: &FolioLock<'_, M>) -> Survey {
+pub(super) fn survey<M: Machine>(
+    mm: &Mm<M>,
+    cursor: &Cursor<'_, M>,
+    run: VpnRange,
+    folio: &FolioLock<'_, M>,
+) -> Survey {
     let first = mm.frames().pfn(folio.frame());
     let mut survey = Survey { mapped: 0, is_accessed: false, is_dirty: false, has_clean_page: false };
     for page in 0..run.pages() {
@@ -152,9 +160,10 @@ fn unmap_at<'a, M: Machine>(
 ) -> Unmapped<'a, M> {
     let frames = mm.frames();
     let frame = folio.frame();
+    let record = frames.record(frame);
     let run = VpnRange::new(home.page(), 1 << order);
     let id = home.node();
-    let seen = survey(mm, cursor, run, folio);
+    let mut seen = survey(mm, cursor, run, folio);
     if seen.mapped == 0 {
         return Unmapped::Kept(Refusal::Raced);
     }
@@ -165,25 +174,23 @@ fn unmap_at<'a, M: Machine>(
         // Without the invalidation a CPU that keeps the translation would not set the flag again, and a hot page
         // would look cold. One operation a run, one barrier pair a batch.
         let ours = PfnRange::new(frames.pfn(frame), run.pages());
-        let mut page = run.start();
-        while page < run.end() {
-            let alike = cursor.widen(page);
-            if matches!(cursor.read(page), Decoded::Leaf(leaf) if ours.contains(leaf.pfn::<M::Granule>())) {
-                cursor.update(
-                    alike,
-                    |leaf, _| leaf.without_access(),
-                    |pages, Change { was, is }| {
-                        if was != is {
-                            flush.note(id, pages);
-                        }
-                    },
-                );
+        update_ours(cursor, run, ours, Leaf::without_access, |pages, Change { was, is }| {
+            if was != is {
+                flush.note(id, pages);
             }
-            page = alike.pages().end();
-        }
+        });
         return Unmapped::Kept(Refusal::Referenced);
     }
     let is_whole = seen.mapped == run.pages() && run.pages() <= CHUNK as u64;
+    if record.has(flag::BACKED) {
+        if !seen.is_dirty && is_whole && return_to_slots(mm, cursor, run, folio) {
+            flush.note(id, run);
+            let _ = frames.put(frame, MAP * run.pages());
+            return Unmapped::Returned;
+        }
+        unback(mm, cursor, folio);
+        (seen.is_dirty, seen.has_clean_page) = (true, false);
+    }
     if !seen.is_dirty && is_whole && discard(cursor, run, id, flush) {
         // Nothing stands in its place, so that another CPU may map a new page as soon as the table is free: no
         // translation of the old one may be left then.
@@ -210,18 +217,62 @@ fn unmap_at<'a, M: Machine>(
     Unmapped::Leaving(prepared.commit())
 }
 
-/// Takes all the entries of a clean folio out, unless a store makes one dirty at the last moment: then they are back
-/// as they were.
-#[inline(never)]
-fn discard<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange, node: NodeId, flush: &mut Flush<'_, M>) -> bool {
-    let mut leaves: ArrayVec<(Vpn, Leaf), CHUNK> = ArrayVec::new();
-    let run = cursor.whole(run);
-    cursor.take_leaves(run, |page, leaf| leaves.push((page, leaf)));
+/// Changes the leaves of the folio whose frames are `ours` in place, group by group.
+pub(super) fn update_ours<M: Machine>(
+    cursor: &mut Cursor<'_, M>,
+    run: VpnRange,
+    ours: PfnRange,
+    change: impl Fn(Leaf) -> Leaf,
+    mut seen: impl FnMut(VpnRange, Change),
+) {
+    let mut page = run.start();
+    while page < run.end() {
+        let alike = cursor.widen(page);
+        if matches!(cursor.read(page), Decoded::Leaf(leaf) if ours.contains(leaf.pfn::<M::Granule>())) {
+            cursor.update(alike, |leaf, _| change(leaf), &mut seen);
+        }
+        page = alike.pages().end();
+    }
+}
+
+type Leaves = ArrayVec<(Vpn, Leaf), CHUNK>;
+
+/// Takes all the entries of a clean folio out. `None` when a store makes one dirty at the last moment: then they are
+/// back as they were.
+fn take_clean<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange) -> Option<Leaves> {
+    let mut leaves = Leaves::new();
+    cursor.take_leaves(cursor.whole(run), |page, leaf| leaves.push((page, leaf)));
     if leaves.iter().any(|(_, leaf)| leaf.is_dirty()) {
         // Same frames, same rights: a CPU that still holds a translation holds one of these.
         cursor.put_back(leaves.into_iter());
-        return false;
+        return None;
     }
-    flush.note(node, run.pages());
+    Some(leaves)
+}
+
+/// Takes a clean folio away for good, if it still is.
+#[inline(never)]
+fn discard<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange, node: NodeId, flush: &mut Flush<'_, M>) -> bool {
+    let done = take_clean(cursor, run).is_some();
+    if done {
+        flush.note(node, run);
+    }
+    done
+}
+
+/// Puts the entries of the slots of a clean backed folio in the places of its leaves, if it still is clean.
+#[inline(never)]
+fn return_to_slots<M: Machine>(
+    mm: &Mm<M>,
+    cursor: &mut Cursor<'_, M>,
+    run: VpnRange,
+    folio: &FolioLock<'_, M>,
+) -> bool {
+    let Some(leaves) = take_clean(cursor, run) else { return false };
+    let Some(first) = mm.return_to_slots(folio) else {
+        cursor.put_back(leaves.into_iter());
+        return false;
+    };
+    cursor.put_out(&leaves, first);
     true
 }

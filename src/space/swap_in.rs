@@ -2,7 +2,7 @@
 //!
 //! The order is read, restore tags, map, give the slots back. A page is shown only whole, with its data and its tags; a
 //! slot is given back only when the page is mapped. What comes in is mapped dirty: once its slot is gone, memory holds
-//! the only copy.
+//! the only copy. A page that keeps its slot ([`crate::swap`]) is mapped clean.
 //!
 //! **How much.** A folio that left in one piece comes back in one piece, by one request to the device and as one group,
 //! where its entries are still the run of slots that they were, memory is at hand, and the program goes through its
@@ -72,13 +72,14 @@ struct Missing<'a> {
     run: VpnRange,
     /// What the first one's entry said before the lock.
     first: SwapEntry,
+    access: Access,
 }
 
 impl Missing<'_> {
-    /// The leaf that shows the first page in `frame`.
+    /// The leaf that shows the first page in `frame`, clean.
     #[inline]
     fn leaf<G: Granule>(&self, frame: Pfn) -> Leaf {
-        let leaf = Leaf::page::<G>(frame, self.at.protection).with_dirty();
+        let leaf = Leaf::page::<G>(frame, self.at.protection);
         if !self.first.is_exclusive() {
             leaf.without_exclusive()
         } else if self.at.protection.contains(Protection::WRITE) {
@@ -129,7 +130,7 @@ impl<M: Machine> Space<M> {
         entry: SwapEntry,
         access: Access,
     ) -> Result<Step, FaultError> {
-        let missing = Missing { at, run: VpnRange::new(at.page, 1), first: entry };
+        let missing = Missing { at, run: VpnRange::new(at.page, 1), first: entry, access };
         let Some(area) = mm.swap().area(entry.area()) else { return Err(missing.lost()) };
         let Some(slot) = area.slot(entry.slot()) else { return Err(missing.unreadable()) };
         let step = match slot.state() {
@@ -220,9 +221,15 @@ impl<M: Machine> Space<M> {
                 return Step::Again;
             }
             mm.frames().record(folio.frame()).count.begin(MAP * pages);
-            cursor.map_back(missing.run, leaf);
-            let cached = |_| debug_assert!(false, "a slot that is out does not become cached again");
-            area.put(missing.first.slot(), pages, cached);
+            let backing = if missing.access == Access::Write { None } else { mm.swap().backing(area) };
+            if let Some(backing) = backing {
+                backing.keep(mm.frames(), folio.frame(), missing.first.slot() as u32);
+                cursor.map_back(missing.run, leaf);
+            } else {
+                cursor.map_back(missing.run, leaf.with_dirty());
+                let cached = |_| debug_assert!(false, "a slot that is out does not become cached again");
+                area.put(missing.first.slot(), pages, cached);
+            }
         }
         mm.reclaim().insert(mm.frames(), folio.publish());
         mm.stats().swap_in.add(pages);
@@ -270,7 +277,7 @@ impl<M: Machine> Space<M> {
         // The program may have lost the right to execute while the pages were kept, and may store to them now.
         each().for_each(|frame| frames.record(frame).clear(flag::CODE_SYNCED));
         frames.record(head).count.add(MAP * pages);
-        cursor.map_back(missing.run, missing.leaf::<M::Granule>(frames.pfn(head)));
+        cursor.map_back(missing.run, missing.leaf::<M::Granule>(frames.pfn(head)).with_dirty());
         let mut unused = 0;
         area.put(missing.first.slot(), pages, |_| unused += 1);
         drop(cursor);

@@ -13,6 +13,7 @@ use crate::addr::Vpn;
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::pte::{Decoded, SwapEntry};
+use crate::rmap::unback_all;
 use crate::swap::{Area, AreaId, SwapOffError};
 use crate::table::{self, LeafTable};
 
@@ -50,7 +51,11 @@ impl<M: Machine> Space<M> {
     fn bring_back(&self, mm: &Mm<M>, area: u8) -> Result<(), SwapOffError> {
         let mut guarded = self.lock(mm);
         let Guarded { regions, streams, .. } = &mut *guarded;
+        let some_are_backed = mm.swap().some_are_backed();
         table::for_each_leaf_table(mm.machine(), self.root, self.pages(mm), |table, part| {
+            if some_are_backed {
+                unback_all(mm, table, part, |backs| backs == area);
+            }
             if !table.lock(mm).is_some_and(|cursor| cursor.holds_swapped()) {
                 return Ok(());
             }

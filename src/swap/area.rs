@@ -82,6 +82,8 @@ pub struct Area<M: Machine> {
     /// Clusters in all.
     cluster_count: u32,
     pub(super) rooms: Rooms<M::Granule>,
+    /// The slot at which the next search for backed folios begins.
+    look: AtomicU32,
     /// Slots not free. Drops only after a freed slot's clean-up.
     used: AtomicU32,
 }
@@ -140,6 +142,7 @@ impl<M: Machine> Area<M> {
             cluster_count: count,
             // SAFETY: the rooms are zeroed above and lie within the area's own memory.
             rooms: unsafe { Rooms::new(rooms, tag_rooms) },
+            look: AtomicU32::new(0),
             used: AtomicU32::new(0),
         })
     }
@@ -176,6 +179,14 @@ impl<M: Machine> Area<M> {
     pub fn slots(&self) -> (u32, u32) {
         // A slot freed and taken again is counted twice until who freed it has counted it off.
         (self.slots, self.slots.saturating_sub(self.used.load(Ordering::Acquire)))
+    }
+
+    /// Where a search that looks at `looks` slots begins.
+    pub(super) fn next_look(&self, looks: u64) -> u64 {
+        let first = self.look.load(Ordering::Relaxed);
+        let next = first as u64 + looks;
+        self.look.store(if next < self.slots as u64 { next as u32 } else { 0 }, Ordering::Relaxed);
+        first.into()
     }
 
     /// The number of slots that are in use, if any is.

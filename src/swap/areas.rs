@@ -22,7 +22,7 @@ use super::area::{Area, SwapArea, SwapOnError};
 use super::prepared::Prepared;
 use crate::machine::Machine;
 use crate::pte::SwapEntry;
-use crate::sync::{Inside, Place, Sleep, Spin};
+use crate::sync::{AtomicU32, Inside, Place, Sleep, Spin};
 
 /// The number of a swap area, below [`SwapEntry::AREAS`]. That of an area that went away may become another's.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -63,6 +63,8 @@ type Order = ArrayVec<u8, { SwapEntry::AREAS }>;
 pub(crate) struct Swap<M: Machine> {
     places: [Place<Area<M>>; SwapEntry::AREAS],
     order: Spin<Order>,
+    /// Folios that are [backed](super::backed).
+    pub(super) backed: AtomicU32,
     /// Held by who turns areas on and off.
     changing: Sleep<()>,
 }
@@ -72,6 +74,7 @@ impl<M: Machine> Swap<M> {
         Self {
             places: [const { Place::empty() }; SwapEntry::AREAS],
             order: Spin::new(Order::new_const()),
+            backed: AtomicU32::new(0),
             changing: Sleep::new(()),
         }
     }
@@ -85,6 +88,11 @@ impl<M: Machine> Swap<M> {
     /// The area with this number, if it is on.
     pub(crate) fn enter(&self, number: u8) -> Option<Inside<'_, Area<M>>> {
         self.places.get(number as usize)?.enter()
+    }
+
+    /// The area with this number, if it is on and more may come into it.
+    pub(super) fn enter_open(&self, number: u8) -> Option<Inside<'_, Area<M>>> {
+        self.places.get(number as usize)?.enter_open()
     }
 
     /// Every area that is on.

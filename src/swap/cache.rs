@@ -166,6 +166,7 @@ impl<M: Machine> Mm<M> {
         let folio = frames.lock(self.machine(), head);
         if let Some(area) = self.swap().enter(entry.area())
             && let Some((_, 0)) = area.names(frames, entry.slot(), &folio)
+            && !frames.record(head).has(flag::BACKED)
         {
             if frames.record(head).order() > 0 {
                 area.split_kept(self, &folio);

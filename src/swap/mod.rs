@@ -13,6 +13,9 @@
 //! users of the slots are given back after. What was read in is dirty: its memory is the sole copy as soon as the slots
 //! are free.
 //!
+//! Where that is the dearer way, a page that comes in for a load keeps its slot, and may leave again for nothing
+//! ([`backed`]).
+//!
 //! **One word decides.** A slot's state word ([`slot`]) holds its kind, its count of swap entries, its tag kind, and
 //! the cached frame or the refault shadow. Count and cache therefore cannot disagree. A slot's room goes back first,
 //! then the slot itself with all that its word says (`Area::free_emptied`), and the usage count drops last.
@@ -23,6 +26,7 @@
 
 mod area;
 mod areas;
+pub(crate) mod backed;
 mod cache;
 mod cluster;
 mod device;

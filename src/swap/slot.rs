@@ -137,6 +137,20 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
         None
     }
 
+    /// Out to cached: the page has been read into `frame`, which shows it clean in the place of the slot's one swap
+    /// entry. The caller holds the lock of that entry's table, so that nobody else can change the word.
+    pub(crate) fn keep(&self, frame: u32) {
+        let seen = self.state.load(Ordering::Relaxed);
+        debug_assert_eq!(seen & (KIND_MASK | COUNT_MASK), OUT | COUNT_ONE, "kept beside a user");
+        let kept = seen & !(KIND_MASK | COUNT_MASK | u32::MAX as u64) | CACHED | frame as u64;
+        self.state.fetch_xor(seen ^ kept, Ordering::Release);
+    }
+
+    /// A swap entry is about to name the slot, which is cached. Under the folio lock.
+    pub(crate) fn add_user(&self) {
+        self.state.fetch_add(COUNT_ONE, Ordering::Relaxed);
+    }
+
     /// Gives back one swap entry's use. Under the lock of the table that held the entry.
     ///
     /// The one user of a page that is out is alone with the slot: it leaves the count to who frees it.

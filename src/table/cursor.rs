@@ -399,6 +399,18 @@ impl<M: Machine> Cursor<'_, M> {
         self.count(0, present);
     }
 
+    /// Leaves the entries of a run of slots where `leaves` were, which [`Cursor::take_leaves`] took: `first`, which is
+    /// exclusive, and those after it, each as exclusive as the leaf was.
+    pub(crate) fn put_out(&mut self, leaves: &[(Vpn, Leaf)], first: SwapEntry) {
+        self.count(OUT * leaves.len() as u64, 0);
+        for (index, (page, leaf)) in (0..).zip(leaves) {
+            let entry = first.nth(index);
+            let entry = if leaf.is_exclusive() { entry } else { entry.shared() };
+            // An exchange is a release: who finds the entry finds the slot in use.
+            self.mm.machine().exchange_entry(self.table.entry(*page), entry.raw());
+        }
+    }
+
     /// Takes the live leaves of a run, all of it, out, and leaves the entries of a run of slots in their places:
     /// `first`, which is exclusive, and those after it, each as exclusive as the leaf was.
     #[inline(always)]
