@@ -133,6 +133,15 @@ impl Vpn {
     pub const fn offset(self, pages: u64) -> Self {
         Self(self.0 + pages)
     }
+
+    /// The page `pages` before this one, if there is one.
+    #[inline]
+    pub const fn before(self, pages: u64) -> Option<Self> {
+        match self.0.checked_sub(pages) {
+            Some(number) => Some(Self(number)),
+            None => None,
+        }
+    }
 }
 
 macro_rules! page_range {

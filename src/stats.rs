@@ -66,6 +66,12 @@ counters! {
     splits,
     /// Pages that a program gave up (MADV_FREE) and that were made clean.
     lazy_freed,
+    /// Spaces that were forked.
+    forks,
+    /// Stores to shared pages that made a copy.
+    copies,
+    /// Stores to pages that had been shared, and of which the space had the last mapping: they are its own again.
+    reuses,
     /// Faults that only set the access flag or made a clean page dirty (no hardware management).
     faults_flag,
     /// Faults that made a page executable after its code sync.

@@ -1,16 +1,18 @@
 //! Nodes: what a space is known by, outside of itself.
 //!
-//! A [`Node`] is a space's place in its fork tree. It has the space's root table, the lock of its family, and its
+//! A [`Node`] is a space's place in its fork tree ([`tree`]). It has the space's root table and its
 //! [address space identifier](asid). A [`Home`] names a node and a page in one word. Nodes are never freed to another
 //! type, so a stale home leads to a dead node or to an entry that names another frame, not astray.
 
 mod asid;
+mod tree;
 
 pub(crate) use asid::Asids;
+use tree::Kin;
 
 use core::fmt;
 
-use crate::addr::{Pfn, Vpn};
+use crate::addr::Vpn;
 use crate::frame::slab::{Linked, Plain};
 use crate::machine::Asid;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, SpinShared};
@@ -69,6 +71,8 @@ pub struct NodeId(pub(crate) u32);
 
 /// Set in [`Node::root`] while the space lives.
 const ALIVE: u64 = 1 << 63;
+/// Set in [`Node::root`] when all of the space is gone: the node stays for those that came from it.
+const BURIED: u64 = 1 << 62;
 
 /// A space's place in its fork tree.
 ///
@@ -81,8 +85,10 @@ pub struct Node {
     context: AtomicU64,
     /// Links free nodes.
     link: AtomicU32,
-    /// Guards the table tree of the node's family against walks by reclaim.
-    pub(crate) family: SpinShared,
+    /// At the top of a fork tree: guards the links of the tree, and the table trees of its spaces against walks by
+    /// reclaim.
+    family: SpinShared,
+    kin: Kin,
 }
 
 // SAFETY: atomics; all zero is a dead node with a free lock; nothing is owned.
@@ -95,26 +101,6 @@ unsafe impl Linked for Node {
 }
 
 impl Node {
-    /// Makes the node that of a living space, which has not run yet.
-    pub(crate) fn revive(&self, root: Pfn) {
-        let _alone = self.family.write();
-        Context::NONE.store(&self.context);
-        self.root.store(root.number() | ALIVE, Ordering::Relaxed);
-    }
-
-    /// Marks the node dead: from here on no reclaim enters its tables.
-    pub(crate) fn kill(&self) {
-        let _alone = self.family.write();
-        self.root.store(0, Ordering::Relaxed);
-    }
-
-    /// The root table, if the space lives. Stable while the family lock is held.
-    #[inline]
-    pub(crate) fn root(&self) -> Option<Pfn> {
-        let root = self.root.load(Ordering::Relaxed);
-        (root & ALIVE != 0).then_some(Pfn::new(root & !ALIVE))
-    }
-
     /// The identifier that the space's translations carry now. An invalidation reads it after the table stores were
     /// fenced: see [`asid`].
     #[inline]

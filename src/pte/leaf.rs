@@ -224,6 +224,12 @@ impl Leaf {
         Self(self.without_write().0 & !EXCLUSIVE)
     }
 
+    /// The leaf as the only mapping of its page.
+    #[inline]
+    pub(crate) const fn with_exclusive(self, _proof: &Exclusive<'_>) -> Self {
+        Self(self.0 | EXCLUSIVE)
+    }
+
     /// The rights that `new`, in place of this leaf, takes away.
     #[inline]
     pub const fn loss(self, new: Self) -> Loss {

@@ -173,7 +173,7 @@ fn page_out<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange) {
         // One for all turns, which no turn moves.
         let mut batch = Batch::new();
         while !left.is_empty() {
-            let rest = isolate(mm, table, left, &mut batch);
+            let rest = isolate(mm, space.node(), table, left, &mut batch);
             // What had to be split comes again, page by page.
             if evict(mm, &batch, Ageing::Ignored).split == 0 {
                 left = rest;
@@ -184,13 +184,13 @@ fn page_out<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange) {
 
 /// Isolates the folios of the first pages of `part`, up to a batch; returns the pages after. Large ones that are not
 /// covered are split.
-fn isolate<M: Machine>(mm: &Mm<M>, table: LeafTable, part: VpnRange, batch: &mut Batch) -> VpnRange {
+fn isolate<M: Machine>(mm: &Mm<M>, node: NodeId, table: LeafTable, part: VpnRange, batch: &mut Batch) -> VpnRange {
     batch.clear();
     let mut page = part.start();
     let mut flush = Flush::new(mm);
     let Some(mut cursor) = table.lock(mm) else { return VpnRange::new(part.end(), 0) };
     while page < part.end() && !batch.is_full() {
-        let found = within(mm, &mut cursor, page, part, &mut flush);
+        let found = within(mm, &mut cursor, page, part, node, &mut flush);
         let next = found.map_or(page.offset(1), |(_, end)| end);
         batch.extend(found.map(|(frame, _)| frame));
         page = next;
@@ -206,6 +206,7 @@ fn within<M: Machine>(
     cursor: &mut Cursor<'_, M>,
     page: Vpn,
     range: VpnRange,
+    node: NodeId,
     flush: &mut Flush<'_, M>,
 ) -> Option<(Frame, Vpn)> {
     let frames = mm.frames();
@@ -219,7 +220,7 @@ fn within<M: Machine>(
     }
     if frames.get(head) {
         let folio = frames.try_lock(mm.machine(), head);
-        let done = folio.and_then(|folio| split(mm, cursor, &folio, flush));
+        let done = folio.and_then(|folio| split(mm, cursor, &folio, node, flush));
         mm.release_folio(head);
         done?;
     }

@@ -1,22 +1,41 @@
 //! The end of a folio's stay in its slots, see [`crate::swap`].
 
+use core::ops::ControlFlow;
+
+use super::shared::{Place, for_each_table};
 use super::unmap::{Site, survey, update_ours};
-use crate::addr::{PfnRange, Vpn, VpnRange};
+use crate::addr::{Vpn, VpnRange};
 use crate::frame::{FolioLock, Frame, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::node::Home;
 use crate::pte::{Decoded, Leaf};
 use crate::table::{Cursor, LeafTable};
 
-/// Leaves a backed folio, all of whose entries `cursor` has, to memory alone: every leaf is dirty from now on, and the
-/// slots are free.
-pub(crate) fn unback<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, folio: &FolioLock<'_, M>) {
-    let record = mm.frames().record(folio.frame());
-    let pages = 1 << record.order();
-    let run = VpnRange::new(Home::load(&record.home).page(), pages);
-    update_ours(cursor, run, PfnRange::new(mm.frames().pfn(folio.frame()), pages), Leaf::with_dirty, |_, _| {});
+/// Leaves a backed folio, all of whose leaves `cursor` has, to memory alone: every leaf is dirty from now on, and the
+/// slots are free. `None` when a swap entry names one of them: then it is as it was.
+pub(crate) fn unback<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, folio: &FolioLock<'_, M>) -> Option<()> {
+    if mm.is_wanted(folio) {
+        return None;
+    }
+    let Place { run, ours, .. } = Place::of(mm, folio);
+    update_ours(cursor, run, ours, Leaf::with_dirty, |_, _| {});
     mm.leave_slots(folio);
+    Some(())
+}
+
+/// [`unback`] of a folio that is mapped wherever it may be.
+pub(super) fn unback_everywhere<M: Machine>(mm: &Mm<M>, folio: &FolioLock<'_, M>) -> Option<()> {
+    if mm.is_wanted(folio) {
+        return None;
+    }
+    let place = Place::of(mm, folio);
+    // A leaf that is copied meanwhile is copied as it is then, to a table that comes later.
+    for_each_table(mm, &place, |_, cursor| {
+        update_ours(cursor, place.run, place.ours, Leaf::with_dirty, |_, _| {});
+        ControlFlow::Continue(())
+    });
+    mm.leave_slots(folio);
+    Some(())
 }
 
 /// Leaves the backed folios that a part of a table maps, of the areas that `of` says, to memory alone. Under the space's
@@ -26,7 +45,9 @@ pub(crate) fn unback_all<M: Machine>(mm: &Mm<M>, table: LeafTable, part: VpnRang
     while let Some((page, head)) = next_backed(mm, table, left, &of) {
         {
             let folio = mm.frames().lock(mm.machine(), head);
-            mm.unback_at_home(&folio);
+            if mm.frames().record(head).has(flag::BACKED) {
+                let _ = unback_everywhere(mm, &folio);
+            }
         }
         mm.release_folio(head);
         left = VpnRange::between(page.offset(1), part.end());
@@ -54,11 +75,10 @@ fn next_backed<M: Machine>(
 /// [`unmap`](super::unmap).
 #[cold]
 pub(crate) fn unback_dirty<'a, M: Machine>(mm: &'a Mm<M>, folio: &FolioLock<'_, M>, site: &mut Option<Site<'a, M>>) {
-    let record = mm.frames().record(folio.frame());
-    let home = Home::load(&record.home);
-    let Some(cursor) = Site::at(site, mm, home) else { return };
-    if survey(mm, cursor, VpnRange::new(home.page(), 1 << record.order()), folio).is_dirty {
-        unback(mm, cursor, folio);
+    let Place { home, run, .. } = Place::of(mm, folio);
+    let Some(site) = Site::at(site, mm, home) else { return };
+    if site.has_all(mm, folio) && survey(mm, &site.cursor, run, folio).is_dirty {
+        let _ = unback(mm, &mut site.cursor, folio);
     }
 }
 
@@ -69,23 +89,13 @@ impl<M: Machine> Mm<M> {
         let frames = self.frames();
         for area in self.swap().areas() {
             for head in area.next_backed(frames) {
-                if let Some(folio) = frames.try_lock(self.machine(), head) {
-                    self.unback_at_home(&folio);
+                if let Some(folio) = frames.try_lock(self.machine(), head)
+                    && frames.record(head).has(flag::BACKED)
+                {
+                    let _ = unback_everywhere(self, &folio);
                 }
                 self.release_folio(head);
             }
         }
-    }
-
-    /// [`unback`] of a folio, if it is backed and mapped where its home says.
-    pub(crate) fn unback_at_home(&self, folio: &FolioLock<'_, M>) {
-        let record = self.frames().record(folio.frame());
-        if !record.has(flag::BACKED) {
-            return;
-        }
-        let mut site = None;
-        // Its tables are gone: then it is, as soon as the last reference is.
-        let Some(cursor) = Site::at(&mut site, self, Home::load(&record.home)) else { return };
-        unback(self, cursor, folio);
     }
 }

@@ -10,9 +10,10 @@
 //! last.
 
 mod backed;
+mod shared;
 mod split;
 mod unmap;
 
 pub(crate) use backed::{unback_all, unback_dirty};
 pub(crate) use split::split;
-pub(crate) use unmap::{Ageing, Refusal, Site, Unmapped, unmap};
+pub(crate) use unmap::{Ageing, Refusal, Site, Unmapped, mapped_in, unmap, update_ours};

@@ -11,12 +11,12 @@ use crate::addr::VpnRange;
 use crate::frame::{FolioLock, MAP, REFERENCE, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::node::Home;
+use crate::node::{Home, NodeId};
 use crate::pte::Decoded;
 use crate::table::Cursor;
 use crate::tlb::Flush;
 
-/// Makes single pages of a large folio, all of whose entries `cursor` has. The caller holds a reference, which becomes
+/// Makes single pages of a large folio, all of whose entries `cursor` has, the leaf table of `node`. The caller holds a reference, which becomes
 /// one to the first page. Pages that nothing maps are freed, the other new ones become the oldest of reclaim's list.
 ///
 /// `None` when somebody else holds the folio, or entries that were taken out wait for their flush: then it is as it
@@ -25,14 +25,12 @@ pub(crate) fn split<M: Machine>(
     mm: &Mm<M>,
     cursor: &mut Cursor<'_, M>,
     folio: &FolioLock<'_, M>,
+    node: NodeId,
     flush: &mut Flush<'_, M>,
 ) -> Option<()> {
     let frames = mm.frames();
     let head = folio.frame();
     let record = frames.record(head);
-    if record.has(flag::BACKED) {
-        unback(mm, cursor, folio);
-    }
     let home = Home::load(&record.home);
     let run = VpnRange::new(home.page(), 1 << record.order());
     let first = frames.pfn(head);
@@ -44,8 +42,13 @@ pub(crate) fn split<M: Machine>(
         MAP * pages.filter(|&index| is_mapped(cursor, index)).count() as u64
     };
     let (before, after) = (REFERENCE + maps(cursor, 0..run.pages()), REFERENCE + maps(cursor, 0..1));
+    if record.has(flag::BACKED) {
+        // Nobody maps it anywhere else.
+        (record.count.maps() as u64 == before - REFERENCE).then_some(())?;
+        unback(mm, cursor, folio)?;
+    }
     record.count.trade(before, after)?;
-    cursor.unfold_all(run, home.node(), flush);
+    cursor.unfold_all(run, node, flush);
     let tails = || (1..run.pages()).filter_map(|index| Some((index, frames.tail(head, index)?)));
     for (index, tail) in tails() {
         frames.promote(tail);

@@ -11,6 +11,7 @@
 use arrayvec::ArrayVec;
 
 use super::backed::unback;
+use super::shared::unmap_shared;
 use super::split::split;
 use crate::addr::{PfnRange, Vpn, VpnRange};
 use crate::frame::{FolioLock, MAP, flag};
@@ -49,29 +50,44 @@ pub(crate) enum Refusal {
 
 /// The leaf table at the last folio's home, locked.
 pub(crate) struct Site<'a, M: Machine> {
-    cursor: Cursor<'a, M>,
+    pub(super) cursor: Cursor<'a, M>,
     _family: SharedGuard<'a>,
     node: NodeId,
+    /// Other spaces came from this one, and may map the folio as well.
+    has_children: bool,
 }
 
 impl<'a, M: Machine> Site<'a, M> {
     /// The leaf table of `home`, which takes the place of the one in `last`. `None` when it is gone.
     #[inline]
-    pub(super) fn at<'s>(last: &'s mut Option<Self>, mm: &'a Mm<M>, home: Home) -> Option<&'s mut Cursor<'a, M>> {
+    pub(super) fn at<'s>(last: &'s mut Option<Self>, mm: &'a Mm<M>, home: Home) -> Option<&'s mut Self> {
         let stays = |site: &Self| site.node == home.node() && site.cursor.holds(home.page());
         if !last.as_ref().is_some_and(stays) {
             // One table's lock at a time.
             *last = None;
             *last = Self::enter(mm, home);
         }
-        last.as_mut().map(|site| &mut site.cursor)
+        last.as_mut()
     }
 
     fn enter(mm: &'a Mm<M>, home: Home) -> Option<Self> {
+        let family = mm.family(home.node())?;
         let node = mm.node(home.node())?;
-        let family = node.family.read();
         let table = table::find(mm.machine(), node.root()?, home.page())?;
-        Some(Self { cursor: table.lock(mm)?, _family: family, node: home.node() })
+        let has_children = node.has_children();
+        Some(Self { cursor: table.lock(mm)?, _family: family, node: home.node(), has_children })
+    }
+
+    /// Whether every leaf of the folio is in this table.
+    #[inline]
+    pub(super) fn has_all(&self, mm: &Mm<M>, folio: &FolioLock<'_, M>) -> bool {
+        if !self.has_children {
+            return true;
+        }
+        let record = mm.frames().record(folio.frame());
+        let (pages, first) = (1 << record.order(), Home::load(&record.home).page());
+        let ours = PfnRange::new(mm.frames().pfn(folio.frame()), pages);
+        mapped_in(&self.cursor, VpnRange::new(first, pages), ours) == record.count.maps() as u64
     }
 }
 
@@ -88,16 +104,25 @@ pub(crate) enum Unmapped<'a, M: Machine> {
 }
 
 /// What the entries at a folio's home say.
+#[derive(Default)]
 pub(super) struct Survey {
     /// Pages that are mapped.
-    mapped: u64,
-    is_accessed: bool,
+    pub(super) mapped: u64,
+    pub(super) is_accessed: bool,
     pub(super) is_dirty: bool,
     /// Some page that is in no group is clean: of a group each is as dirty as any.
     has_clean_page: bool,
 }
 
 impl Survey {
+    /// Adds what another table says.
+    pub(super) fn join(&mut self, other: &Self) {
+        self.mapped += other.mapped;
+        self.is_accessed |= other.is_accessed;
+        self.is_dirty |= other.is_dirty;
+        self.has_clean_page |= other.has_clean_page;
+    }
+
     /// Whether the folio, of `pages` pages, may be written out in one piece: all of it is there, and wanted.
     fn is_one(&self, pages: u64) -> bool {
         self.mapped == pages && (pages == 1 || !self.has_clean_page)
@@ -112,7 +137,7 @@ pub(super) fn survey<M: Machine>(
     folio: &FolioLock<'_, M>,
 ) -> Survey {
     let first = mm.frames().pfn(folio.frame());
-    let mut survey = Survey { mapped: 0, is_accessed: false, is_dirty: false, has_clean_page: false };
+    let mut survey = Survey::default();
     for page in 0..run.pages() {
         if let Decoded::Leaf(leaf) = cursor.read(run.start().offset(page))
             && leaf.pfn::<M::Granule>() == first.offset(page)
@@ -140,7 +165,12 @@ pub(crate) fn unmap<'a, M: Machine>(
 ) -> Unmapped<'a, M> {
     let record = mm.frames().record(folio.frame());
     let home = Home::load(&record.home);
-    let Some(cursor) = Site::at(site, mm, home) else { return Unmapped::Kept(Refusal::Raced) };
+    let here = Site::at(site, mm, home).filter(|site| site.has_all(mm, folio) && !record.has(flag::KEPT));
+    let Some(Site { cursor, .. }) = here else {
+        // One table's lock at a time.
+        *site = None;
+        return unmap_shared(mm, folio, spare, ageing, flush);
+    };
     match record.order() {
         0 => unmap_at(mm, folio, (home, 0), spare, ageing, flush, cursor),
         order => unmap_at(mm, folio, (home, order), spare, ageing, flush, cursor),
@@ -163,6 +193,7 @@ fn unmap_at<'a, M: Machine>(
     let record = frames.record(frame);
     let run = VpnRange::new(home.page(), 1 << order);
     let id = home.node();
+    let ours = PfnRange::new(frames.pfn(frame), run.pages());
     let mut seen = survey(mm, cursor, run, folio);
     if seen.mapped == 0 {
         return Unmapped::Kept(Refusal::Raced);
@@ -171,27 +202,22 @@ fn unmap_at<'a, M: Machine>(
         return Unmapped::Kept(Refusal::Pinned);
     }
     if ageing == Ageing::SecondChance && seen.is_accessed {
-        // Without the invalidation a CPU that keeps the translation would not set the flag again, and a hot page
-        // would look cold. One operation a run, one barrier pair a batch.
-        let ours = PfnRange::new(frames.pfn(frame), run.pages());
-        update_ours(cursor, run, ours, Leaf::without_access, |pages, Change { was, is }| {
-            if was != is {
-                flush.note(id, pages);
-            }
-        });
+        age(cursor, run, ours, id, flush);
         return Unmapped::Kept(Refusal::Referenced);
     }
-    let is_whole = seen.mapped == run.pages() && run.pages() <= CHUNK as u64;
+    let is_whole = seen.mapped == run.pages();
     if record.has(flag::BACKED) {
         if !seen.is_dirty && is_whole && return_to_slots(mm, cursor, run, folio) {
             flush.note(id, run);
             let _ = frames.put(frame, MAP * run.pages());
             return Unmapped::Returned;
         }
-        unback(mm, cursor, folio);
+        if unback(mm, cursor, folio).is_none() {
+            return Unmapped::Kept(Refusal::Raced);
+        }
         (seen.is_dirty, seen.has_clean_page) = (true, false);
     }
-    if !seen.is_dirty && is_whole && discard(cursor, run, id, flush) {
+    if !seen.is_dirty && is_whole && discard(cursor, run, ours, id, flush) {
         // Nothing stands in its place, so that another CPU may map a new page as soon as the table is free: no
         // translation of the old one may be left then.
         flush.complete();
@@ -201,7 +227,7 @@ fn unmap_at<'a, M: Machine>(
     let prepared = match spare {
         Ok(prepared) if seen.is_one(run.pages()) => prepared,
         _ if run.pages() > 1 => {
-            let refusal = split(mm, cursor, folio, flush).map_or(Refusal::Raced, |()| Refusal::Split);
+            let refusal = split(mm, cursor, folio, id, flush).map_or(Refusal::Raced, |()| Refusal::Split);
             return Unmapped::Kept(refusal);
         }
         Ok(_) => return Unmapped::Kept(Refusal::Raced),
@@ -217,8 +243,17 @@ fn unmap_at<'a, M: Machine>(
     Unmapped::Leaving(prepared.commit())
 }
 
+/// The leaves at `run` that show the frames `ours`, page by page.
+pub(crate) fn mapped_in<M: Machine>(cursor: &Cursor<'_, M>, run: VpnRange, ours: PfnRange) -> u64 {
+    let shows = |page| {
+        let entry = cursor.read(run.start().offset(page));
+        matches!(entry, Decoded::Leaf(leaf) if leaf.pfn::<M::Granule>() == ours.start().offset(page))
+    };
+    (0..run.pages()).filter(|&page| shows(page)).count() as u64
+}
+
 /// Changes the leaves of the folio whose frames are `ours` in place, group by group.
-pub(super) fn update_ours<M: Machine>(
+pub(crate) fn update_ours<M: Machine>(
     cursor: &mut Cursor<'_, M>,
     run: VpnRange,
     ours: PfnRange,
@@ -235,13 +270,29 @@ pub(super) fn update_ours<M: Machine>(
     }
 }
 
-type Leaves = ArrayVec<(Vpn, Leaf), CHUNK>;
+/// Clears the access flags of a folio's leaves. Without the invalidation a CPU that keeps the translation would not set
+/// them again, and a hot page would look cold. One operation a run, one barrier pair a batch.
+pub(super) fn age<M: Machine>(
+    cursor: &mut Cursor<'_, M>,
+    run: VpnRange,
+    ours: PfnRange,
+    node: NodeId,
+    flush: &mut Flush<'_, M>,
+) {
+    update_ours(cursor, run, ours, Leaf::without_access, |pages, Change { was, is }| {
+        if was != is {
+            flush.note(node, pages);
+        }
+    });
+}
 
-/// Takes all the entries of a clean folio out. `None` when a store makes one dirty at the last moment: then they are
-/// back as they were.
-fn take_clean<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange) -> Option<Leaves> {
-    let mut leaves = Leaves::new();
-    cursor.take_leaves(cursor.whole(run), |page, leaf| leaves.push((page, leaf)));
+/// Leaves that were taken out of a table, with their pages.
+pub(super) type Leaves = ArrayVec<(Vpn, Leaf), CHUNK>;
+
+/// Takes a folio's leaves out of a table, if all are clean. `None` when a store makes one dirty at the last moment: then
+/// they are back as they were.
+pub(super) fn take_clean<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange, ours: PfnRange) -> Option<Leaves> {
+    let leaves = take_ours(cursor, run, ours);
     if leaves.iter().any(|(_, leaf)| leaf.is_dirty()) {
         // Same frames, same rights: a CPU that still holds a translation holds one of these.
         cursor.put_back(leaves.into_iter());
@@ -250,10 +301,28 @@ fn take_clean<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange) -> Option<L
     Some(leaves)
 }
 
+/// Takes a folio's leaves out of a table.
+pub(super) fn take_ours<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange, ours: PfnRange) -> Leaves {
+    let mut leaves = Leaves::new();
+    if mapped_in(cursor, run, ours) == 0 {
+        // Something else may be there, part of a group.
+        return leaves;
+    }
+    let is_ours = |leaf: Leaf| ours.contains(leaf.pfn::<M::Granule>());
+    cursor.take_leaves(cursor.whole(run), is_ours, |page, leaf| leaves.push((page, leaf)));
+    leaves
+}
+
 /// Takes a clean folio away for good, if it still is.
 #[inline(never)]
-fn discard<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange, node: NodeId, flush: &mut Flush<'_, M>) -> bool {
-    let done = take_clean(cursor, run).is_some();
+fn discard<M: Machine>(
+    cursor: &mut Cursor<'_, M>,
+    run: VpnRange,
+    ours: PfnRange,
+    node: NodeId,
+    flush: &mut Flush<'_, M>,
+) -> bool {
+    let done = take_clean(cursor, run, ours).is_some();
     if done {
         flush.note(node, run);
     }
@@ -268,11 +337,10 @@ fn return_to_slots<M: Machine>(
     run: VpnRange,
     folio: &FolioLock<'_, M>,
 ) -> bool {
-    let Some(leaves) = take_clean(cursor, run) else { return false };
-    let Some(first) = mm.return_to_slots(folio) else {
-        cursor.put_back(leaves.into_iter());
-        return false;
-    };
-    cursor.put_out(&leaves, first);
+    let Some(first) = mm.entry_of(folio) else { return false };
+    let ours = PfnRange::new(mm.frames().pfn(folio.frame()), run.pages());
+    let Some(leaves) = take_clean(cursor, run, ours) else { return false };
+    cursor.put_out(&leaves, run.start(), first);
+    mm.leaves_as_it_came(folio);
     true
 }

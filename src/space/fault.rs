@@ -156,6 +156,10 @@ impl<M: Machine> Space<M> {
         let stats = mm.stats();
         let Some(mut cursor) = table.lock(mm) else { return Err(FaultError::NotMapped) };
         let Decoded::Leaf(seen) = cursor.read(page) else { return Ok(Step::Again) };
+        if access == Access::Write && !seen.is_exclusive() && self.take_back(mm, &mut cursor, page, seen).is_none() {
+            drop(cursor);
+            return self.copy(mm, at);
+        }
         let run = cursor.widen(page);
         let mut before = None;
         let changed = |_, Change { was, is }: Change| {
@@ -168,7 +172,6 @@ impl<M: Machine> Space<M> {
         };
         match access {
             Access::Read => cursor.update(run, |leaf, _| leaf.with_access(), changed),
-            // Without the proof the page would have to be copied; as nothing shares pages yet, every leaf has it.
             Access::Write => cursor.update(
                 run,
                 |leaf, proof| {

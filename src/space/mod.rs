@@ -14,10 +14,12 @@
 //! **Ending.** [`Space::destroy`] marks the node dead under the family lock, so that reclaim stays out, takes every
 //! entry away, then the tables, behind one invalidation of the whole ASID.
 
+mod copy;
 mod dump;
 mod explain;
 mod fault;
 mod first_touch;
+mod fork;
 mod map;
 mod protect;
 mod records;
@@ -85,15 +87,18 @@ impl<M: Machine> Space<M> {
     /// # Errors
     /// [`SpaceError`]; nothing is kept then.
     pub fn new(mm: &Mm<M>) -> Result<Self, SpaceError> {
+        Self::below(mm, None)
+    }
+
+    /// An empty space, at the top of a fork tree or as a child of `parent`, whose space's lock the caller holds.
+    fn below(mm: &Mm<M>, parent: Option<NodeId>) -> Result<Self, SpaceError> {
         let root = table::zeroed(mm).ok_or(SpaceError::NoMemory)?;
         let node = mm.take_node().ok_or(SpaceError::NoMemory)?;
         mm.frames().record(root.frame()).count.begin(0);
         let pfn = root.pfn();
         root.publish();
         mm.machine().fence_contents();
-        if let Some(node) = mm.node(node) {
-            node.revive(pfn);
-        }
+        mm.plant(node, parent, pfn);
         Ok(Self {
             node,
             root: pfn,
@@ -121,9 +126,7 @@ impl<M: Machine> Space<M> {
         if mm.running(self.node).any(|cpu| cpu == here) {
             mm.deactivate();
         }
-        if let Some(node) = mm.node(self.node) {
-            node.kill();
-        }
+        mm.kill(self.node);
         let mut flush = Flush::new(mm);
         flush.retire(self.node);
         self.unmap_pages(mm, self.pages(mm), &mut flush);
@@ -134,7 +137,7 @@ impl<M: Machine> Space<M> {
         }
         flush.complete();
         self.guarded.get_mut().regions.free(mm);
-        mm.give_node(self.node);
+        mm.bury(self.node);
         Ok(())
     }
 

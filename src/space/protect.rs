@@ -160,10 +160,14 @@ impl<M: Machine> Space<M> {
             return;
         }
         let mut leaves: ArrayVec<(Vpn, Leaf), CHUNK> = ArrayVec::new();
-        cursor.take_leaves(run, |page, leaf| {
-            leaves.push((page, leaf));
-            flush.note(self.node, VpnRange::new(page, 1));
-        });
+        cursor.take_leaves(
+            run,
+            |_| true,
+            |page, leaf| {
+                leaves.push((page, leaf));
+                flush.note(self.node, VpnRange::new(page, 1));
+            },
+        );
         flush.invalidate();
         for (_, leaf) in &leaves {
             tag_page(mm, leaf);

@@ -435,6 +435,30 @@ impl Regions {
         first
     }
 
+    /// The same regions, in frames of their own. `None` without memory; nothing is kept then.
+    pub(crate) fn duplicate<M: Machine>(&self, mm: &Mm<M>) -> Option<Self> {
+        let mut other = Self::new();
+        let done = self.duplicate_into(mm, &mut other);
+        if done.is_none() {
+            other.free(mm);
+        }
+        done.map(|()| other)
+    }
+
+    fn duplicate_into<M: Machine>(&self, mm: &Mm<M>, other: &mut Self) -> Option<()> {
+        let Some(root) = self.root else { return Some(()) };
+        let copy = Records::take(mm)?;
+        other.root = Some(copy);
+        for index in 0..self.leaves {
+            let Leaf { first, regions, len } = root.get(mm, index);
+            let into = Records::take(mm)?;
+            regions.shift(mm, 0, into, 0, len);
+            copy.set(mm, index, Leaf { first, regions: into, len });
+            other.leaves += 1;
+        }
+        Some(())
+    }
+
     /// Gives back the list's own frames; the list is empty afterwards.
     pub(crate) fn free<M: Machine>(&mut self, mm: &Mm<M>) {
         while self.leaves > 0 {

@@ -18,7 +18,7 @@ use core::num::NonZero;
 use super::fault::{Access, FaultError, Found, Step};
 use super::{Protection, Space};
 use crate::addr::{Pfn, PfnRange, Vpn, VpnRange};
-use crate::frame::{FolioLock, Kind, MAP, OwnedFrame, flag};
+use crate::frame::{FolioLock, Kind, MAP, OwnedFrame, REFERENCE, flag};
 use crate::granule::Granule;
 use crate::machine::Machine;
 use crate::mm::Mm;
@@ -75,15 +75,35 @@ struct Missing<'a> {
     access: Access,
 }
 
+/// Whether other spaces have a page as well.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+enum Sharing {
+    /// The entries at hand are the slots' only users, so that nobody else will map the pages.
+    Alone,
+    Shared,
+}
+
 impl Missing<'_> {
+    /// Whether the slots have other users. Under the table's lock, with the entries as they were: only a fork of this
+    /// space could add some.
+    #[inline]
+    fn sharing<M: Machine>(&self, area: &Area<M>) -> Sharing {
+        if self.first.is_exclusive()
+            || area.records(self.first.slot(), self.run.pages()).iter().all(SlotRecord::is_used_once)
+        {
+            Sharing::Alone
+        } else {
+            Sharing::Shared
+        }
+    }
+
     /// The leaf that shows the first page in `frame`, clean.
     #[inline]
-    fn leaf<G: Granule>(&self, frame: Pfn) -> Leaf {
+    fn leaf<G: Granule>(&self, frame: Pfn, sharing: Sharing) -> Leaf {
         let leaf = Leaf::page::<G>(frame, self.at.protection);
-        if !self.first.is_exclusive() {
+        if sharing == Sharing::Shared {
             leaf.without_exclusive()
         } else if self.at.protection.contains(Protection::WRITE) {
-            // The entries were the slots' only users, so nobody else will map the pages.
             leaf.with_write(&Exclusive::proven())
         } else {
             leaf
@@ -141,13 +161,14 @@ impl<M: Machine> Space<M> {
                 None => {
                     let Some(folio) = mm.take_frame_urgently(Kind::Folio) else { return Err(FaultError::NoMemory) };
                     self.read(mm, area, missing, &folio)?;
-                    self.show(mm, area, missing, folio, shadow)
+                    self.show(mm, area, missing, folio, shadow).unwrap_or(Step::Again)
                 }
             },
             SlotState::Cached { .. } => self.map_cached(mm, area, missing)?,
             SlotState::Free | SlotState::Taken | SlotState::Unknown => self.confirm_lost(mm, slot, missing)?,
         };
-        // A page comes back without the right to execute: a fetch looks again, and adds it.
+        // A page comes back without the right to execute, and one that is shared without that to store: a look again adds
+        // what is missing.
         Ok(if access == Access::Execute { Step::Again } else { step })
     }
 
@@ -177,10 +198,10 @@ impl<M: Machine> Space<M> {
         let folio = mm.take_large(missing.run.pages().ilog2())?;
         self.read(mm, area, missing, &folio).ok()?;
         let step = self.show(mm, area, missing, folio, shadow);
-        if step == Step::Done {
+        if step.is_some() {
             mm.stats().swap_in_folios.bump();
         }
-        Some(step)
+        Some(step.unwrap_or(Step::Again))
     }
 
     /// Fills a fresh folio with the slots' data and tags. Inlined at both of its places, as [`Space::show`] is: for one
@@ -205,26 +226,53 @@ impl<M: Machine> Space<M> {
                 folio.mark_page(frame, flag::TAGS_VALID);
             }
         };
-        area.read_in(mm, missing.first.slot(), slots, run, restored).map_err(|error| missing.refused(mm, error))?;
-        Home::new(self.node, missing.run.start()).store(&frames.record(folio.frame()).home);
-        Ok(())
+        area.read_in(mm, missing.first.slot(), slots, run, restored).map_err(|error| missing.refused(mm, error))
     }
 
-    /// Maps a folio that was read, unless an entry is another by now.
+    /// Maps a folio that was read. `None` when an entry, or a slot, is another by now.
     #[inline(always)]
-    fn show(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing<'_>, folio: OwnedFrame<'_>, shadow: u32) -> Step {
-        let leaf = missing.leaf::<M::Granule>(folio.pfn());
+    fn show(
+        &self,
+        mm: &Mm<M>,
+        area: &Area<M>,
+        missing: Missing<'_>,
+        folio: OwnedFrame<'_>,
+        shadow: u32,
+    ) -> Option<Step> {
         let pages = missing.run.pages();
+        let record = mm.frames().record(folio.frame());
+        let mut step = Step::Done;
         {
-            let Some(mut cursor) = missing.at.table.lock(mm) else { return Step::Again };
+            let Some(mut cursor) = missing.at.table.lock(mm) else { return None };
             if !missing.is_there(&cursor) {
-                return Step::Again;
+                return None;
             }
-            mm.frames().record(folio.frame()).count.begin(MAP * pages);
-            let backing = if missing.access == Access::Write { None } else { mm.swap().backing(area) };
-            if let Some(backing) = backing {
-                backing.keep(mm.frames(), folio.frame(), missing.first.slot() as u32);
+            let sharing = missing.sharing(area);
+            let leaf = missing.leaf::<M::Granule>(folio.pfn(), sharing);
+            record.count.begin(MAP * pages);
+            if sharing == Sharing::Alone {
+                Home::new(self.node, missing.run.start()).store(&record.home);
+            } else {
+                // Whoever else has the entry stands below the top as well.
+                Home::new(mm.top(self.node), missing.run.start()).store(&record.home);
+                if missing.access == Access::Write {
+                    step = Step::Again;
+                }
+            }
+            // The area stays on until the slots are kept.
+            let may_back = match (sharing, missing.access) {
+                (Sharing::Shared, _) | (_, Access::Write) => None,
+                (Sharing::Alone, _) => mm.swap().backing(area),
+            };
+            if sharing == Sharing::Shared || may_back.is_some() {
+                if mm.back(area, folio.frame(), missing.first.slot() as u32).is_none() {
+                    // Another space was first.
+                    record.count.begin(REFERENCE);
+                    return None;
+                }
                 cursor.map_back(missing.run, leaf);
+                // Unused or not, they are the folio's.
+                area.put(missing.first.slot(), pages, |_| {});
             } else {
                 cursor.map_back(missing.run, leaf.with_dirty());
                 let cached = |_| debug_assert!(false, "a slot that is out does not become cached again");
@@ -235,7 +283,7 @@ impl<M: Machine> Space<M> {
         mm.stats().swap_in.add(pages);
         mm.returned(shadow, pages);
         missing.at.streams.note(missing.run);
-        Step::Done
+        Some(step)
     }
 
     /// Maps a folio that never left: on its way out until now, or kept as its device failed.
@@ -252,13 +300,11 @@ impl<M: Machine> Space<M> {
 
     fn show_cached(&self, mm: &Mm<M>, area: &Area<M>, page: Missing<'_>, folio: &FolioLock<'_, M>) -> Step {
         let (frames, head) = (mm.frames(), folio.frame());
+        let record = frames.record(head);
         let Some((index, _)) = area.names(frames, page.first.slot(), folio) else { return Step::Again };
-        let Some(missing) = folio_of(page, index, 1 << frames.record(head).order()) else {
-            area.split_kept(mm, folio);
-            return Step::Again;
-        };
+        let Some((missing, first)) = self.extent(mm, area, (page, index), folio) else { return Step::Again };
         let pages = missing.run.pages();
-        let each = || (0..pages).filter_map(|page| frames.tail(head, page));
+        let each = || (0..pages).filter_map(|page| frames.tail(head, first + page));
         if missing.at.protection.contains(Protection::TAGGED) {
             for frame in each().filter(|&frame| !frames.record(frame).has(flag::TAGS_VALID)) {
                 mm.machine().zero_tags(frames.pfn(frame));
@@ -267,25 +313,48 @@ impl<M: Machine> Space<M> {
         }
         let Some(mut cursor) = missing.at.table.lock(mm) else { return Step::Again };
         if !missing.is_there(&cursor) {
-            let is_single = pages == 1 || !page.is_there(&cursor);
-            drop(cursor);
-            if !is_single {
-                area.split_kept(mm, folio);
-            }
             return Step::Again;
         }
+        // Somebody who maps the folio may map these pages.
+        let sharing = if record.count.maps() > 0 { Sharing::Shared } else { missing.sharing(area) };
         // The program may have lost the right to execute while the pages were kept, and may store to them now.
         each().for_each(|frame| frames.record(frame).clear(flag::CODE_SYNCED));
-        frames.record(head).count.add(MAP * pages);
-        cursor.map_back(missing.run, missing.leaf::<M::Granule>(frames.pfn(head)).with_dirty());
-        let mut unused = 0;
-        area.put(missing.first.slot(), pages, |_| unused += 1);
+        record.count.add(MAP * pages);
+        let leaf = missing.leaf::<M::Granule>(frames.pfn(head).offset(first), sharing);
+        let is_backed = record.has(flag::BACKED);
+        cursor.map_back(missing.run, if is_backed { leaf } else { leaf.with_dirty() });
+        area.put(missing.first.slot(), pages, |_| {});
         drop(cursor);
-        if unused == pages {
+        if !is_backed && !mm.is_wanted(folio) {
             area.leave_cache(frames, folio);
         }
         mm.stats().swap_cache_hits.bump();
-        Step::Done
+        if sharing == Sharing::Shared && missing.access == Access::Write { Step::Again } else { Step::Done }
+    }
+
+    /// What of a locked folio, whose page `index` a page is missing, is to be mapped, and which of its pages is the
+    /// first: all of it, where all of its entries are there; else the page alone. `None` when the folio had to be split
+    /// for that.
+    fn extent<'a>(
+        &self,
+        mm: &Mm<M>,
+        area: &Area<M>,
+        (page, index): (Missing<'a>, u64),
+        folio: &FolioLock<'_, M>,
+    ) -> Option<(Missing<'a>, u64)> {
+        let record = mm.frames().record(folio.frame());
+        let whole = folio_of(page, index, 1 << record.order());
+        let is_there =
+            |missing: &Missing<'_>| missing.at.table.lock(mm).is_some_and(|cursor| missing.is_there(&cursor));
+        if let Some(whole) = whole.filter(is_there) {
+            return Some((whole, 0));
+        }
+        if record.order() > 0 && record.count.maps() == 0 && !record.has(flag::BACKED) {
+            // Nobody has any of it: its pages go their own ways.
+            area.split_kept(mm, folio);
+            return None;
+        }
+        Some((page, index))
     }
 }
 

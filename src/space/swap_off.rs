@@ -38,6 +38,10 @@ impl<M: Machine> Mm<M> {
             for space in spaces {
                 space.bring_back(self, area.number())?;
             }
+            // Only now: what several spaces have keeps its slots until the last has it in memory.
+            for space in spaces.iter().filter(|_| self.swap().some_are_backed()) {
+                space.unback(self, area.number());
+            }
             match busy {
                 Some(seen) if area.in_use().is_some() => self.reclaim().wait_for_others(self.machine(), seen),
                 _ => return Ok(()),
@@ -51,11 +55,7 @@ impl<M: Machine> Space<M> {
     fn bring_back(&self, mm: &Mm<M>, area: u8) -> Result<(), SwapOffError> {
         let mut guarded = self.lock(mm);
         let Guarded { regions, streams, .. } = &mut *guarded;
-        let some_are_backed = mm.swap().some_are_backed();
         table::for_each_leaf_table(mm.machine(), self.root, self.pages(mm), |table, part| {
-            if some_are_backed {
-                unback_all(mm, table, part, |backs| backs == area);
-            }
             if !table.lock(mm).is_some_and(|cursor| cursor.holds_swapped()) {
                 return Ok(());
             }
@@ -78,6 +78,16 @@ impl<M: Machine> Space<M> {
             }
             Ok(())
         })
+    }
+}
+
+impl<M: Machine> Space<M> {
+    /// Leaves every page that has kept its slot in the area of this number to memory alone.
+    fn unback(&self, mm: &Mm<M>, area: u8) {
+        let _guarded = self.lock(mm);
+        self.for_each_leaf_table(mm, self.pages(mm), |table, part| {
+            unback_all(mm, table, part, |backs| backs == area);
+        });
     }
 }
 

@@ -53,9 +53,8 @@ impl<M: Machine> Space<M> {
         if !table::may_cover_a_table::<M>(hole) {
             return;
         }
-        let Some(node) = mm.node(self.node) else { return };
         let mut flush = Flush::new(mm);
-        let alone = node.family.write();
+        let Some(alone) = mm.family_alone(self.node) else { return };
         table::prune(mm, self.root, Hole { pages: hole, new: range }, &mut |table, pages| {
             flush.note_table(self.node, pages);
             flush.own_table(table);

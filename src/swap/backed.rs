@@ -1,16 +1,18 @@
 //! Backed folios: mapped, and not gone from their slots.
 //!
 //! What a program reads in, it may never store to. Where reading costs more than a copy in memory, such a folio keeps
-//! its slots when it is mapped: its leaves are clean, its slots are cached and have no swap entry, and it leaves again by
-//! an exchange of the entries alone. The slots' tags, words and sums stay what they were.
+//! its slots when it is mapped: its leaves are clean, its slots are cached, and it leaves again by an exchange of the
+//! entries alone. The slots' tags, words and sums stay what they were. So do pages that several spaces have, on whatever
+//! device: who comes for one of them next finds it in memory.
 //!
 //! **The law.** A clean leaf of a backed folio says that the slots have the page. So whoever gives the slots to somebody
 //! else first makes every leaf of the folio dirty ([`rmap::unback`](crate::rmap::unback)), under the lock of their table
 //! and the folio's; and a program that gives a page up (MADV_FREE makes it clean for another reason) has it unbacked
 //! before.
 //!
-//! **Which.** A folio that came in for a load or a fetch, from a device that is not
-//! [`SYNCHRONOUS`](DeviceFlags::SYNCHRONOUS), into an area that is not half full. A dirty one loses its slots when reclaim
+//! **Which.** A folio that came in for several, or for a load or a fetch, from a device that is not
+//! [`SYNCHRONOUS`](DeviceFlags::SYNCHRONOUS), and an area that is not half full. While a swap entry names one of its slots
+//! no leaf of it is writable, so none is dirty, and it stays backed. A dirty one loses its slots when reclaim
 //! comes to it; the others when slots are short ([`Mm::unback_some`]), when the area is turned off, or with the folio.
 
 use super::area::Area;
@@ -23,17 +25,11 @@ use crate::frame::{FolioLock, Frame, Frames, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::pte::SwapEntry;
-use crate::sync::{AtomicU32, Inside, Ordering};
+use crate::sync::{Inside, Ordering};
 
 /// Slots that one search for backed folios looks at: while slots are short each folio that finds none searches once, so
 /// that one pass over memory looks at all.
 const LOOKS: u64 = 256;
-
-/// An area that a folio may stay in while it is mapped; it is not turned off meanwhile.
-pub(crate) struct Backing<'a, M: Machine> {
-    area: Inside<'a, Area<M>>,
-    count: &'a AtomicU32,
-}
 
 impl<M: Machine> Swap<M> {
     /// Whether any folio is backed. Those of a space stay as they are while its lock is held.
@@ -42,29 +38,16 @@ impl<M: Machine> Swap<M> {
         self.backed.load(Ordering::Relaxed) > 0
     }
 
-    /// The area, where a page that comes in from there is to keep its slot.
+    /// The area, where a page that comes in from there for its only user is to keep its slot. It is not turned off while
+    /// this is held.
     #[inline]
-    pub(crate) fn backing(&self, area: &Area<M>) -> Option<Backing<'_, M>> {
+    pub(crate) fn backing(&self, area: &Area<M>) -> Option<Inside<'_, Area<M>>> {
         if area.flags().contains(DeviceFlags::SYNCHRONOUS) {
             return None;
         }
         let (slots, free) = area.slots();
         // A slot that is kept is one that nobody else can have: half of them are left for that.
-        let area = self.enter_open(area.number()).filter(|_| free > slots / 2)?;
-        Some(Backing { area, count: &self.backed })
-    }
-}
-
-impl<M: Machine> Backing<'_, M> {
-    /// Leaves a folio that nobody else knows of, headed by `head` and read from the slots from `first` on, in these.
-    /// Under the lock of the table in which its leaves take the place of the slots' only entries.
-    pub(crate) fn keep(&self, frames: &Frames, head: Frame, first: u32) {
-        let record = frames.record(head);
-        record.enter_cache(self.area.number(), first);
-        record.set(flag::BACKED);
-        let slots = Slots::new(first, record.order());
-        self.area.each_record(slots, head, |frame, record| record.keep(frame));
-        self.count.fetch_add(1, Ordering::Relaxed);
+        self.enter_open(area.number()).filter(|_| free > slots / 2)
     }
 }
 
@@ -80,20 +63,39 @@ impl<M: Machine> Area<M> {
 }
 
 impl<M: Machine> Mm<M> {
+    /// Leaves a folio that nobody else knows of, headed by `head` and read from the slots from `first` on, in these.
+    /// `None` when another space has brought a page of it in meanwhile. The caller has a use of each slot.
+    pub(crate) fn back(&self, area: &Area<M>, head: Frame, first: u32) -> Option<()> {
+        let frames = self.frames();
+        let record = frames.record(head);
+        let slots = Slots::new(first, record.order());
+        let _cluster = area.lock_cluster(first)?;
+        if !area.records_of(slots).iter().all(|slot| matches!(slot.state(), SlotState::Out { .. })) {
+            return None;
+        }
+        record.enter_cache(area.number(), first);
+        record.set(flag::BACKED);
+        area.each_record(slots, head, |frame, record| record.keep(frame));
+        self.swap().backed.fetch_add(1, Ordering::Relaxed);
+        Some(())
+    }
+
     /// Takes the mark off a backed folio: it is leaving, or about to lose its slots.
     fn end_backing(&self, frame: Frame) {
         self.frames().record(frame).clear(flag::BACKED);
         self.swap().backed.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// The swap entry of the first page of a backed folio that is leaving; each page's slot has one user more, the entry
-    /// to come. `None` when its area is gone, which cannot be. Under the lock of its only table.
-    pub(crate) fn return_to_slots(&self, folio: &FolioLock<'_, M>) -> Option<SwapEntry> {
+    /// The swap entry of the first page of a cached folio that is to leave to its own slots. `None` when its area is gone,
+    /// which cannot be.
+    pub(crate) fn entry_of(&self, folio: &FolioLock<'_, M>) -> Option<SwapEntry> {
         let area = self.swap().area(self.frames().record(folio.frame()).area())?;
-        let slots = slots_of(self.frames(), folio);
-        area.each_record(slots, folio.frame(), |_, record| record.add_user());
+        Some(SwapEntry::exclusive(area.number(), slots_of(self.frames(), folio).first()))
+    }
+
+    /// Every leaf of a backed folio is gone: it is cached, on its way out.
+    pub(crate) fn leaves_as_it_came(&self, folio: &FolioLock<'_, M>) {
         self.end_backing(folio.frame());
-        Some(SwapEntry::exclusive(area.number(), slots.first()))
     }
 
     /// A folio that went back to its slots leaves the cache. After the flush.
@@ -112,15 +114,15 @@ impl<M: Machine> Mm<M> {
         area.leave_cache(self.frames(), folio);
     }
 
-    /// Frees the slots of a backed folio that nobody maps or holds any more.
+    /// A backed folio that nobody maps or holds any more leaves its slots: those that other spaces name are out, the
+    /// others free.
     #[cold]
     pub(crate) fn end_with_slots(&self, head: Frame) {
         let frames = self.frames();
-        let record = frames.record(head);
-        let Some(area) = self.swap().area(record.area()) else { return };
+        // Nobody can have the lock, nor come by it.
+        let Some(folio) = frames.try_lock(self.machine(), head) else { return };
+        let Some(area) = self.swap().area(frames.record(head).area()) else { return };
         self.end_backing(head);
-        let (first, pages) = (record.slot.load(Ordering::Relaxed), 1 << record.order());
-        record.clear(flag::CACHED);
-        area.free_slots(first, pages);
+        area.wrote(frames, &folio, slots_of(frames, &folio), self.evicted(0));
     }
 }

@@ -145,6 +145,27 @@ impl<M: Machine> Mm<M> {
         matches!(slot.map(SlotRecord::state), Some(SlotState::Cached { .. }))
     }
 
+    /// Whether the slot of a swap entry can have another user.
+    pub(crate) fn takes_another_user(&self, entry: SwapEntry) -> bool {
+        let slot = self.swap().area(entry.area()).and_then(|area| area.slot(entry.slot()));
+        slot.is_none_or(SlotRecord::takes_another_user)
+    }
+
+    /// Whether a swap entry leads to a page of a locked folio.
+    pub(crate) fn is_wanted(&self, folio: &FolioLock<'_, M>) -> bool {
+        let record = self.frames().record(folio.frame());
+        record.has(flag::CACHED)
+            && self.swap().area(record.area()).is_some_and(|area| area.is_wanted(slots_of(self.frames(), folio)))
+    }
+
+    /// Counts another use of the slot of an entry, which the caller's tables have from now on in two places, in the form
+    /// that is returned. Under the lock of the table that has the entry, after [`Mm::takes_another_user`].
+    pub(crate) fn share_slot(&self, entry: SwapEntry) -> SwapEntry {
+        let Some(slot) = self.swap().area(entry.area()).and_then(|area| area.slot(entry.slot())) else { return entry };
+        slot.add_user();
+        entry.shared()
+    }
+
     /// Gives back the uses of `count` slots by swap entries from `first` on. The entries that were the last of pages
     /// still in memory are handed to `cached`: then [`Mm::drop_unused`] has to follow, without a spinning lock.
     #[inline(never)]
@@ -168,10 +189,10 @@ impl<M: Machine> Mm<M> {
             && let Some((_, 0)) = area.names(frames, entry.slot(), &folio)
             && !frames.record(head).has(flag::BACKED)
         {
-            if frames.record(head).order() > 0 {
-                area.split_kept(self, &folio);
-            } else {
+            if !area.is_wanted(slots_of(frames, &folio)) {
                 area.leave_cache(frames, &folio);
+            } else if frames.record(head).count.maps() == 0 {
+                area.split_kept(self, &folio);
             }
         }
         drop(folio);

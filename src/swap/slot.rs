@@ -1,5 +1,6 @@
 //! The record of a swap slot, 24 bytes.
 
+use crate::machine::MAX_CPUS;
 use crate::mte::TagImage;
 use crate::sync::{AtomicU64, Ordering, Word};
 
@@ -22,6 +23,9 @@ const _: () = assert!(size_of::<SlotRecord>() == 24);
 const COUNT_SHIFT: u32 = 32;
 const COUNT_ONE: u64 = 1 << COUNT_SHIFT;
 const COUNT_MASK: u64 = 0xffff << COUNT_SHIFT;
+/// Users that fork gives a slot at most. The count goes to 65,535: every CPU may have looked before any has added one.
+const MOST_USERS: u64 = 0xff00;
+const _: () = assert!(MOST_USERS + MAX_CPUS as u64 <= 0xffff);
 const KIND_SHIFT: u32 = 48;
 const KIND_MASK: u64 = 0b111 << KIND_SHIFT;
 const TAGS_SHIFT: u32 = 51;
@@ -137,18 +141,28 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
         None
     }
 
-    /// Out to cached: the page has been read into `frame`, which shows it clean in the place of the slot's one swap
-    /// entry. The caller holds the lock of that entry's table, so that nobody else can change the word.
+    /// Out to cached: the page has been read into `frame`. Under the cluster's lock, by which it is still out.
     pub(crate) fn keep(&self, frame: u32) {
         let seen = self.state.load(Ordering::Relaxed);
-        debug_assert_eq!(seen & (KIND_MASK | COUNT_MASK), OUT | COUNT_ONE, "kept beside a user");
-        let kept = seen & !(KIND_MASK | COUNT_MASK | u32::MAX as u64) | CACHED | frame as u64;
-        self.state.fetch_xor(seen ^ kept, Ordering::Release);
+        debug_assert_eq!(seen & KIND_MASK, OUT, "kept twice");
+        // Others may change the count meanwhile.
+        self.state.fetch_xor(CACHED ^ OUT | (seen as u32 ^ frame) as u64, Ordering::Release);
     }
 
-    /// A swap entry is about to name the slot, which is cached. Under the folio lock.
+    /// Whether one swap entry names it.
+    pub(crate) fn is_used_once(&self) -> bool {
+        self.state.load(Ordering::Acquire) & COUNT_MASK == COUNT_ONE
+    }
+
+    /// A swap entry is about to name the slot: beside another, whose table's lock the caller holds, or the first of a
+    /// slot that is cached, under the folio lock.
     pub(crate) fn add_user(&self) {
         self.state.fetch_add(COUNT_ONE, Ordering::Relaxed);
+    }
+
+    /// Whether there may be one user more.
+    pub(crate) fn takes_another_user(&self) -> bool {
+        (self.state.load(Ordering::Relaxed) & COUNT_MASK) >> COUNT_SHIFT < MOST_USERS
     }
 
     /// Gives back one swap entry's use. Under the lock of the table that held the entry.

@@ -3,12 +3,14 @@
 use super::LeafTable;
 use super::group::{Fitted, foldable};
 use crate::addr::{Vpn, VpnRange};
-use crate::frame::{FrameRecord, flag};
+use crate::frame::{FrameRecord, MAP, flag};
 use crate::granule::{Granule, Level};
 use crate::machine::{EntryAt, Machine};
 use crate::mm::Mm;
+use crate::node::NodeId;
 use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry, decode, in_place};
 use crate::sync::{HeldMark, Ordering, try_lock_bit, unlock_bits};
+use crate::tlb::{Flush, Lost};
 
 /// One present entry in a leaf table's count word.
 const PRESENT: u64 = 1;
@@ -300,6 +302,58 @@ impl<M: Machine> Cursor<'_, M> {
         Leaf::merged(any, all)
     }
 
+    /// Makes the pages of a run shared with another space, whose table `into` has nothing there: the entries of both are
+    /// alike then, none is exclusive, and each folio and slot has as many more uses. The rights that this one loses are
+    /// noted in `flush`.
+    pub(crate) fn share(&mut self, into: &mut Self, run: Fitted, node: NodeId, flush: &mut Flush<'_, M>) {
+        let (machine, frames) = (self.mm.machine(), self.mm.frames());
+        let (from, to) = (self.table.entry(run.pages().start()), into.table.entry(run.pages().start()));
+        let (mut present, mut out, mut index) = (0, 0, 0);
+        let mut lost = Lost::new();
+        while index < run.pages().pages() {
+            let at = from.offset(index as usize);
+            let raw = machine.load_entry(at);
+            let mut pages = 1;
+            match decode::<M::Granule>(raw, Level::LEAF) {
+                Decoded::Leaf(leaf) => {
+                    let Change { was, is } = if leaf.is_contiguous() {
+                        pages = M::Granule::GROUP_PAGES as u64;
+                        self.update_group(at, leaf, &Leaf::without_exclusive)
+                    } else {
+                        let is = leaf.without_exclusive();
+                        if is != leaf && machine.compare_exchange_entry(at, raw, is.raw()).is_err() {
+                            // The hardware noted something just then.
+                            continue;
+                        }
+                        Change { was: leaf, is }
+                    };
+                    if was.is_writable() {
+                        lost.add(VpnRange::new(run.pages().start().offset(index), pages), node, flush);
+                    }
+                    if let Some(frame) = frames.frame(is.pfn::<M::Granule>()) {
+                        frames.record(frames.head(frame)).count.add(MAP * pages);
+                    }
+                    for page in 0..pages {
+                        machine.store_entry(to.offset((index + page) as usize), is.nth::<M::Granule>(page).raw());
+                    }
+                    present += PRESENT * pages;
+                }
+                Decoded::Swapped(entry) => {
+                    let shared = self.mm.share_slot(entry);
+                    if shared != entry {
+                        machine.exchange_entry(at, shared.raw());
+                    }
+                    machine.exchange_entry(to.offset(index as usize), shared.raw());
+                    out += OUT;
+                }
+                Decoded::Empty | Decoded::Table(_) | Decoded::Unknown(_) => {}
+            }
+            index += pages;
+        }
+        lost.note(node, flush);
+        into.count(present + out, 0);
+    }
+
     /// Takes every entry of a run out, and hands what was there to `taken`, by runs that were alike: a group, or one
     /// page. The leaves' counts, or a swap entry's use of its slot, pass along. The entries are empty.
     #[inline]
@@ -381,15 +435,17 @@ impl<M: Machine> Cursor<'_, M> {
         self.table.peek_swapped(self.mm.machine(), run, first)
     }
 
-    /// Takes the leaves of a run out as [`Cursor::take`] does, and leaves what is swapped out in place.
+    /// Takes the leaves of a run out as [`Cursor::take`] does, those that are `wanted`: all of a group or none. Leaves what
+    /// is swapped out in place.
     #[inline]
-    pub(crate) fn take_leaves(&mut self, run: Fitted, mut taken: impl FnMut(Vpn, Leaf)) {
+    pub(crate) fn take_leaves(&mut self, run: Fitted, wanted: impl Fn(Leaf) -> bool, mut taken: impl FnMut(Vpn, Leaf)) {
         let machine = self.mm.machine();
         let start = self.table.entry(run.pages().start());
         let mut present = 0;
         for index in 0..run.pages().pages() {
             let at = start.offset(index as usize);
-            if let Decoded::Leaf(_) = decode::<M::Granule>(machine.load_entry(at), Level::LEAF)
+            if let Decoded::Leaf(leaf) = decode::<M::Granule>(machine.load_entry(at), Level::LEAF)
+                && wanted(leaf)
                 && let Decoded::Leaf(leaf) = decode::<M::Granule>(machine.exchange_entry(at, 0), Level::LEAF)
             {
                 present += PRESENT;
@@ -399,15 +455,16 @@ impl<M: Machine> Cursor<'_, M> {
         self.count(0, present);
     }
 
-    /// Leaves the entries of a run of slots where `leaves` were, which [`Cursor::take_leaves`] took: `first`, which is
-    /// exclusive, and those after it, each as exclusive as the leaf was.
-    pub(crate) fn put_out(&mut self, leaves: &[(Vpn, Leaf)], first: SwapEntry) {
+    /// Leaves swap entries where `leaves` were, which [`Cursor::take_leaves`] took: `first` at `start`, which is
+    /// exclusive, and those after it, each as exclusive as the leaf was. The slots have a user more each.
+    pub(crate) fn put_out(&mut self, leaves: &[(Vpn, Leaf)], start: Vpn, first: SwapEntry) {
         self.count(OUT * leaves.len() as u64, 0);
-        for (index, (page, leaf)) in (0..).zip(leaves) {
-            let entry = first.nth(index);
-            let entry = if leaf.is_exclusive() { entry } else { entry.shared() };
+        for &(page, leaf) in leaves {
+            let entry = first.nth(page.number() - start.number());
+            let shared = self.mm.share_slot(entry);
+            let entry = if leaf.is_exclusive() { entry } else { shared };
             // An exchange is a release: who finds the entry finds the slot in use.
-            self.mm.machine().exchange_entry(self.table.entry(*page), entry.raw());
+            self.mm.machine().exchange_entry(self.table.entry(page), entry.raw());
         }
     }
 

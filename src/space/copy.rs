@@ -1,0 +1,95 @@
+//! Stores to shared pages: the space gets a copy, or its page back.
+//!
+//! A leaf that is not exclusive is not writable, whatever the region allows. The first store faults, and:
+//!
+//! - **The page is the space's alone by now**: the others have gone, or have copies of their own. All mappings of the
+//!   folio are in this table, and no swap entry leads to it. Then its entries become exclusive again, and the space its
+//!   home. This is looked at under the folio's lock, taken by try-lock, so that neither reclaim nor a swap-in of another
+//!   space is half way through with it.
+//! - **Others have it as well**: a new page with the same data and tags takes its place, by break-before-make. The old
+//!   one cannot change meanwhile, as nobody's entry is writable.
+
+use super::fault::{FaultError, Found, Step};
+use super::{Protection, Space};
+use crate::addr::{PfnRange, Vpn, VpnRange};
+use crate::frame::{Frame, Kind, MAP, OwnedFrame, flag};
+use crate::machine::{Machine, Tags};
+use crate::mm::Mm;
+use crate::node::Home;
+use crate::pte::{Decoded, Exclusive, Leaf};
+use crate::rmap::{mapped_in, update_ours};
+use crate::table::{Cursor, Edge};
+use crate::tlb::Flush;
+
+impl<M: Machine> Space<M> {
+    /// Makes the folio that a shared leaf shows the space's own, if nobody else has any of it.
+    pub(super) fn take_back(&self, mm: &Mm<M>, cursor: &mut Cursor<'_, M>, page: Vpn, leaf: Leaf) -> Option<()> {
+        let frames = mm.frames();
+        let frame = frames.frame(leaf.pfn::<M::Granule>())?;
+        let head = frames.head(frame);
+        let record = frames.record(head);
+        let run = VpnRange::new(page.before(u64::from(frame.index() - head.index()))?, 1 << record.order());
+        let ours = PfnRange::new(frames.pfn(head), run.pages());
+        let mapped = mapped_in(cursor, run, ours);
+        if record.count.maps() as u64 != mapped {
+            return None;
+        }
+        let folio = frames.try_lock(mm.machine(), head)?;
+        if record.count.maps() as u64 != mapped || frames.is_pinned(head) || mm.is_wanted(&folio) {
+            return None;
+        }
+        Home::new(self.node, run.start()).store(&record.home);
+        // As just shown.
+        let proof = Exclusive::proven();
+        update_ours(cursor, run, ours, |leaf| leaf.with_exclusive(&proof), |_, _| {});
+        mm.stats().reuses.bump();
+        Some(())
+    }
+
+    /// Gives the space a copy of a page that it shares.
+    #[inline(never)]
+    pub(super) fn copy(&self, mm: &Mm<M>, at: &Found<'_>) -> Result<Step, FaultError> {
+        let Found { page, table, protection, .. } = *at;
+        let frames = mm.frames();
+        let Some(folio) = mm.take_frame(Kind::Folio) else { return Err(FaultError::NoMemory) };
+        let mut flush = Flush::new(mm);
+        {
+            let Some(mut cursor) = table.lock(mm) else { return Ok(Step::Again) };
+            let Decoded::Leaf(shared) = cursor.read(page) else { return Ok(Step::Again) };
+            let Some(frame) = frames.frame(shared.pfn::<M::Granule>()).filter(|_| !shared.is_exclusive()) else {
+                return Ok(Step::Again);
+            };
+            copy_contents(mm, frame, &folio, protection);
+            Home::new(self.node, page).store(&frames.record(folio.frame()).home);
+            let run = cursor.fit(VpnRange::new(page, 1), Edge::Unfold, self.node, &mut flush);
+            cursor.take(run, |pages, _| {
+                flush.note(self.node, pages);
+                flush.own(frames.head(frame), 1);
+            });
+            // Another address in a live entry: not before every CPU has forgotten the old one.
+            flush.invalidate();
+            frames.record(folio.frame()).count.begin(MAP);
+            let leaf = Leaf::page::<M::Granule>(folio.pfn(), protection);
+            // Nobody else knows of the folio yet.
+            cursor.map(run.pages(), leaf.with_write(&Exclusive::proven()).with_dirty());
+        }
+        mm.reclaim().insert(frames, folio.publish());
+        mm.stats().copies.bump();
+        Ok(Step::Done)
+    }
+}
+
+/// Fills a new page with the data and the tags of `from`.
+#[inline(always)]
+fn copy_contents<M: Machine>(mm: &Mm<M>, from: Frame, to: &OwnedFrame<'_>, protection: Protection) {
+    let (frames, machine) = (mm.frames(), mm.machine());
+    let is_tagged = frames.record(from).has(flag::TAGS_VALID);
+    machine.copy_page(frames.pfn(from), to.pfn(), if is_tagged { Tags::Include } else { Tags::Ignore });
+    if !is_tagged {
+        if !protection.contains(Protection::TAGGED) {
+            return;
+        }
+        machine.zero_tags(to.pfn());
+    }
+    to.mark_page(to.frame(), flag::TAGS_VALID);
+}
