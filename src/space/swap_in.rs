@@ -243,7 +243,7 @@ impl<M: Machine> Space<M> {
         let record = mm.frames().record(folio.frame());
         let mut step = Step::Done;
         {
-            let Some(mut cursor) = missing.at.table.lock(mm) else { return None };
+            let mut cursor = missing.at.table.lock(mm)?;
             if !missing.is_there(&cursor) {
                 return None;
             }
