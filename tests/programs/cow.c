@@ -320,7 +320,6 @@ static void kinds(void)
 			/* By the kernel: all bytes, and a status in the last ones of a page. */
 			expect(call(SYS_getrandom, at(5), 2 * PAGE, 0), 2 * PAGE);
 			store(5, 45), store(6, 46);
-			pid = pid ? pid : -1;
 			int *status = (int *)at(8) - 1;
 			long inner = fork();
 			if (inner == 0)
@@ -328,7 +327,6 @@ static void kinds(void)
 			expect(call(SYS_wait4, inner, status, 0, 0), inner);
 			expect(*status, 9 << 8);
 			store(7, 47);
-			pid = pid == -1 ? 0 : pid;
 			expect(wrong(), 0);
 		}
 		if (pid == 0) {
