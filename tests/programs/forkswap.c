@@ -45,7 +45,8 @@ int main(int argc, char **argv, char **envp, u64 *auxv)
 	for (tagged = 0; tagged <= mte; tagged++) {
 		/* Whole groups, and parts of some. */
 		all(3 * GROUP, 0, script);
-		all(GROUP + 7, 5, script);
+		if (tagged == mte)
+			all(GROUP + 7, 5, script);
 	}
 	/* Much at a time. */
 	tagged = mte;
