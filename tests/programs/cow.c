@@ -1,47 +1,5 @@
 /* Copy on write: what one process stores after a fork no other sees, whatever the order and the kind of memory. */
-#include "ebb.h"
-
-#define GROUP 16
-#define MOST 128
-
-/* What a process expects in the pages of `area`: these are private, too. */
-static u64 *area;
-static u64 pages, seeds[MOST];
-
-static u64 word(u64 seed, u64 i) { return seed ? (seed * 0x9e3779b97f4a7c15UL) ^ (i * 0xbf58476d1ce4e5b9UL) : 0; }
-
-static u64 *at(u64 page) { return area + page * (PAGE / 8); }
-
-static void store(u64 page, u64 seed)
-{
-	seeds[page] = seed;
-	for (u64 i = 0; i < PAGE / 8; i++)
-		at(page)[i] = word(seed, i);
-}
-
-static u64 wrong(void)
-{
-	u64 count = 0;
-
-	for (u64 page = 0; page < pages; page++)
-		for (u64 i = 0; i < PAGE / 8; i++)
-			count += at(page)[i] != word(seeds[page], i);
-	return count;
-}
-
-static void use(void *memory, u64 count)
-{
-	area = memory, pages = count;
-	for (u64 page = 0; page < pages; page++)
-		store(page, page + 1);
-}
-
-/* Every n-th page from the first-th on. */
-static void store_some(u64 first, u64 n, u64 salt)
-{
-	for (u64 page = first; page < pages; page += n)
-		store(page, page + salt);
-}
+#include "pages.h"
 
 enum order { PARENT_FIRST, CHILD_FIRST, PARENT_ONLY, CHILD_ONLY, CHILD_GONE, ORDERS };
 
@@ -229,7 +187,7 @@ static void given_back(void)
 				expect(map_at(start, length, RW, ANON | MAP_FIXED), start);
 			}
 			for (u64 page = from; page < to; page++)
-				seeds[page] = 0;
+				expect_zero(page);
 			expect(wrong(), 0);
 			store_some(1, 3, 600);
 			expect(wrong(), 0);
@@ -262,7 +220,7 @@ static void untouched(void)
 {
 	area = map(2 * GROUP * PAGE, RW);
 	pages = 2 * GROUP;
-	memset(seeds, 0, sizeof(seeds));
+	memset(model, 0, sizeof(model));
 	for (u64 page = 0; page < GROUP; page++)
 		expect(*(volatile u64 *)at(page), 0);
 	long pid = fork();
@@ -295,8 +253,8 @@ static void kinds(void)
 				__asm__ volatile("ldxr %0, [%2]\n\tadd %0, %0, #1\n\tstxr %w1, %0, [%2]"
 						 : "=&r"(old), "=&r"(failed) : "r"(p) : "memory");
 			while (failed & 1);
-			expect(*p, word(seeds[0], 0) + 1);
-			*p = word(seeds[0], 0);
+			expect(*p, word(model[0].data, 0) + 1);
+			*p = word(model[0].data, 0);
 			/* A block of zeros at once. */
 			p = at(1);
 			if (!(dczid & 16)) {
@@ -304,7 +262,7 @@ static void kinds(void)
 				for (u64 i = 0; i < 1UL << (dczid & 15) >> 1; i++)
 					expect(p[i], 0);
 				for (u64 i = 0; i < 1UL << (dczid & 15) >> 1; i++)
-					p[i] = word(seeds[1], i);
+					p[i] = word(model[1].data, i);
 			}
 			/* Across the border of two pages. */
 			p = (u64 *)((char *)at(3) - 3);

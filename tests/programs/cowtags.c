@@ -1,60 +1,13 @@
 /* Tags after a fork: copied with the page, and private from then on. Without MTE there is nothing to do. */
-#include "ebb.h"
+#include "pages.h"
 
-#define GRANULES (PAGE / 16)
-#define GROUP 16
 #define PAGES (4 * GROUP)
 #define SYNC (PR_TAGGED_ADDR_ENABLE | PR_MTE_TCF_SYNC)
 #define ASYNC (PR_TAGGED_ADDR_ENABLE | PR_MTE_TCF_ASYNC)
 
-static char *area;
-/* What a process expects: of the data, and of the tags. */
-static u64 data_seed[PAGES], tag_seed[PAGES];
-
-static char *granule(u64 page, u64 g) { return area + page * PAGE + g * 16; }
-
-static u64 word(u64 seed, u64 i) { return seed ? (seed * 0x9e3779b97f4a7c15UL) ^ (i * 0xbf58476d1ce4e5b9UL) : 0; }
-
-/* All alike in every other page, different from granule to granule in the rest. */
-static unsigned tag(u64 seed, u64 g)
-{
-	return seed == 0 ? 0 : seed & 1 ? seed / 2 & 15 : (seed * 0x94d049bb133111ebUL + g * 0x9e3779b97f4a7c15UL) >> 60;
-}
-
-static void store_tags(u64 page, u64 seed)
-{
-	tag_seed[page] = seed;
-	for (u64 g = 0; g < GRANULES; g++)
-		set_tag(granule(page, g), tag(seed, g));
-}
-
-static void store_data(u64 page, u64 seed)
-{
-	data_seed[page] = seed;
-	for (u64 i = 0; i < PAGE / 8; i++)
-		((volatile u64 *)granule(page, 0))[i] = word(seed, i);
-}
-
-static u64 wrong(void)
-{
-	u64 count = 0;
-
-	for (u64 page = 0; page < PAGES; page++) {
-		for (u64 i = 0; i < PAGE / 8; i++)
-			count += ((volatile u64 *)granule(page, 0))[i] != word(data_seed[page], i);
-		for (u64 g = 0; g < GRANULES; g++)
-			count += tag_of(granule(page, g)) != tag(tag_seed[page], g);
-	}
-	return count;
-}
-
 static void fresh(void)
 {
-	area = map_at(area, PAGES * PAGE, RW | PROT_MTE, ANON | (area ? MAP_FIXED : 0));
-	for (u64 page = 0; page < PAGES; page++) {
-		store_data(page, page + 1);
-		store_tags(page, page + 1);
-	}
+	use(map_at(area, PAGES * PAGE, RW | PROT_MTE, ANON | (area ? MAP_FIXED : 0)), PAGES);
 }
 
 enum what { TAGS, DATA, BOTH, WHATS };
@@ -114,11 +67,11 @@ static void single(void)
 		long done = gate(), pid = fork();
 
 		if ((pid == 0) == (side == 0)) {
-			set_tag(granule(7, 3), tag(tag_seed[7], 3) ^ 5);
-			expect(tag_of(granule(7, 3)), tag(tag_seed[7], 3) ^ 5);
-			expect(tag_of(granule(7, 2)), tag(tag_seed[7], 2));
-			expect(tag_of(granule(7, 4)), tag(tag_seed[7], 4));
-			set_tag(granule(7, 3), tag(tag_seed[7], 3));
+			set_tag(granule(7, 3), tag(model[7].tags, 3) ^ 5);
+			expect(tag_of(granule(7, 3)), tag(model[7].tags, 3) ^ 5);
+			expect(tag_of(granule(7, 2)), tag(model[7].tags, 2));
+			expect(tag_of(granule(7, 4)), tag(model[7].tags, 4));
+			set_tag(granule(7, 3), tag(model[7].tags, 3));
 			/* Two granules at a time, zeros with the tag, a block of tags with zeros. */
 			u64 p = (u64)with_tag(granule(9, 0), 6);
 			__asm__ volatile(MEMTAG "st2g %0, [%0]" : : "r"(p) : "memory");
@@ -154,7 +107,7 @@ static void single(void)
 static void untouched(void)
 {
 	area = map_at(area, PAGES * PAGE, RW | PROT_MTE, ANON | MAP_FIXED);
-	memset(data_seed, 0, sizeof(data_seed)), memset(tag_seed, 0, sizeof(tag_seed));
+	memset(model, 0, sizeof(model));
 	for (u64 page = 0; page < GROUP; page++)
 		expect(tag_of(granule(page, 5)), 0);
 	long pid = fork();
@@ -174,8 +127,8 @@ static void added(void)
 		fresh(); /* so that there are frames about with tags in them */
 		area = map_at(area, PAGES * PAGE, RW, ANON | MAP_FIXED);
 		for (u64 page = 0; page < PAGES; page++) {
+			expect_zero(page);
 			store_data(page, page + 9);
-			tag_seed[page] = 0;
 		}
 		long done = gate(), pid = fork();
 
@@ -285,7 +238,7 @@ static void mismatches(void)
 			leave(77);
 		}
 		expect(ending(pid), how == 5 ? 55 << 8 : SIGSEGV);
-		expect(*good, (char)(word(data_seed[3], 16) & 255));
+		expect(*good, (char)(word(model[3].data, 16) & 255));
 		*good = *good;
 	}
 	expect(tag_mode(PR_TAGGED_ADDR_ENABLE), 0);
@@ -300,6 +253,7 @@ int main(int argc, char **argv, char **envp, u64 *auxv)
 		return finish();
 	}
 	expect(tag_mode(PR_TAGGED_ADDR_ENABLE), 0);
+	tagged = 1;
 	sides();
 	single();
 	untouched();
