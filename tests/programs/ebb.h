@@ -315,14 +315,16 @@ __attribute__((unused)) static long kill(long pid, int signal) { return call(SYS
 /*
  * Processes take turns by gates. A gate is a child that does nothing until it is killed, by whoever knows its
  * number; pass() waits for that. Its parent must pass it too: until then it is a zombie, which can be signalled.
- * It has its share of the memory that was there when it was made.
+ * It has its share of the memory that was there when it was made. After a minute it gives up: those who should have
+ * opened it are no more.
  */
 __attribute__((unused)) static long gate(void)
 {
 	long pid = fork();
 
-	while (pid == 0)
-		call(SYS_sched_yield);
+	for (u64 from = ticks(); pid == 0; call(SYS_sched_yield))
+		if (ticks() - from > ticks_of_ms(60000))
+			leave(1);
 	return pid;
 }
 
@@ -330,7 +332,11 @@ __attribute__((unused)) static void open_gate(long pid) { kill(pid, SIGKILL); }
 
 __attribute__((unused)) static void pass(long pid)
 {
-	if (call(SYS_wait4, pid, 0, 0, 0) == -ECHILD)
+	int end = ending(pid);
+
+	if (end >= 0)
+		expect(end, SIGKILL);
+	else
 		while (kill(pid, 0) != -ESRCH)
 			call(SYS_sched_yield);
 }

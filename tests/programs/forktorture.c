@@ -190,6 +190,8 @@ int main(int argc, char **argv, char **envp, u64 *auxv)
 	live(steps);
 	put_num(steps), put(" operations and "), put_num(forks), put(" forks of the first process, ");
 	put_num(refused), put(" refused\n");
+	if (refused && !forks)
+		mismatch("no fork ever worked", 0);
 	put_num(mismatches), put(" mismatches\n");
 	return mismatches != 0;
 }
