@@ -44,9 +44,9 @@ int main(int argc, char **argv, char **envp, u64 *auxv)
 	(void)envp;
 	for (tagged = 0; tagged <= mte; tagged++) {
 		/* Whole groups, and parts of some. */
-		all(3 * GROUP, 0, script);
+		all(2 * GROUP, 0, script);
 		if (tagged == mte)
-			all(GROUP + 7, 5, script);
+			all(GROUP + 3, 7, script);
 	}
 	/* Much at a time. */
 	tagged = mte;
