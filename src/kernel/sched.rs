@@ -226,11 +226,15 @@ impl Scheduler {
             CURRENT_MEMORY.store(memory.cast_mut(), Ordering::Relaxed);
             WORK.store(if fatal.is_some() { work::KILL } else { 0 }, Ordering::Relaxed);
             if self.turn != next.0 {
-                self.turn = next.0;
-                self.turn_end = time::counter() + self.slice;
+                self.begin_turn(next.0);
             }
             self.set_alarm();
         }
+    }
+
+    fn begin_turn(&mut self, of: usize) {
+        self.turn = of;
+        self.turn_end = time::counter() + self.slice;
     }
 
     /// Sets the timer for what comes first: the turn's end, if there is somebody to be next, or a sleeper's time.
@@ -415,7 +419,8 @@ pub fn run_kernel_tasks() {
 
 /// Ends the turn: everybody who is ready runs first.
 pub fn yield_now() {
-    with(|scheduler| scheduler.turn += 1);
+    // Whoever is ready next has it then.
+    with(|scheduler| scheduler.begin_turn(scheduler.turn + 1));
     switch(State::Ready);
 }
 
@@ -424,8 +429,11 @@ pub fn tick() {
     let over = with(|scheduler| {
         scheduler.alarm = None;
         scheduler.rouse();
-        scheduler.set_alarm();
-        scheduler.tasks.iter().any(Task::is_ready_program) && time::counter() >= scheduler.turn_end
+        let over = scheduler.tasks.iter().any(Task::is_ready_program) && time::counter() >= scheduler.turn_end;
+        if !over {
+            scheduler.set_alarm();
+        }
+        over
     });
     if over {
         yield_now();

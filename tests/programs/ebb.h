@@ -43,13 +43,19 @@ __asm__(".globl _start\n_start:\n\tmov x29, xzr\n\tmov x30, xzr\n\tmov x0, sp\n\
 
 enum {
 	SYS_write = 64, SYS_writev = 66, SYS_exit = 93, SYS_exit_group = 94,
-	SYS_set_tid_address = 96, SYS_clock_gettime = 113, SYS_sched_yield = 124,
-	SYS_uname = 160, SYS_prctl = 167, SYS_getpid = 172, SYS_gettid = 178,
-	SYS_sysinfo = 179, SYS_brk = 214, SYS_munmap = 215, SYS_mremap = 216,
-	SYS_mmap = 222, SYS_swapon = 224, SYS_swapoff = 225, SYS_mprotect = 226, SYS_madvise = 233, SYS_getrandom = 278,
+	SYS_set_tid_address = 96, SYS_clock_gettime = 113, SYS_sched_yield = 124, SYS_kill = 129,
+	SYS_uname = 160, SYS_prctl = 167, SYS_getpid = 172, SYS_getppid = 173, SYS_gettid = 178,
+	SYS_sysinfo = 179, SYS_brk = 214, SYS_munmap = 215, SYS_mremap = 216, SYS_clone = 220, SYS_execve = 221,
+	SYS_mmap = 222, SYS_swapon = 224, SYS_swapoff = 225, SYS_mprotect = 226, SYS_madvise = 233, SYS_wait4 = 260,
+	SYS_getrandom = 278,
 };
 
-enum { EPERM = 1, ENOENT = 2, EAGAIN = 11, ENOMEM = 12, EFAULT = 14, EBUSY = 16, EEXIST = 17, EINVAL = 22, ENAMETOOLONG = 36, ENOSYS = 38 };
+enum {
+	EPERM = 1, ENOENT = 2, ESRCH = 3, E2BIG = 7, ECHILD = 10, EAGAIN = 11, ENOMEM = 12, EFAULT = 14, EBUSY = 16,
+	EEXIST = 17, EINVAL = 22, ENAMETOOLONG = 36, ENOSYS = 38,
+};
+enum { SIGILL = 4, SIGBUS = 7, SIGKILL = 9, SIGSEGV = 11, SIGTERM = 15, SIGCHLD = 17 };
+enum { CLONE_VM = 0x100, CLONE_VFORK = 0x4000, WNOHANG = 1 };
 
 enum { PROT_NONE = 0, PROT_READ = 1, PROT_WRITE = 2, PROT_EXEC = 4, PROT_MTE = 0x20, PROT_SEM = 8, RW = 3, RX = 5 };
 enum {
@@ -250,6 +256,105 @@ __attribute__((unused)) static void set_tag(void *p, unsigned tag)
 __attribute__((unused)) static long tag_mode(u64 mode)
 {
 	return call(SYS_prctl, PR_SET_TAGGED_ADDR_CTRL, mode);
+}
+
+/* ---- time ---- */
+
+__attribute__((unused)) static u64 ticks(void)
+{
+	u64 now;
+
+	__asm__ volatile("isb\n\tmrs %0, cntvct_el0" : "=r"(now) : : "memory");
+	return now;
+}
+
+__attribute__((unused)) static u64 ticks_of_ms(u64 ms)
+{
+	u64 hz;
+
+	__asm__("mrs %0, cntfrq_el0" : "=r"(hz));
+	return hz * ms / 1000;
+}
+
+/* Spins for so long, without a system call. */
+__attribute__((unused)) static void spin(u64 ms)
+{
+	for (u64 from = ticks(), length = ticks_of_ms(ms); ticks() - from < length;)
+		;
+}
+
+/* ---- processes: what one knows of another is how it ended ---- */
+
+/* As fork: 0 in the child, whose checks and failures begin at 0. */
+__attribute__((unused)) static long fork(void)
+{
+	long pid = call(SYS_clone, SIGCHLD);
+
+	if (pid < 0) {
+		put("fork: "), put_num(pid), put("\n");
+		leave(98);
+	}
+	if (pid == 0)
+		checks = failures = 0;
+	return pid;
+}
+
+/* The end of a child of checks. */
+__attribute__((unused, noreturn)) static void leave_checked(void) { leave(failures != 0); }
+
+/* How a child ended: status << 8, or the signal. -1: it is none of the caller's. */
+__attribute__((unused)) static int ending(long pid)
+{
+	int status = 0;
+
+	return call(SYS_wait4, pid, &status, 0, 0) == pid ? status & ~0x80 /* a core was written */ : -1;
+}
+
+__attribute__((unused)) static long kill(long pid, int signal) { return call(SYS_kill, pid, signal); }
+
+/*
+ * Processes take turns by gates. A gate is a child that does nothing until it is killed, by whoever knows its
+ * number; pass() waits for that. Its parent must pass it too: until then it is a zombie, which can be signalled.
+ * It has its share of the memory that was there when it was made.
+ */
+__attribute__((unused)) static long gate(void)
+{
+	long pid = fork();
+
+	while (pid == 0)
+		call(SYS_sched_yield);
+	return pid;
+}
+
+__attribute__((unused)) static void open_gate(long pid) { kill(pid, SIGKILL); }
+
+__attribute__((unused)) static void pass(long pid)
+{
+	if (call(SYS_wait4, pid, 0, 0, 0) == -ECHILD)
+		while (kill(pid, 0) != -ESRCH)
+			call(SYS_sched_yield);
+}
+
+/*
+ * As vfork; the child calls body(arg) and leaves with what that returns. It runs on the parent's stack, below what
+ * is in use, and must not come back here: hence no function that returns twice.
+ */
+__attribute__((unused, noinline)) static long vfork_to(int (*body)(void *), void *arg)
+{
+	register long x0 __asm__("x0") = CLONE_VM | CLONE_VFORK | SIGCHLD;
+	register long x1 __asm__("x1") = 0, x2 __asm__("x2") = 0, x3 __asm__("x3") = 0, x4 __asm__("x4") = 0;
+	register long x8 __asm__("x8") = SYS_clone;
+	register int (*x9)(void *) __asm__("x9") = body;
+	register void *x10 __asm__("x10") = arg;
+
+	__asm__ volatile("svc #0\n\tcbnz x0, 1f\n\tmov x0, x10\n\tblr x9\n"
+			 "0:\tmov x8, #94\n\tsvc #0\n\tb 0b\n1:" /* exit_group */
+			 : "+r"(x0), "+r"(x1), "+r"(x2), "+r"(x3), "+r"(x4), "+r"(x8), "+r"(x9), "+r"(x10)
+			 :
+			 : "x5", "x6", "x7", "x11", "x12", "x13", "x14", "x15", "x16", "x17", "x30", "memory", "cc",
+			   "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v16", "v17", "v18", "v19", "v20", "v21", "v22",
+			   "v23", "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31");
+	return x0;
 }
 
 #endif
