@@ -113,9 +113,8 @@ pub fn set_controls(tags: Tags) {
         wanted |= sctlr::ATA | sctlr::ATA0;
         set_tag_seed(TAG_SEED);
         set_excluded_tags(0xffff);
-        // What EL0's wrong tags are noted in starts as anything.
-        // SAFETY: TFSRE0_EL1 exists with MTE2, which the caller has seen.
-        unsafe { core::arch::asm!("msr S3_0_C5_C6_1, xzr", options(nostack, preserves_flags)) };
+        // It starts as anything.
+        forget_wrong_tag();
     }
     SCTLR_EL1.set(wanted);
     // FP and SIMD at EL0 and EL1 (the page copies use q registers); SVE and SME trap.
@@ -134,6 +133,12 @@ pub fn set_controls(tags: Tags) {
 /// Where IRG's sequence starts (RGSR_EL1): the same tags in each run of the same program. A seed of 0 would ask QEMU's
 /// host for randomness.
 pub const TAG_SEED: u64 = 0x1234 << 8;
+
+/// Clears what EL0's wrong tags are noted in. For a CPU with MTE2.
+pub fn forget_wrong_tag() {
+    // SAFETY: TFSRE0_EL1 exists with MTE2, which the caller has seen.
+    unsafe { core::arch::asm!("msr S3_0_C5_C6_1, xzr", options(nostack, preserves_flags)) };
+}
 
 /// Sets where IRG's sequence is. For a CPU with MTE2.
 pub fn set_tag_seed(seed: u64) {

@@ -28,7 +28,7 @@ use super::process::{Fatal, Memory, MemoryRef};
 use super::{global, interrupt, stack, time};
 
 /// The longest turn of a program while another one is ready.
-const SLICE_NS: u64 = 10_000_000;
+const SLICE_NS: u64 = 4_000_000;
 
 /// Bits of [`WORK`].
 pub mod work {

@@ -21,7 +21,7 @@ const IMAGE_SLOTS: usize = 2;
 /// Tasks at most. (With a space each they stay within the nodes that the library has from the start, so that none of
 /// its memory counts as leaked after a program that had many.)
 pub const MOST_TASKS: usize = 48;
-const FEWEST_TASKS: usize = 16;
+const FEWEST_TASKS: usize = 8;
 
 static TASKS: AtomicUsize = AtomicUsize::new(0);
 
@@ -40,9 +40,9 @@ pub fn in_image() -> impl Iterator<Item = Range<usize>> {
     (0..IMAGE_SLOTS).map(|slot| upper_half((&raw const stack_slots).addr(), slot))
 }
 
-/// Decides how many tasks there can be: a 64th of the memory for their stacks.
+/// Decides how many tasks there can be: a 32nd of the memory is for their stacks.
 pub fn set_memory(bytes: u64) {
-    let tasks = (bytes >> 6 >> SHIFT) as usize;
+    let tasks = (bytes >> 5 >> SHIFT) as usize;
     TASKS.store(tasks.clamp(FEWEST_TASKS, MOST_TASKS), Ordering::Relaxed);
 }
 

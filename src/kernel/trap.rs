@@ -204,6 +204,8 @@ fn tag_check(abort: Abort, far: u64) -> ! {
 #[unsafe(no_mangle)]
 extern "C" fn el0_late_tag_fault(esr: u64, far: u64) -> ! {
     let (abort, pc) = (Abort(esr), ELR_EL1.get());
+    // It is this program's alone.
+    cpu::forget_wrong_tag();
     if abort.class() != class::SVC {
         el0_abort(esr, far);
     }
@@ -220,6 +222,7 @@ extern "C" fn el0_late_tag_fault(esr: u64, far: u64) -> ! {
 extern "C" fn el0_interrupt() {
     interrupt::acknowledge();
     if cpu::wrong_tag_noted() {
+        cpu::forget_wrong_tag();
         let pc = ELR_EL1.get();
         process::kill(Signal::SEGV, format_args!("asynchronous tag check fault, found at an interrupt, pc {pc:#x}"));
     }

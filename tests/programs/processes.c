@@ -5,6 +5,7 @@
  *   processes              all checks
  *   processes end          ends while others spin and sleep
  *   processes workloads N  runs N of /bin/demo at once
+ *   processes swapoff      turns swap areas off and on while such run
  *   processes fault        a child that faults: its line of the log
  */
 #include "ebb.h"
@@ -269,6 +270,34 @@ static int workloads(int count)
 	return finish();
 }
 
+/* What is out is in several spaces, which come and go. */
+static int areas(void)
+{
+	static const char *const devices[] = { "/dev/ram0", "/dev/ram1" };
+	long last = start("/bin/demo", "--mib", "48", "--passes", "3");
+	int offs = 0, round = 0;
+
+	start("/bin/demo", "--mib", "40", "--seed", "2");
+	start("/bin/demo", "--mib", "24", "--seed", "3");
+	while (call(SYS_wait4, last, 0, WNOHANG, 0) == 0) {
+		const char *device = devices[round++ % 2];
+		long done = call(SYS_swapoff, device);
+
+		check(done == 0 || done == -ENOMEM || done == -EBUSY);
+		if (done == 0) {
+			offs++;
+			expect(call(SYS_swapon, device, 0), 0);
+		}
+		nap(0, 20000000);
+	}
+	for (int i = 0, status; i < 2; i++) {
+		check(call(SYS_wait4, -1, &status, 0, 0) > 0);
+		expect(status, 0);
+	}
+	check(offs > 1);
+	return finish();
+}
+
 int main(int argc, char **argv, char **envp, u64 *auxv)
 {
 	(void)envp;
@@ -279,6 +308,8 @@ int main(int argc, char **argv, char **envp, u64 *auxv)
 	}
 	if (argc > 1 && equal(argv[1], "workloads"))
 		return workloads(argv[2][0] - '0');
+	if (argc > 1 && equal(argv[1], "swapoff"))
+		return areas();
 	if (argc > 1 && equal(argv[1], "fault"))
 		return ending(start_self("null", "8")) == SIGSEGV ? 0 : 1;
 	if (argc > 1)

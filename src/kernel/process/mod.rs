@@ -21,7 +21,7 @@ mod wait;
 pub use clone::{Kind as CloneKind, Request as CloneRequest, begin, clone};
 pub use memory::{Memory, MemoryRef, with_every_space};
 pub use program::{Program, exec};
-pub use signal::{Cause, Effect, Fatal, Signal, Target, WaitStatus, send};
+pub use signal::{Cause, Fatal, Signal, Target, WaitStatus, send};
 pub use wait::{Patience, Whom, sleep_until, wait};
 
 use alloc::string::String;
@@ -331,7 +331,7 @@ fn end_others() {
     loop {
         let seen = events.load(Ordering::Acquire);
         // ESRCH: there is nobody else.
-        let _ = send(Target::Others, Effect::Ends(Signal::KILL));
+        let _ = send(Target::Others, Signal::KILL.number().into());
         let left = TABLE.lock().all().any(|(_, process)| process.pid != FIRST && process.life == Life::Running);
         if !left {
             return;

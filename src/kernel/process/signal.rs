@@ -1,7 +1,8 @@
 //! Signals: without handlers, and without stopping. What is left of them is who dies of what.
 
-use super::super::{sched, syscall::Errno};
-use super::{FIRST, TABLE, table::Life};
+use super::table::{FIRST, Life, Process, TABLE};
+use crate::kernel::sched::{self, TaskId};
+use crate::kernel::syscall::Errno;
 
 /// A signal that ends a process.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -76,7 +77,7 @@ impl WaitStatus {
 
 /// What a signal does to a process that has no handler: all of them here.
 #[derive(Copy, Clone)]
-pub enum Effect {
+enum Effect {
     /// Nothing: signal 0, which only asks, and those that are ignored unless handled.
     None,
     /// It ends.
@@ -88,7 +89,7 @@ impl Effect {
     ///
     /// # Errors
     /// EINVAL when there is no such signal, or it would stop the process, which nothing here can.
-    pub fn of(number: u64) -> Result<Self, Errno> {
+    fn of(number: u32) -> Result<Self, Errno> {
         match number {
             // None; CHLD, CONT, URG, WINCH.
             0 | 17 | 18 | 23 | 28 => Ok(Self::None),
@@ -111,28 +112,25 @@ pub enum Target {
     Others,
 }
 
-/// Sends a signal.
+/// Sends a signal by its number. One that has ended can get it too, until its parent has asked for its status.
 ///
 /// # Errors
-/// ESRCH when there is nobody to get it.
-pub fn send(target: Target, effect: Effect) -> Result<(), Errno> {
+/// ESRCH when there is nobody to get it; then those of [`Effect::of`].
+pub fn send(target: Target, number: u32) -> Result<(), Errno> {
     let me = sched::current();
     let table = TABLE.lock();
-    let mut found = false;
-    for (task, process) in table.all() {
-        let meant = match target {
-            Target::One(pid) => process.pid == pid,
-            Target::Group => true,
-            Target::Others => process.pid != FIRST && task != me,
-        };
-        if !meant {
-            continue;
-        }
-        // One that has ended can get signals until its parent has asked for its status.
-        found = true;
-        if let (Effect::Ends(signal), Life::Running) = (effect, process.life) {
+    let meant = |&(task, process): &(TaskId, &Process)| match target {
+        Target::One(pid) => process.pid == pid,
+        Target::Group => true,
+        Target::Others => process.pid != FIRST && task != me,
+    };
+    if !table.all().any(|process| meant(&process)) {
+        return Err(Errno::ESRCH);
+    }
+    if let Effect::Ends(signal) = Effect::of(number)? {
+        for (task, _) in table.all().filter(meant).filter(|(_, process)| process.life == Life::Running) {
             sched::doom(task, Fatal { signal, cause: Cause::Sent });
         }
     }
-    if found { Ok(()) } else { Err(Errno::ESRCH) }
+    Ok(())
 }

@@ -5,7 +5,7 @@ use super::path::Path;
 use super::{Errno, Outcome};
 use crate::kernel::el0::WholeFrame;
 use crate::kernel::elf::{Arguments, ArgumentsError, Strings};
-use crate::kernel::process::{self, CloneKind, CloneRequest, Effect, Patience, Program, Target, Whom};
+use crate::kernel::process::{self, CloneKind, CloneRequest, Patience, Program, Target, Whom};
 use crate::kernel::{sched, time, uaccess};
 
 /// Flags of clone (include/uapi/linux/sched.h).
@@ -149,14 +149,13 @@ pub fn wait4(pid: u64, status: u64, options: u64, usage: u64) -> Outcome {
 
 /// Sends a signal to a process, or to several.
 pub fn kill(pid: u64, signal: u64) -> Outcome {
-    let effect = Effect::of(signal & 0xffff_ffff)?;
     let target = match pid as i32 {
         0 => Target::Group,
         -1 => Target::Others,
         i32::MIN..=-2 => return Err(Errno::ESRCH),
         pid => Target::One(pid.unsigned_abs()),
     };
-    process::send(target, effect)?;
+    process::send(target, signal as u32)?;
     Ok(0)
 }
 
@@ -166,11 +165,10 @@ pub fn tgkill(pid: u64, thread: u64, signal: u64) -> Outcome {
     if pid <= 0 || thread <= 0 {
         return Err(Errno::EINVAL);
     }
-    let effect = Effect::of(signal & 0xffff_ffff)?;
     if pid != thread {
         return Err(Errno::ESRCH);
     }
-    process::send(Target::One(pid.unsigned_abs()), effect)?;
+    process::send(Target::One(pid.unsigned_abs()), signal as u32)?;
     Ok(0)
 }
 
