@@ -293,7 +293,7 @@ early_blocks:
     .space  1 << PAGE_SHIFT
 .endif
 
-// Stack slots: see linker.ld and vectors.S. The first is the boot thread's.
+// Stack slots: see linker.ld and vectors.S. Tasks have theirs elsewhere (src/kernel/stack.rs).
 .set SLOT_BYTES, 2 << STACK_SHIFT
 .section .stacks, "aw", %nobits
 .balign SLOT_BYTES
@@ -301,7 +301,6 @@ early_blocks:
 stack_slots:
     .space  SLOT_BYTES
 boot_stack_top:
-    .space  2 * SLOT_BYTES              // kernel threads
     .space  SLOT_BYTES
 .globl emergency_stack_top
 emergency_stack_top:

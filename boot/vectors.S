@@ -1,8 +1,14 @@
 // Exception vectors of EL1, and the way back.
 //
 // From EL0 only what a Rust function may change is saved: x0 to x18 and x30. The rest of the program's state stays
-// where it is, in x19 to x29, SP_EL0, ELR_EL1, SPSR_EL1 and the FP registers, as no other program runs in between and
-// the kernel's own code uses no FP. An exception taken at EL1 (a fault of a user copy, or a bug) saves everything.
+// where it is, in x19 to x29, SP_EL0, ELR_EL1, SPSR_EL1 and the FP registers: Rust code keeps the first, a change to
+// another program's task the others (src/kernel/el0.rs), and the kernel's own code uses no FP. An exception taken at
+// EL1 (a fault of a user copy, or a bug) saves everything.
+//
+// Interrupts are masked at EL1. One taken at EL0 is handled like any other exception from there.
+//
+// Whatever has to be done before the return to EL0 is told by the word WORK, which is one load to look at. Then x19 to
+// x29 join the frame: what is done there may make a second program of it, or another one.
 //
 // A stack is the upper half of a slot whose lower half is not mapped: bit STACK_SHIFT of a good stack pointer is 1. The
 // EL1 vector looks at that bit before it stores anything, so that an overflow is reported from the emergency stack.
@@ -13,6 +19,7 @@
 .set STACK_SHIFT, {stack_shift}
 .arch_extension fp
 .set USER_FRAME, 160
+.set REST_FRAME, 96
 .set FULL_FRAME, 288
 
 .macro save_user
@@ -28,10 +35,9 @@
     stp     x18, x30, [sp, #144]
 .endm
 
-// Kernel threads that became runnable go first: one load tells.
 .macro return_to_user slow
-    adrp    x0, RUNNABLE
-    ldr     w0, [x0, :lo12:RUNNABLE]
+    adrp    x0, WORK
+    ldr     w0, [x0, :lo12:WORK]
     cbnz    w0, \slow
     ldp     x18, x30, [sp, #144]
     ldp     x16, x17, [sp, #128]
@@ -76,7 +82,10 @@
     .balign 128                         // EL0, synchronous
     save_user
     \el0_synchronous
-    unexpected 9
+
+    .balign 128                         // EL0, interrupt
+    save_user
+    b       interrupt
     unexpected 10
     unexpected 11
 
@@ -92,7 +101,7 @@ dispatch_user:
     tbz     x0, #31, system_call        // aborts from EL0 are the classes 0x20 and 0x24, SVC is 0x15
     mrs     x1, far_el1
     bl      el0_abort
-    return_to_user abort_slow
+    return_to_user work
 .endm
 
 // SCTLR_EL1.ITFSB is set with this table: the exception itself has brought TFSRE0_EL1 up to date, without a barrier.
@@ -123,16 +132,41 @@ system_call:
     mov     x0, sp
     bl      el0_system_call
     str     x0, [sp]
-2:  return_to_user 3f
-3:  bl      run_kernel_threads
-    b       2b
+2:  return_to_user work
 1:  mrs     x1, far_el1
     bl      el0_abort
     b       2b
 
-abort_slow:
-    bl      run_kernel_threads
+interrupt:
+    bl      el0_interrupt
     b       2b
+
+work:
+    stp     x19, x20, [sp, #-REST_FRAME]!
+    stp     x21, x22, [sp, #16]
+    stp     x23, x24, [sp, #32]
+    stp     x25, x26, [sp, #48]
+    stp     x27, x28, [sp, #64]
+    stp     x29, xzr, [sp, #80]
+    mov     x0, sp
+    bl      el0_work
+whole_frame_return:
+    ldp     x19, x20, [sp]
+    ldp     x21, x22, [sp, #16]
+    ldp     x23, x24, [sp, #32]
+    ldp     x25, x26, [sp, #48]
+    ldp     x27, x28, [sp, #64]
+    ldr     x29, [sp, #80]
+    add     sp, sp, #REST_FRAME
+    b       2b
+
+// The first context_switch to a program's task returns here, with its whole frame on the stack.
+.globl user_task_start
+user_task_start:
+    mov     x29, xzr
+    mov     x0, sp
+    bl      el0_start
+    b       whole_frame_return
 
 // sp = FULL_FRAME below the interrupted one.
 .macro save_full
@@ -226,50 +260,3 @@ unexpected_exception:
     mov     x0, sp
     mrs     x1, tpidrro_el0
     b       el1_unexpected
-
-// context_switch(x0 = where to keep the stack pointer, x1 = the stack pointer to take): the rest of a thread's state
-// lies on its stack. EL0's state is not touched: kernel threads have none.
-.globl context_switch
-context_switch:
-    stp     x29, x30, [sp, #-96]!
-    stp     x27, x28, [sp, #16]
-    stp     x25, x26, [sp, #32]
-    stp     x23, x24, [sp, #48]
-    stp     x21, x22, [sp, #64]
-    stp     x19, x20, [sp, #80]
-    mov     x2, sp
-    str     x2, [x0]
-    mov     sp, x1
-    ldp     x19, x20, [sp, #80]
-    ldp     x21, x22, [sp, #64]
-    ldp     x23, x24, [sp, #48]
-    ldp     x25, x26, [sp, #32]
-    ldp     x27, x28, [sp, #16]
-    ldp     x29, x30, [sp], #96
-    ret
-
-// A new thread's first context_switch returns here: x19 is its function.
-.globl thread_start
-thread_start:
-    mov     x29, xzr
-    mov     x30, xzr
-    blr     x19
-    brk     #0                          // a kernel thread does not return
-
-// enter_user(x0 = entry, x1 = stack pointer, x2 = the kernel stack pointer to keep): the first way to EL0, all
-// registers zero.
-.globl enter_user
-enter_user:
-    mov     sp, x2
-    msr     elr_el1, x0
-    msr     sp_el0, x1
-    mov     x3, #0x3c0                  // EL0t; interrupts stay masked, the machine has none in use
-    msr     spsr_el1, x3
-    msr     tpidr_el0, xzr
-    msr     tpidrro_el0, xzr
-    msr     fpcr, xzr
-    msr     fpsr, xzr
-    .irp    n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30
-    mov     x\n, xzr
-    .endr
-    eret

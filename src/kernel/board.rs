@@ -7,15 +7,15 @@ use ebbtide::addr::Pfn;
 use ebbtide::machine::Board;
 
 use super::page::PageGranule;
-use super::{mmu, thread, time};
+use super::{mmu, sched, time};
 
 /// The machine's only board.
 pub struct Virt;
 
 // SAFETY: 1. the linear map shows all of RAM once, Normal Tagged where there is MTE, never executable, from
 // `mmu::install` on and for ever; frames of the kernel's image are never given to the library. Bits 59:56 of its
-// addresses are 0xf. 2. One CPU is in use. 3. `thread::wait` sleeps only while the word holds `seen`, and
-// `thread::wake` makes every sleeper runnable.
+// addresses are 0xf. 2. One CPU is in use. 3. `sched::wait` sleeps only while the word holds `seen`, and
+// `sched::wake` makes every sleeper runnable.
 unsafe impl Board for Virt {
     type Granule = PageGranule;
 
@@ -41,10 +41,10 @@ unsafe impl Board for Virt {
     }
 
     fn wait(&self, word: &AtomicU32, seen: u32) {
-        thread::wait(word, seen);
+        sched::wait(word, seen);
     }
 
     fn wake(&self, word: &AtomicU32) {
-        thread::wake(word);
+        sched::wake(word);
     }
 }

@@ -2,8 +2,8 @@
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{
-    CNTKCTL_EL1, CPACR_EL1, ID_AA64ISAR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1, Readable, SCTLR_EL1, VBAR_EL1,
-    Writeable,
+    CNTKCTL_EL1, CPACR_EL1, ID_AA64ISAR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1, Readable, SCTLR_EL1, TPIDRRO_EL0,
+    VBAR_EL1, Writeable,
 };
 use ebbtide::machine::Tags;
 use ebbtide::space::Access;
@@ -53,6 +53,16 @@ pub enum TagChecks {
 }
 
 impl TagChecks {
+    /// The checks of a number, of which the low two bits count.
+    pub const fn from_number(number: u64) -> Self {
+        match number & 0b11 {
+            0 => Self::None,
+            1 => Self::Sync,
+            2 => Self::Async,
+            _ => Self::Asymm,
+        }
+    }
+
     /// Whether the outcome of this access' check is known only later, if it is checked at all.
     fn come_late(self, access: Access) -> bool {
         match self {
@@ -101,16 +111,18 @@ pub fn set_controls(tags: Tags) {
     }
     if tags == Tags::Include {
         wanted |= sctlr::ATA | sctlr::ATA0;
-        set_random_tags();
-        // What EL0's wrong tags are noted in starts as anything.
-        // SAFETY: TFSRE0_EL1 exists with MTE2, which the caller has seen.
-        unsafe { core::arch::asm!("msr S3_0_C5_C6_1, xzr", options(nostack, preserves_flags)) };
+        set_tag_seed(TAG_SEED);
+        set_excluded_tags(0xffff);
+        // It starts as anything.
+        forget_wrong_tag();
     }
     SCTLR_EL1.set(wanted);
     // FP and SIMD at EL0 and EL1 (the page copies use q registers); SVE and SME trap.
     CPACR_EL1.set(0b11 << 20);
     // The virtual counter at EL0: CNTVCT_EL0, CNTFRQ_EL0.
     CNTKCTL_EL1.set(1 << 1);
+    // EL0 can read it, and has nothing there.
+    TPIDRRO_EL0.set(0);
     if has_pan() {
         // SAFETY: the kernel reaches user memory by LDTR and STTR alone, which PAN does not concern.
         unsafe { core::arch::asm!(".arch_extension pan", "msr pan, #1", options(nostack, preserves_flags)) };
@@ -118,21 +130,41 @@ pub fn set_controls(tags: Tags) {
     barrier::isb(barrier::SY);
 }
 
-/// Seeds IRG: the same tags in each run of the same program. A seed of 0 would ask QEMU's host for randomness.
-fn set_random_tags() {
-    // SAFETY: RGSR_EL1 and GCR_EL1 exist with MTE2, which the caller has seen.
-    unsafe {
-        core::arch::asm!("msr S3_0_C1_C0_5, {}", in(reg) 0x1234_u64 << 8, options(nostack, preserves_flags));
-    }
-    set_excluded_tags(0xffff);
+/// Where IRG's sequence starts (RGSR_EL1): the same tags in each run of the same program. A seed of 0 would ask QEMU's
+/// host for randomness.
+pub const TAG_SEED: u64 = 0x1234 << 8;
+
+/// Clears what EL0's wrong tags are noted in. For a CPU with MTE2.
+pub fn forget_wrong_tag() {
+    // SAFETY: TFSRE0_EL1 exists with MTE2, which the caller has seen.
+    unsafe { core::arch::asm!("msr S3_0_C5_C6_1, xzr", options(nostack, preserves_flags)) };
 }
 
-/// Sets the tags that IRG may not choose: GCR_EL1.Exclude, with RRND.
+/// Sets where IRG's sequence is. For a CPU with MTE2.
+pub fn set_tag_seed(seed: u64) {
+    // SAFETY: RGSR_EL1 exists with MTE2, which the caller has seen, and concerns IRG alone.
+    unsafe { core::arch::asm!("msr S3_0_C1_C0_5, {}", in(reg) seed, options(nostack, preserves_flags)) };
+}
+
+/// Where IRG's sequence is. For a CPU with MTE2.
+pub fn tag_seed() -> u64 {
+    let seed;
+    // SAFETY: as above.
+    unsafe { core::arch::asm!("mrs {}, S3_0_C1_C0_5", out(reg) seed, options(nostack, preserves_flags)) };
+    seed
+}
+
+/// Whether EL0 may use tags: [`set_controls`] was told so.
+pub fn tags_in_use() -> bool {
+    SCTLR_EL1.get() & sctlr::ATA0 != 0
+}
+
+/// Sets the tags that IRG may not choose: GCR_EL1.Exclude, with RRND. For a CPU with MTE2.
 pub fn set_excluded_tags(excluded: u16) {
     /// GCR_EL1.RRND: the order of the chosen tags is the CPU's own.
     const RRND: u64 = 1 << 16;
     let control = RRND | u64::from(excluded);
-    // SAFETY: as above.
+    // SAFETY: GCR_EL1 exists with MTE2, which the caller has seen, and concerns IRG alone.
     unsafe { core::arch::asm!("msr S3_0_C1_C0_6, {}", in(reg) control, options(nostack, preserves_flags)) };
 }
 
@@ -151,12 +183,18 @@ pub fn set_tag_checks(checks: TagChecks) {
 
 /// EL0's tag checks.
 fn tag_checks() -> TagChecks {
-    match SCTLR_EL1.get() >> sctlr::TCF0_SHIFT & 0b11 {
-        0 => TagChecks::None,
-        1 => TagChecks::Sync,
-        2 => TagChecks::Async,
-        _ => TagChecks::Asymm,
+    TagChecks::from_number(SCTLR_EL1.get() >> sctlr::TCF0_SHIFT)
+}
+
+/// Whether a wrong tag of EL0 is noted, where [`TagChecks`] come late.
+pub fn wrong_tag_noted() -> bool {
+    if !tag_checks().come_late(Access::Write) {
+        return false;
     }
+    let noted: u64;
+    // SAFETY: TFSRE0_EL1 exists where there are such checks.
+    unsafe { core::arch::asm!("mrs {}, S3_0_C5_C6_1", out(reg) noted, options(nostack, preserves_flags)) };
+    noted & 1 != 0
 }
 
 /// Lets LDTR or STTR be checked as EL0's own loads or stores are, or not at all where a wrong tag would only be noted:

@@ -1,10 +1,11 @@
-//! What the kernel takes from the device tree: memory, CPUs, initrd, boot arguments, UART, PSCI.
+//! What the kernel takes from the device tree: memory, CPUs, initrd, boot arguments, UART, interrupt controller, PSCI.
 //!
 //! The tree is read once, at the start; nothing refers to its memory afterwards.
 
 use core::fmt;
 
 use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
 use smccc::psci;
 
@@ -31,6 +32,29 @@ impl fmt::Display for Psci {
     }
 }
 
+/// A GICv3: physical address and length of its registers.
+#[derive(Copy, Clone)]
+pub struct Gic {
+    /// The distributor's.
+    pub distributor: (u64, u64),
+    /// Those of the redistributors, one after the other.
+    pub redistributors: (u64, u64),
+}
+
+impl Gic {
+    /// All of its registers.
+    pub fn registers(self) -> [(u64, u64); 2] {
+        [self.distributor, self.redistributors]
+    }
+
+    fn of(tree: &Fdt<'_>) -> Option<Self> {
+        let root = tree.root();
+        let node = root.find_compatible("arm,gic-v3").next()?;
+        let mut reg = node.reg().ok()??.filter_map(|reg| Some((reg.address().ok()?, reg.size().ok()?)));
+        Some(Self { distributor: reg.next()?, redistributors: reg.next()? })
+    }
+}
+
 /// Longest `/chosen/bootargs` that is kept.
 const BOOT_ARGS_BYTES: usize = 256;
 
@@ -44,6 +68,8 @@ pub struct Tree {
     pub cpus: usize,
     /// Physical address of the PL011.
     pub uart: u64,
+    /// The interrupt controller.
+    pub interrupts: Option<Gic>,
     /// The way to PSCI.
     pub psci: Psci,
     /// `/chosen/rng-seed`, its first 8 bytes; 0 if there is none.
@@ -101,7 +127,8 @@ impl Tree {
             boot_args_used = args.len().min(BOOT_ARGS_BYTES);
             boot_args[..boot_args_used].copy_from_slice(&args[..boot_args_used]);
         }
-        Ok(Self { ram, initrd, cpus: cpus.cpus().count(), uart, psci, seed, boot_args, boot_args_used })
+        let interrupts = Gic::of(&fdt);
+        Ok(Self { ram, initrd, cpus: cpus.cpus().count(), uart, interrupts, psci, seed, boot_args, boot_args_used })
     }
 
     /// `/chosen/bootargs`.

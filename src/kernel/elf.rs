@@ -19,10 +19,10 @@ use ebbtide::space::{Growth, MapError, MapRequest, Placement, Protection};
 use elf::ElfBytes;
 use elf::abi;
 use elf::endian::LittleEndian;
-use elf::segment::ProgramHeader;
+use elf::file::FileHeader;
+use elf::segment::{ProgramHeader, SegmentTable};
 
 use super::console::alert;
-use super::initrd::Files;
 use super::page::PAGE;
 use super::{Hardware, hwcap, random, uaccess};
 
@@ -77,54 +77,72 @@ impl From<uaccess::Fault> for LoadError {
     }
 }
 
-/// Maps and copies the segments of an ELF file into an active space.
-pub fn load(mm: &Mm<Hardware>, space: &Space<Hardware>, file: &[u8]) -> Result<Loaded, LoadError> {
-    use LoadError::Unsuitable;
-    let elf =
-        ElfBytes::<LittleEndian>::minimal_parse(file).map_err(|_| Unsuitable("not a 64-bit little-endian ELF file"))?;
-    let header = elf.ehdr;
-    if header.e_machine != abi::EM_AARCH64 || header.class != elf::file::Class::ELF64 {
-        return Err(Unsuitable("not an AArch64 program"));
-    }
-    let bias = match header.e_type {
-        abi::ET_EXEC => 0,
-        abi::ET_DYN => PIE_BASE,
-        _ => return Err(Unsuitable("not an executable file")),
-    };
-    let segments = elf.segments().ok_or(Unsuitable("no program headers"))?;
-    if segments.iter().any(|segment| segment.p_type == abi::PT_INTERP) {
-        return Err(Unsuitable("it needs a dynamic linker, which there is not: link it with -static"));
-    }
-    let mut end = End::default();
-    let mut headers = 0;
-    let mut rights = Protection::empty();
-    for segment in segments.iter().filter(|segment| segment.p_type == abi::PT_LOAD && segment.p_memsz != 0) {
-        let start = segment.p_vaddr.checked_add(bias).ok_or(Unsuitable("a segment lies outside of memory"))?;
-        if start < end.bytes {
-            return Err(Unsuitable("its segments are not in order"));
+/// A file whose header is that of a program for this machine.
+pub struct Image<'a> {
+    file: &'a [u8],
+    header: FileHeader<LittleEndian>,
+    segments: SegmentTable<'a, LittleEndian>,
+    /// What is added to its addresses.
+    bias: u64,
+}
+
+impl<'a> Image<'a> {
+    /// Looks at a file's header.
+    pub fn parse(file: &'a [u8]) -> Result<Self, LoadError> {
+        use LoadError::Unsuitable;
+        let elf = ElfBytes::<LittleEndian>::minimal_parse(file)
+            .map_err(|_| Unsuitable("not a 64-bit little-endian ELF file"))?;
+        let header = elf.ehdr;
+        if header.e_machine != abi::EM_AARCH64 || header.class != elf::file::Class::ELF64 {
+            return Err(Unsuitable("not an AArch64 program"));
         }
-        let before = core::mem::replace(&mut rights, protection(&segment));
-        if start & !(PAGE - 1) < end.page && !rights.contains(before) {
-            alert!(
-                "two segments meet in the page at {:#x}, where as on Linux the first one's rights are lost (link it with \
-                 -z max-page-size=65536)",
-                start & !(PAGE - 1)
-            );
+        let bias = match header.e_type {
+            abi::ET_EXEC => 0,
+            abi::ET_DYN => PIE_BASE,
+            _ => return Err(Unsuitable("not an executable file")),
+        };
+        let segments = elf.segments().ok_or(Unsuitable("no program headers"))?;
+        if segments.iter().any(|segment| segment.p_type == abi::PT_INTERP) {
+            return Err(Unsuitable("it needs a dynamic linker, which there is not: link it with -static"));
         }
-        end = load_segment(mm, space, &segment, start, file)?;
-        let offset = header.e_phoff.wrapping_sub(segment.p_offset);
-        if offset < segment.p_filesz {
-            headers = start + offset;
+        Ok(Self { file, header, segments, bias })
+    }
+
+    /// Maps and copies its segments into an active space.
+    pub fn load(&self, mm: &Mm<Hardware>, space: &Space<Hardware>) -> Result<Loaded, LoadError> {
+        use LoadError::Unsuitable;
+        let Self { file, ref header, ref segments, bias } = *self;
+        let mut end = End::default();
+        let mut headers = 0;
+        let mut rights = Protection::empty();
+        for segment in segments.iter().filter(|segment| segment.p_type == abi::PT_LOAD && segment.p_memsz != 0) {
+            let start = segment.p_vaddr.checked_add(bias).ok_or(Unsuitable("a segment lies outside of memory"))?;
+            if start < end.bytes {
+                return Err(Unsuitable("its segments are not in order"));
+            }
+            let before = core::mem::replace(&mut rights, protection(&segment));
+            if start & !(PAGE - 1) < end.page && !rights.contains(before) {
+                alert!(
+                    "two segments meet in the page at {:#x}, where as on Linux the first one's rights are lost (link \
+                     it with -z max-page-size=65536)",
+                    start & !(PAGE - 1)
+                );
+            }
+            end = load_segment(mm, space, &segment, start, file)?;
+            let offset = header.e_phoff.wrapping_sub(segment.p_offset);
+            if offset < segment.p_filesz {
+                headers = start + offset;
+            }
         }
+        if end.page == 0 {
+            return Err(Unsuitable("it has no segment to load"));
+        }
+        Ok(Loaded {
+            entry: header.e_entry.wrapping_add(bias),
+            end: end.page,
+            headers: (headers, header.e_phentsize.into(), header.e_phnum.into()),
+        })
     }
-    if end.page == 0 {
-        return Err(Unsuitable("it has no segment to load"));
-    }
-    Ok(Loaded {
-        entry: header.e_entry.wrapping_add(bias),
-        end: end.page,
-        headers: (headers, header.e_phentsize.into(), header.e_phnum.into()),
-    })
 }
 
 /// The end of a segment: its last byte's, and its last page's.
@@ -211,19 +229,87 @@ mod at {
     pub const EXECFN: u64 = 31;
 }
 
-/// The stack's contents, from the lowest address on, for a known address of the first string.
-struct Block {
-    strings: Vec<u8>,
-    base: u64,
+/// Which strings.
+#[derive(Copy, Clone, Eq, PartialEq)]
+pub enum Strings {
+    /// argv.
+    Arguments,
+    /// envp, all of whose strings come after those of argv.
+    Environment,
 }
 
-impl Block {
-    /// Adds a string with its NUL, or bytes as they are; returns its address.
-    fn add(&mut self, bytes: &[u8], end: &[u8]) -> u64 {
-        let at = self.base + self.strings.len() as u64;
+/// Why arguments cannot be passed.
+pub enum ArgumentsError {
+    /// They are longer than [`ARGUMENTS_LIMIT`].
+    TooLong,
+    /// The kernel has no room for them.
+    NoMemory,
+}
+
+impl fmt::Display for ArgumentsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong => write!(f, "its arguments are longer than {} KiB", ARGUMENTS_LIMIT >> 10),
+            Self::NoMemory => f.write_str("there is no room for its arguments"),
+        }
+    }
+}
+
+/// A program's path, argv and envp: the kernel's copy.
+pub struct Arguments {
+    /// Each string with its NUL.
+    strings: Vec<u8>,
+    path_bytes: usize,
+    argc: usize,
+    envc: usize,
+}
+
+impl Arguments {
+    /// No strings yet.
+    pub fn new(path: &[u8]) -> Result<Self, ArgumentsError> {
+        let mut arguments = Self { strings: Vec::new(), path_bytes: path.len() + 1, argc: 0, envc: 0 };
+        arguments.extend(path)?;
+        arguments.extend(NUL)?;
+        Ok(arguments)
+    }
+
+    /// Adds to the string that is being made.
+    pub fn extend(&mut self, bytes: &[u8]) -> Result<(), ArgumentsError> {
+        if self.length() + bytes.len() > ARGUMENTS_LIMIT {
+            return Err(ArgumentsError::TooLong);
+        }
+        self.strings.try_reserve(bytes.len()).map_err(|_| ArgumentsError::NoMemory)?;
         self.strings.extend_from_slice(bytes);
-        self.strings.extend_from_slice(end);
-        at
+        Ok(())
+    }
+
+    /// Ends the string, as one of `kind`.
+    pub fn end_string(&mut self, kind: Strings) -> Result<(), ArgumentsError> {
+        self.extend(NUL)?;
+        match kind {
+            Strings::Arguments => self.argc += 1,
+            Strings::Environment => self.envc += 1,
+        }
+        // Its pointer may be what is too much.
+        self.extend(&[])
+    }
+
+    /// Bytes of strings and pointers.
+    fn length(&self) -> usize {
+        self.strings.len() + 8 * (self.argc + self.envc)
+    }
+}
+
+const NUL: &[u8] = b"\0";
+
+/// Words that go to the program's memory, one after the other.
+struct Words(u64);
+
+impl Words {
+    fn push(&mut self, word: u64) -> Result<(), LoadError> {
+        uaccess::write_words(self.0, &[word])?;
+        self.0 += 8;
+        Ok(())
     }
 }
 
@@ -233,33 +319,19 @@ pub fn build_stack(
     mm: &Mm<Hardware>,
     space: &Space<Hardware>,
     loaded: &Loaded,
-    files: &Files,
+    arguments: &Arguments,
 ) -> Result<u64, LoadError> {
-    const NUL: &[u8] = b"\0";
-    let (argv, envp) = (files.strings("argv"), files.strings("envp"));
-    let length = |strings: &mut dyn Iterator<Item = &[u8]>| strings.map(|string| string.len() + 1 + 8).sum::<usize>();
-    let path = argv.clone().next().unwrap_or(b"init");
-    let arguments = length(&mut argv.clone()) + length(&mut envp.clone()) + path.len() + 1;
-    if arguments > ARGUMENTS_LIMIT {
-        return Err(LoadError::Unsuitable("its arguments are longer than 128 KiB"));
-    }
-    // Strings go to the top; all of them, and the fixed part, are certainly below this.
-    let room = (arguments as u64 + 1024).next_multiple_of(PAGE);
-    let mut block = Block { strings: Vec::new(), base: STACK_TOP - room };
-    let mut seed = [0; 16];
+    const PLATFORM: &[u8] = b"aarch64\0";
+    const SEED_BYTES: u64 = 16;
+    let mut seed = [0; SEED_BYTES as usize];
     random::fill(&mut seed);
-    let random = block.add(&seed, &[]);
-    let platform = block.add(b"aarch64", NUL);
-    let execfn = block.add(path, NUL);
-
-    let mut words = Vec::new();
-    words.push(argv.clone().count() as u64);
-    words.extend(argv.map(|string| block.add(string, NUL)));
-    words.push(0);
-    words.extend(envp.map(|string| block.add(string, NUL)));
-    words.push(0);
+    // Strings go to the top; all of them, and the fixed part, are certainly below this.
+    let room = (arguments.length() as u64 + 1024).next_multiple_of(PAGE);
+    let random = STACK_TOP - room;
+    let platform = random + SEED_BYTES;
+    let strings = platform + PLATFORM.len() as u64;
     let (headers, header_bytes, header_count) = loaded.headers;
-    for (kind, value) in [
+    let vector = [
         (at::HWCAP, hwcap::first()),
         (at::PAGESZ, PAGE),
         (at::CLKTCK, 100),
@@ -276,13 +348,13 @@ pub fn build_stack(
         (at::SECURE, 0),
         (at::RANDOM, random),
         (at::HWCAP2, hwcap::second(mm.machine().features())),
-        (at::EXECFN, execfn),
+        (at::EXECFN, strings),
         (at::PLATFORM, platform),
         (at::NULL, 0),
-    ] {
-        words.extend([kind, value]);
-    }
-    let pointer = (block.base - 8 * words.len() as u64) & !15;
+    ];
+    // argc, the pointers with two ends, the auxiliary vector.
+    let words = 1 + arguments.argc + 1 + arguments.envc + 1 + 2 * vector.len();
+    let pointer = (random - 8 * words as u64) & !15;
     let bottom = (pointer & !(PAGE - 1)) - 16 * PAGE;
     space.map(
         mm,
@@ -293,7 +365,27 @@ pub fn build_stack(
             growth: Growth::Down { limit_bytes: STACK_LIMIT },
         },
     )?;
-    uaccess::write(block.base, &block.strings)?;
-    uaccess::write_words(pointer, &words)?;
+    uaccess::write(random, &seed)?;
+    uaccess::write(platform, PLATFORM)?;
+    uaccess::write(strings, &arguments.strings)?;
+    let mut words = Words(pointer);
+    words.push(arguments.argc as u64)?;
+    let mut string = strings + arguments.path_bytes as u64;
+    let ends = arguments.strings[arguments.path_bytes..].split_inclusive(|&byte| byte == 0);
+    for (number, bytes) in ends.enumerate() {
+        if number == arguments.argc {
+            words.push(0)?;
+        }
+        words.push(string)?;
+        string += bytes.len() as u64;
+    }
+    if arguments.envc == 0 {
+        words.push(0)?;
+    }
+    words.push(0)?;
+    for (kind, value) in vector {
+        words.push(kind)?;
+        words.push(value)?;
+    }
     Ok(pointer)
 }

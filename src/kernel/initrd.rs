@@ -4,6 +4,7 @@
 //! statistics, `end-path` one that is made when the program has ended, `bin/*` the built-in programs.
 
 /// The archive.
+#[derive(Copy, Clone)]
 pub struct Files {
     archive: &'static [u8],
 }

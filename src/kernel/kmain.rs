@@ -4,22 +4,24 @@
 //!
 //! 1. the early map, still: device tree, boot arguments, the plan of memory, the final map;
 //! 2. the CPU's control registers, and the proof that its memory tags work;
-//! 3. heap, machine, [`Mm`](ebbtide::Mm), swap area, the background reclaimer's thread;
-//! 4. the program.
+//! 3. heap, machine, [`Mm`](ebbtide::Mm), swap area, interrupt controller, the background reclaimer's task;
+//! 4. the first process.
 //!
-//! The machine has one CPU in use, and no interrupt is ever unmasked: kernel code runs until it waits or returns.
+//! The machine has one CPU in use, and no interrupt is ever taken in the kernel: its code runs until it waits or returns.
 
 mod board;
 mod bootargs;
 mod console;
 mod cpu;
 mod dt;
+mod el0;
 mod elf;
 mod floor;
 mod global;
 mod heap;
 mod hwcap;
 mod initrd;
+mod interrupt;
 mod layout;
 mod mmu;
 mod mte;
@@ -27,13 +29,13 @@ mod page;
 mod panic;
 mod process;
 mod random;
+mod sched;
 #[cfg(feature = "selftest")]
 mod selftest;
 mod stack;
 mod stats;
 mod swap;
 mod syscall;
-mod thread;
 mod time;
 mod trap;
 mod uaccess;
@@ -54,6 +56,7 @@ global_asm!(
     stack_shift = const stack::SHIFT
 );
 global_asm!(include_str!("../../boot/vectors.S"), stack_shift = const stack::SHIFT);
+global_asm!(include_str!("../../boot/switch.S"));
 global_asm!(include_str!("../../boot/uaccess.S"));
 global_asm!(include_str!("../../boot/floors.S"), options(raw));
 
@@ -154,7 +157,8 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     if let Some(orders) = args.folio_orders {
         mm.set_folio_orders(orders);
     }
-    thread::spawn(reclaimer);
+    sched::start();
+    sched::spawn(reclaimer);
 
     #[cfg(feature = "selftest")]
     if let Some(name) = args.selftest() {
@@ -167,13 +171,20 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     let Some(files) = initrd else {
         cannot_start(format_args!("there is no initrd, hence no program to run"));
     };
+    let Some(controller) = tree.interrupts else {
+        cannot_start(format_args!("there is no GICv3: -machine virt,gic-version=3"));
+    };
+    // SAFETY: the final map shows the controller's registers, and nothing else uses them.
+    if let Err(why) = unsafe { interrupt::start(controller) } {
+        cannot_start(format_args!("{why}"));
+    }
     for word in args.unknown() {
         alert!("boot argument {word} is unknown");
     }
-    process::run(mm, &files, &args, plan.managed.pages() << page::SHIFT)
+    process::run(mm, files, &args, plan.managed.pages() << page::SHIFT)
 }
 
-/// The background reclaimer's thread.
+/// The background reclaimer's task.
 extern "C" fn reclaimer() -> ! {
     global::mm().reclaimer()
 }

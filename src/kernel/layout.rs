@@ -97,6 +97,7 @@ pub fn plan(tree: &Tree, args: &BootArgs<'_>) -> Result<(Plan, Ground), PlanErro
     if image.start < start || image.end > managed_end {
         return Err(PlanError::Elsewhere);
     }
+    stack::set_memory(managed_bytes);
     let plan = Plan {
         ram: pages(start, start + bytes),
         managed: pages(start, managed_end),

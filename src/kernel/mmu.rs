@@ -4,7 +4,10 @@
 //! larger pages): readable, writable, never executable, Normal Tagged where memory tags are in use. The image is linked
 //! at its place in that map, and there the map is made of pages with the rights of each section and without tags: text
 //! executable and not writable, constants neither, data and stacks writable. The lower half of each stack's slot is not
-//! mapped at all. One page of UART.
+//! mapped at all. One page of UART, and the interrupt controller.
+//!
+//! The linear map has half of the upper half's addresses. Above it are the tasks' stacks, each in a slot of its own
+//! like those in the image.
 
 use core::ops::Range;
 
@@ -21,8 +24,10 @@ use super::stack;
 
 /// Where physical address 0 is.
 const LINEAR_BASE: u64 = 0xffff_ff80_0000_0000;
-/// The physical addresses that the map can show: all of the upper half, 39 bits.
-pub const LINEAR_BYTES: u64 = LINEAR_BASE.wrapping_neg();
+/// The physical addresses that the map can show.
+pub const LINEAR_BYTES: u64 = LINEAR_BASE.wrapping_neg() / 2;
+/// Where the first slot of a task's stack is.
+pub const STACKS: u64 = LINEAR_BASE + LINEAR_BYTES;
 
 const ROOT: Level = Level::root::<PageGranule>(39);
 /// Bytes of a block: every granule has them at level 2, and above it not all do.
@@ -140,30 +145,39 @@ impl Map<'_> {
     fn add(&mut self, range: Range<u64>, rights: Rights) {
         let mut at = range.start;
         while at < range.end {
-            let (leaf, bytes, kind) = if at.is_multiple_of(BLOCK) && range.end - at >= BLOCK {
-                (Level::L2, BLOCK, 0)
-            } else {
-                (Level::L3, PAGE, bits::TABLE_OR_PAGE)
-            };
-            let (mut table, mut level) = (self.root, ROOT);
-            // SAFETY: indices are below the entries of a table; tables are this map's.
-            unsafe {
-                while level < leaf
-                    && let Some(below) = level.below()
-                {
-                    table = Self::below(table.add(index(at, level)), self.ground);
-                    level = below;
-                }
-                *table.add(index(at, leaf)) = at | rights.bits() | kind;
+            let leaf = if at.is_multiple_of(BLOCK) && range.end - at >= BLOCK { Level::L2 } else { Level::L3 };
+            self.add_leaf(LINEAR_BASE + at, at, leaf, rights);
+            at += 1 << leaf.shift::<PageGranule>();
+        }
+    }
+
+    /// Maps new memory at the pages of a range of addresses.
+    fn add_new(&mut self, range: Range<u64>, rights: Rights) {
+        for at in range.step_by(PAGE as usize) {
+            let page = self.ground.take(PAGE);
+            self.add_leaf(at, page, Level::L3, rights);
+        }
+    }
+
+    fn add_leaf(&mut self, at: u64, physical: u64, leaf: Level, rights: Rights) {
+        let (mut table, mut level) = (self.root, ROOT);
+        let kind = if leaf == Level::L3 { bits::TABLE_OR_PAGE } else { 0 };
+        // SAFETY: indices are below the entries of a table; tables are this map's.
+        unsafe {
+            while level < leaf
+                && let Some(below) = level.below()
+            {
+                table = Self::below(table.add(index(at, level)), self.ground);
+                level = below;
             }
-            at += bytes;
+            *table.add(index(at, leaf)) = physical | rights.bits() | kind;
         }
     }
 }
 
-/// Which entry of a table of that level an address belongs to.
+/// Which entry of a table of that level an address of the upper half belongs to.
 fn index(at: u64, level: Level) -> usize {
-    (at >> level.shift::<PageGranule>()) as usize % PageGranule::ENTRIES
+    ((at - LINEAR_BASE) >> level.shift::<PageGranule>()) as usize % PageGranule::ENTRIES
 }
 
 /// Builds the map and changes over to it. The lower half is empty afterwards.
@@ -180,11 +194,19 @@ pub unsafe fn install(plan: &Plan, tree: &Tree, ground: &mut Ground, tags: Tags)
     map.add(physical(&raw const __rodata_start)..physical(&raw const __rodata_end), Rights::Constants);
     let data_end = physical(&raw const __bss_end).next_multiple_of(PAGE);
     map.add(physical(&raw const __data_start)..data_end, Rights::Data);
-    for stack in stack::all() {
+    for stack in stack::in_image() {
         map.add(physical(stack.start as *const u8)..physical(stack.end as *const u8), Rights::Data);
     }
     map.add(image.end..ram.end, Rights::Ram(tags));
+    for task in 0..stack::tasks() {
+        let stack = stack::of_task(task);
+        // With the attributes of the linear map, which shows the same memory.
+        map.add_new(stack.start as u64..stack.end as u64, Rights::Ram(tags));
+    }
     map.add(tree.uart & !(PAGE - 1)..(tree.uart & !(PAGE - 1)) + PAGE, Rights::Device);
+    for (start, bytes) in tree.interrupts.into_iter().flat_map(|controller| controller.registers()) {
+        map.add(start & !(PAGE - 1)..(start + bytes).next_multiple_of(PAGE), Rights::Device);
+    }
     barrier::dsb(barrier::ISHST);
 
     let low_half = physical(install_kernel_table as *const ()) as usize;

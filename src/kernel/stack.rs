@@ -1,9 +1,14 @@
-//! Stacks: slots of 128 KiB in the image, of which the upper half is mapped and the lower half is the guard.
+//! Stacks: slots of 128 KiB, of which the upper half is mapped and the lower half is the guard.
 //!
 //! The vector for EL1's own exceptions tells a good stack pointer by one bit of it (`boot/vectors.S`), hence sizes
-//! and alignment. The last slot is the emergency stack, on which an overflow is reported.
+//! and alignment. Two slots lie in the image: boot's, and the emergency stack, on which an overflow is reported. Those
+//! of the tasks lie in a part of the upper half of their own, where a guard takes addresses and no memory
+//! (`mmu::install`): as many as the machine's memory is good for.
 
 use core::ops::Range;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use super::mmu;
 
 /// log2 of a stack's bytes, and of its guard's: a page of the largest granule. Boot needs the most, in an unoptimised
 /// build: the library's root object is made on the stack.
@@ -11,28 +16,48 @@ pub const SHIFT: u32 = 16;
 /// Bytes of a stack.
 pub const STACK: usize = 1 << SHIFT;
 const SLOT: usize = 2 * STACK;
-/// Boot thread, two kernel threads, emergency.
-const SLOTS: usize = 4;
-/// The boot thread's stack.
-pub const BOOT: usize = 0;
+/// Boot, emergency.
+const IMAGE_SLOTS: usize = 2;
+/// Tasks at most. (With a space each they stay within the nodes that the library has from the start, so that none of
+/// its memory counts as leaked after a program that had many.)
+pub const MOST_TASKS: usize = 48;
+const FEWEST_TASKS: usize = 8;
+
+static TASKS: AtomicUsize = AtomicUsize::new(0);
 
 unsafe extern "C" {
     static stack_slots: u8;
 }
 
-/// The addresses of a slot's stack.
-pub fn stack(slot: usize) -> Range<usize> {
-    assert!(slot < SLOTS);
-    let top = (&raw const stack_slots).addr() + (slot + 1) * SLOT;
+/// The mapped half of a slot.
+fn upper_half(first: usize, slot: usize) -> Range<usize> {
+    let top = first + (slot + 1) * SLOT;
     top - STACK..top
 }
 
-/// Every stack.
-pub fn all() -> impl Iterator<Item = Range<usize>> {
-    (0..SLOTS).map(stack)
+/// The stacks in the image.
+pub fn in_image() -> impl Iterator<Item = Range<usize>> {
+    (0..IMAGE_SLOTS).map(|slot| upper_half((&raw const stack_slots).addr(), slot))
+}
+
+/// Decides how many tasks there can be: a 32nd of the memory is for their stacks.
+pub fn set_memory(bytes: u64) {
+    let tasks = (bytes >> 5 >> SHIFT) as usize;
+    TASKS.store(tasks.clamp(FEWEST_TASKS, MOST_TASKS), Ordering::Relaxed);
+}
+
+/// How many tasks there can be.
+pub fn tasks() -> usize {
+    TASKS.load(Ordering::Relaxed)
+}
+
+/// The stack of a task.
+pub fn of_task(number: usize) -> Range<usize> {
+    assert!(number < tasks());
+    upper_half(mmu::STACKS as usize, number)
 }
 
 /// The stack that holds an address.
 pub fn holding(address: usize) -> Option<Range<usize>> {
-    all().find(|stack| stack.contains(&address))
+    in_image().chain((0..tasks()).map(of_task)).find(|stack| stack.contains(&address))
 }

@@ -1,5 +1,5 @@
-//! Exceptions: from EL0 a fault that the address space resolves or the program's end, from EL1 a user copy's fault or
-//! the kernel's end.
+//! Exceptions: from EL0 a fault that the address space resolves, the program's end, or the timer, from EL1 a user copy's
+//! fault or the kernel's end.
 //!
 //! The vectors (`boot/vectors.S`) pass ESR_EL1 and FAR_EL1. The way of a page fault is kept short; whatever
 //! ends the program is `#[cold]`.
@@ -8,8 +8,10 @@ use aarch64_cpu::registers::{ELR_EL1, ESR_EL1, FAR_EL1, Readable, Writeable};
 use ebbtide::addr::VirtAddr;
 use ebbtide::space::{Access, Fault, FaultError};
 
+use super::el0::WholeFrame;
 use super::panic::{self, Registers};
-use super::{global, mte, process, thread, uaccess};
+use super::process::{Signal, no_memory};
+use super::{cpu, global, interrupt, mte, process, sched, syscall, uaccess};
 
 /// Exception classes: ESR_EL1.EC (Arm ARM, D24.2.40).
 mod class {
@@ -28,22 +30,6 @@ mod class {
 mod status {
     pub const TAG_CHECK: u64 = 0x11;
     pub const ALIGNMENT: u64 = 0x21;
-}
-
-/// Exit statuses of a killed program: 128 + Linux's signal number.
-pub mod killed {
-    /// SIGILL.
-    pub const ILLEGAL: i32 = 128 + 4;
-    /// SIGTRAP.
-    pub const TRAP: i32 = 128 + 5;
-    /// SIGBUS.
-    pub const BUS: i32 = 128 + 7;
-    /// SIGFPE.
-    pub const FLOAT: i32 = 128 + 8;
-    /// SIGKILL, as the out-of-memory killer's.
-    pub const NO_MEMORY: i32 = 128 + 9;
-    /// SIGSEGV.
-    pub const ACCESS: i32 = 128 + 11;
 }
 
 /// An abort's syndrome.
@@ -129,39 +115,32 @@ fn unresolved(error: &FaultError) -> ! {
     let address = if is_upper(far) { far } else { address };
     match error {
         FaultError::NotMapped => {
-            process::kill_at(address, killed::ACCESS, format_args!("{access} at {address:#x}, where nothing is mapped"))
+            process::kill_at(address, Signal::SEGV, format_args!("{access} at {address:#x}, where nothing is mapped"))
         }
         FaultError::Protection => process::kill_at(
             address,
-            killed::ACCESS,
+            Signal::SEGV,
             format_args!("{access} at {address:#x}, where the mapping forbids it"),
         ),
         FaultError::NoMemory => no_memory(),
         FaultError::Unreadable { area, slot } => process::kill_at(
             address,
-            killed::BUS,
+            Signal::BUS,
             format_args!(
                 "{access} at {address:#x}, whose page could not be read back from slot {slot} of swap area {area}"
             ),
         ),
         FaultError::Lost => process::kill_at(
             address,
-            killed::BUS,
+            Signal::BUS,
             format_args!("{access} at {address:#x}, whose page was lost with its swap area"),
         ),
         FaultError::Damaged { area, slot } => process::kill_at(
             address,
-            killed::BUS,
+            Signal::BUS,
             format_args!("{access} at {address:#x}, whose page came back damaged from slot {slot} of swap area {area}"),
         ),
     }
-}
-
-/// Ends the program for want of memory.
-#[cold]
-pub fn no_memory() -> ! {
-    global::mm().stats().oom_kills.bump();
-    process::kill(killed::NO_MEMORY, format_args!("no memory and no swap left"))
 }
 
 fn verb(abort: Abort) -> &'static str {
@@ -178,24 +157,24 @@ fn other_exception(abort: Abort, far: u64) {
     let pc = ELR_EL1.get();
     match abort.class() {
         class::WFX => {
-            // WFI with a time-out: the program's time is up at once, other threads may run.
+            // WFI with a time-out: the program's time is up at once, others may run.
             ELR_EL1.set(pc + 4);
-            thread::run_kernel_threads();
+            sched::yield_now();
         }
         class::DATA_ABORT if abort.status() == status::TAG_CHECK => tag_check(abort, far),
         class::DATA_ABORT if abort.status() == status::ALIGNMENT => {
-            process::kill_at(far, killed::BUS, format_args!("{} at {far:#x}, which is misaligned", verb(abort)))
+            process::kill_at(far, Signal::BUS, format_args!("{} at {far:#x}, which is misaligned", verb(abort)))
         }
         class::DATA_ABORT | class::INSTRUCTION_ABORT => {
             let code = abort.status();
-            process::kill_at(far, killed::ACCESS, format_args!("{} at {far:#x}: fault status {code:#x}", verb(abort)))
+            process::kill_at(far, Signal::SEGV, format_args!("{} at {far:#x}: fault status {code:#x}", verb(abort)))
         }
-        class::PC_ALIGNMENT => process::kill(killed::BUS, format_args!("execution at {far:#x}, which is misaligned")),
-        class::SP_ALIGNMENT => process::kill(killed::BUS, format_args!("misaligned stack pointer at pc {pc:#x}")),
-        class::FP => process::kill(killed::FLOAT, format_args!("floating-point exception at pc {pc:#x}")),
-        class::BRK => process::kill(killed::TRAP, format_args!("breakpoint {:#x} at pc {pc:#x}", abort.0 & 0xffff)),
+        class::PC_ALIGNMENT => process::kill(Signal::BUS, format_args!("execution at {far:#x}, which is misaligned")),
+        class::SP_ALIGNMENT => process::kill(Signal::BUS, format_args!("misaligned stack pointer at pc {pc:#x}")),
+        class::FP => process::kill(Signal::FPE, format_args!("floating-point exception at pc {pc:#x}")),
+        class::BRK => process::kill(Signal::TRAP, format_args!("breakpoint {:#x} at pc {pc:#x}", abort.0 & 0xffff)),
         other => process::kill(
-            killed::ILLEGAL,
+            Signal::ILL,
             format_args!("undefined or trapped instruction at pc {pc:#x} (class {other:#x})"),
         ),
     }
@@ -208,12 +187,12 @@ fn tag_check(abort: Abort, far: u64) -> ! {
     match mte::tag_of_user(address) {
         Some(memory) => process::kill_at(
             address,
-            killed::ACCESS,
+            Signal::SEGV,
             format_args!("tag check fault: {verb} at {address:#x}, pointer tag {pointer:#x}, memory tag {memory:#x}"),
         ),
         None => process::kill_at(
             address,
-            killed::ACCESS,
+            Signal::SEGV,
             format_args!("tag check fault: {verb} at {address:#x}, pointer tag {pointer:#x}"),
         ),
     }
@@ -225,6 +204,8 @@ fn tag_check(abort: Abort, far: u64) -> ! {
 #[unsafe(no_mangle)]
 extern "C" fn el0_late_tag_fault(esr: u64, far: u64) -> ! {
     let (abort, pc) = (Abort(esr), ELR_EL1.get());
+    // It is this program's alone.
+    cpu::forget_wrong_tag();
     if abort.class() != class::SVC {
         el0_abort(esr, far);
     }
@@ -233,7 +214,40 @@ extern "C" fn el0_late_tag_fault(esr: u64, far: u64) -> ! {
         class::WFX => "a wait for an interrupt",
         _ => "a page fault",
     };
-    process::kill(killed::ACCESS, format_args!("asynchronous tag check fault, found at {entry}, pc {pc:#x}"))
+    process::kill(Signal::SEGV, format_args!("asynchronous tag check fault, found at {entry}, pc {pc:#x}"))
+}
+
+/// The timer, while a program ran.
+#[unsafe(no_mangle)]
+extern "C" fn el0_interrupt() {
+    interrupt::acknowledge();
+    if cpu::wrong_tag_noted() {
+        cpu::forget_wrong_tag();
+        let pc = ELR_EL1.get();
+        process::kill(Signal::SEGV, format_args!("asynchronous tag check fault, found at an interrupt, pc {pc:#x}"));
+    }
+    sched::tick();
+}
+
+/// What is to be done before the return to EL0: see [`sched::work`].
+#[unsafe(no_mangle)]
+extern "C" fn el0_work(frame: &mut WholeFrame) {
+    let work = sched::take_work();
+    if work & sched::work::CALL != 0 {
+        syscall::deferred(frame);
+    }
+    if let Some(cause) = sched::fatal() {
+        process::end_doomed(cause);
+    }
+    if work & sched::work::KERNEL_TASK != 0 {
+        sched::run_kernel_tasks();
+    }
+}
+
+/// A new task, before its first instruction at EL0.
+#[unsafe(no_mangle)]
+extern "C" fn el0_start(frame: &mut WholeFrame) {
+    process::begin(frame);
 }
 
 /// A synchronous exception at EL1: resolved, continued elsewhere, or the kernel's end.
@@ -246,7 +260,7 @@ extern "C" fn el1_exception(registers: &mut Registers) {
     if abort.is_translation() {
         match resolve(abort, registers.far) {
             Ok(()) => return,
-            Err(FaultError::NoMemory) => no_memory(),
+            Err(FaultError::NoMemory) => process::doom_for_memory(),
             Err(_) => {}
         }
     }

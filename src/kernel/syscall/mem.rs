@@ -84,12 +84,13 @@ fn in_user_half(start: u64, length: u64) -> Option<VirtAddr> {
 
 /// Moves the end of the data; returns where it is, moved or not.
 pub fn brk(wanted: u64) -> u64 {
-    let (start, now) = process::program_break();
+    let memory = process::memory();
+    let (start, now) = memory.program_break();
     if wanted < start || wanted > USER_END {
         return now;
     }
     let (old, new) = (round_up(now), round_up(wanted));
-    let (mm, space) = (global::mm(), process::space());
+    let (mm, space) = (global::mm(), memory.space());
     let done = if new > old {
         let request = MapRequest {
             placement: Placement::FixedNoReplace(VirtAddr::new(old)),
@@ -104,7 +105,7 @@ pub fn brk(wanted: u64) -> u64 {
     if !done {
         return now;
     }
-    process::set_program_break(wanted);
+    memory.set_program_break(wanted);
     wanted
 }
 

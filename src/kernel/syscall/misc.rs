@@ -3,11 +3,8 @@
 use ebbtide::machine::{Features, Machine};
 
 use super::{Errno, Outcome};
-use crate::kernel::cpu::{self, TagChecks};
-use crate::kernel::{console, floor, global, page, process, random, thread, time, uaccess};
-
-/// The program's process and thread number.
-pub const PROCESS_ID: u64 = 1;
+use crate::kernel::el0::TagControl;
+use crate::kernel::{console, floor, global, page, process, random, time, uaccess};
 
 /// Linux's MAX_RW_COUNT: more is not written at once.
 const MAX_WRITE: u64 = 0x7fff_f000;
@@ -74,10 +71,10 @@ pub fn writev(descriptor: u64, vector: u64, count: u64) -> Outcome {
     Ok(done)
 }
 
-const NANOS: u64 = 1_000_000_000;
+pub const NANOS: u64 = 1_000_000_000;
 
 /// Every clock of Linux up to CLOCK_BOOTTIME counts from the machine's start: it has no calendar.
-fn check_clock(clock: u64) -> Result<(), Errno> {
+pub fn check_clock(clock: u64) -> Result<(), Errno> {
     const BOOTTIME: u64 = 7;
     if clock & 0xffff_ffff <= BOOTTIME { Ok(()) } else { Err(Errno::EINVAL) }
 }
@@ -99,12 +96,6 @@ pub fn clock_getres(clock: u64, into: u64) -> Outcome {
     Ok(0)
 }
 
-/// Lets kernel threads run.
-pub fn sched_yield() -> Outcome {
-    thread::run_kernel_threads();
-    Ok(0)
-}
-
 /// Who this is. The system's name is the one whose calls these are.
 pub fn uname(into: u64) -> Outcome {
     const FIELD: usize = 65;
@@ -123,10 +114,10 @@ pub fn sysinfo(into: u64) -> Outcome {
     let totals = global::mm().totals();
     let [free, swap, swap_free] =
         [totals.frames_free, totals.slots, totals.slots_free].map(|pages| pages << page::SHIFT);
-    let ram = process::memory();
+    let ram = process::machine_memory();
     // struct sysinfo: uptime, three loads, totalram, freeram, sharedram, bufferram, totalswap, freeswap, procs,
     // totalhigh, freehigh, mem_unit.
-    let words = [time::now_ns() / NANOS, 0, 0, 0, ram, free, 0, 0, swap, swap_free, 1, 0, 0, 1];
+    let words = [time::now_ns() / NANOS, 0, 0, 0, ram, free, 0, 0, swap, swap_free, process::count() as u64, 0, 0, 1];
     uaccess::write_words(into, &words)?;
     Ok(0)
 }
@@ -159,40 +150,25 @@ pub fn getrandom(into: u64, bytes: u64, flags: u64) -> Outcome {
 mod tag {
     pub const SET_TAGGED_ADDR_CTRL: u64 = 55;
     pub const GET_TAGGED_ADDR_CTRL: u64 = 56;
-    pub const ENABLE: u64 = 1;
-    pub const SYNC: u64 = 1 << 1;
-    pub const ASYNC: u64 = 1 << 2;
-    pub const INCLUDE_SHIFT: u32 = 3;
-    pub const INCLUDE: u64 = 0xffff << INCLUDE_SHIFT;
 }
 
-/// Tagged addresses, tag checks, and the tags that IRG may choose. A program that allows both kinds of checks gets what
-/// `tag-checks=` prefers, which then may also be the asymmetric one.
+/// Tagged addresses, tag checks, and the tags that IRG may choose.
 pub fn prctl(option: u64, args: [u64; 4]) -> Outcome {
     match option & 0xffff_ffff {
         tag::SET_TAGGED_ADDR_CTRL if args[1..] == [0; 3] => set_tag_control(args[0]),
-        tag::GET_TAGGED_ADDR_CTRL if args == [0; 4] => Ok(process::tag_control()),
+        tag::GET_TAGGED_ADDR_CTRL if args == [0; 4] => Ok(process::tag_control().0),
         _ => Err(Errno::EINVAL),
     }
 }
 
 fn set_tag_control(control: u64) -> Outcome {
     let mte = global::mm().machine().features().contains(Features::MTE);
-    let known = if mte { tag::ENABLE | tag::SYNC | tag::ASYNC | tag::INCLUDE } else { tag::ENABLE };
+    let checks = TagControl::SYNC | TagControl::ASYNC | TagControl::INCLUDE;
+    let known = if mte { TagControl::ENABLE | checks } else { TagControl::ENABLE };
     if control & !known != 0 {
         return Err(Errno::EINVAL);
     }
-    let checks = match control & (tag::SYNC | tag::ASYNC) {
-        0 => TagChecks::None,
-        tag::SYNC => TagChecks::Sync,
-        tag::ASYNC => TagChecks::Async,
-        _ => process::preferred_tag_checks(),
-    };
-    process::set_tag_control(control);
-    if mte {
-        cpu::set_tag_checks(checks);
-        cpu::set_excluded_tags(!(control >> tag::INCLUDE_SHIFT) as u16);
-    }
+    process::set_tag_control(TagControl(control));
     Ok(0)
 }
 

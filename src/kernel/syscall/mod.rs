@@ -5,20 +5,16 @@
 
 mod mem;
 mod misc;
+mod path;
+mod proc;
 mod swap;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::console::log;
-use super::process;
+use super::el0::{Frame, WholeFrame};
 use super::uaccess::Fault;
-
-/// What `boot/vectors.S` saves of the program: x0 to x18 and x30.
-#[repr(C)]
-struct Frame {
-    x: [u64; 19],
-    link: u64,
-}
+use super::{process, sched};
 
 /// An error number of Linux.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -27,12 +23,24 @@ pub struct Errno(u16);
 impl Errno {
     /// Not permitted.
     pub const EPERM: Self = Self(1);
+    /// No such process.
+    pub const ESRCH: Self = Self(3);
     /// No such file or directory.
     pub const ENOENT: Self = Self(2);
+    /// An argument list that is too long.
+    pub const E2BIG: Self = Self(7);
+    /// Not a program.
+    pub const ENOEXEC: Self = Self(8);
     /// Bad file descriptor.
     pub const EBADF: Self = Self(9);
+    /// No child.
+    pub const ECHILD: Self = Self(10);
+    /// Not now.
+    pub const EAGAIN: Self = Self(11);
     /// Out of memory, or no such mapping.
     pub const ENOMEM: Self = Self(12);
+    /// Not allowed.
+    pub const EACCES: Self = Self(13);
     /// Bad address.
     pub const EFAULT: Self = Self(14);
     /// The device is busy.
@@ -69,21 +77,30 @@ mod number {
     pub const EXIT: u64 = 93;
     pub const EXIT_GROUP: u64 = 94;
     pub const SET_TID_ADDRESS: u64 = 96;
+    pub const NANOSLEEP: u64 = 101;
     pub const CLOCK_GETTIME: u64 = 113;
     pub const CLOCK_GETRES: u64 = 114;
+    pub const CLOCK_NANOSLEEP: u64 = 115;
     pub const SCHED_YIELD: u64 = 124;
+    pub const KILL: u64 = 129;
+    pub const TKILL: u64 = 130;
+    pub const TGKILL: u64 = 131;
     pub const UNAME: u64 = 160;
     pub const PRCTL: u64 = 167;
     pub const GETPID: u64 = 172;
+    pub const GETPPID: u64 = 173;
     pub const GETTID: u64 = 178;
     pub const SYSINFO: u64 = 179;
     pub const BRK: u64 = 214;
     pub const MUNMAP: u64 = 215;
+    pub const CLONE: u64 = 220;
+    pub const EXECVE: u64 = 221;
     pub const MMAP: u64 = 222;
     pub const SWAPON: u64 = 224;
     pub const SWAPOFF: u64 = 225;
     pub const MPROTECT: u64 = 226;
     pub const MADVISE: u64 = 233;
+    pub const WAIT4: u64 = 260;
     pub const GETRANDOM: u64 = 278;
     /// Counters: `stats(buffer, words) -> words that there are`.
     pub const STATS: u64 = 0x6501;
@@ -102,11 +119,23 @@ extern "C" fn el0_system_call(frame: &Frame) -> u64 {
     let outcome = match frame.x[8] & 0xffff_ffff {
         number::WRITE => misc::write(a, b, c),
         number::WRITEV => misc::writev(a, b, c),
-        number::EXIT | number::EXIT_GROUP => process::exit(a as i32 & 0xff),
-        number::SET_TID_ADDRESS | number::GETPID | number::GETTID => Ok(misc::PROCESS_ID),
+        number::EXIT | number::EXIT_GROUP => process::exit(a as u8),
+        number::SET_TID_ADDRESS => proc::set_tid_address(a),
+        number::GETPID | number::GETTID => Ok(process::id().into()),
+        number::GETPPID => Ok(process::parent_id().into()),
+        number::KILL => proc::kill(a, b),
+        number::TKILL => proc::tgkill(a, a, b),
+        number::TGKILL => proc::tgkill(a, b, c),
+        number::WAIT4 => proc::wait4(a, b, c, d),
+        number::CLONE | number::EXECVE => {
+            sched::defer_call();
+            Ok(a)
+        }
+        number::NANOSLEEP => proc::nanosleep(a),
+        number::CLOCK_NANOSLEEP => proc::clock_nanosleep(a, b, c),
         number::CLOCK_GETTIME => misc::clock_gettime(a, b),
         number::CLOCK_GETRES => misc::clock_getres(a, b),
-        number::SCHED_YIELD => misc::sched_yield(),
+        number::SCHED_YIELD => proc::sched_yield(),
         number::UNAME => misc::uname(a),
         number::PRCTL => misc::prctl(a, [b, c, d, e]),
         number::SYSINFO => misc::sysinfo(a),
@@ -125,6 +154,18 @@ extern "C" fn el0_system_call(frame: &Frame) -> u64 {
         other => unknown(other),
     };
     outcome.unwrap_or_else(Errno::result)
+}
+
+/// A call that needs every register of the program, as another one is made of it, or put in its place: [`el0_work`].
+///
+/// [`el0_work`]: super::trap
+pub fn deferred(frame: &mut WholeFrame) {
+    let [a, b, c, d, e, ..] = frame.frame.x;
+    let outcome = match frame.frame.x[8] & 0xffff_ffff {
+        number::CLONE => proc::clone(a, b, c, d, e, frame),
+        _ => proc::execve(a, b, c, frame),
+    };
+    frame.frame.x[0] = outcome.unwrap_or_else(Errno::result);
 }
 
 #[cold]

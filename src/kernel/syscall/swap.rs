@@ -2,9 +2,10 @@
 
 use ebbtide::swap::{SwapOffError, SwapOnError};
 
+use super::path::Path;
 use super::{Errno, Outcome};
 use crate::kernel::swap::{self, Refusal};
-use crate::kernel::{global, process, uaccess};
+use crate::kernel::{global, process};
 
 /// Flags of swapon (include/linux/swap.h). Discarding means nothing to a RAM device.
 mod flag {
@@ -13,35 +14,8 @@ mod flag {
     pub const DISCARD: u64 = 0x1_0000 | 0x2_0000 | 0x4_0000;
 }
 
-/// Longest path, with its end.
-const PATH_MAX: usize = 4096;
-
-/// The start of a program's path, as long as the name of any device, and its end.
-struct Name {
-    bytes: [u8; 16],
-    length: usize,
-}
-
-impl Name {
-    fn read(pointer: u64) -> Result<Self, Errno> {
-        let mut bytes = [0; 16];
-        for length in 0..PATH_MAX {
-            let mut byte = [0];
-            uaccess::read(pointer.wrapping_add(length as u64), &mut byte)?;
-            match byte {
-                [0] if length == 0 => return Err(Errno::ENOENT),
-                [0] => return Ok(Self { bytes, length }),
-                [byte] => bytes.get_mut(length).into_iter().for_each(|place| *place = byte),
-            }
-        }
-        Err(Errno::ENAMETOOLONG)
-    }
-
-    /// The name, if it may be that of a device.
-    fn get(&self) -> Result<&[u8], Errno> {
-        self.bytes.get(..self.length).ok_or(Errno::ENOENT)
-    }
-}
+/// As long as the name of any device.
+type Name = Path<16>;
 
 /// Turns an area on.
 pub fn swapon(path: u64, flags: u64) -> Outcome {
@@ -59,13 +33,17 @@ pub fn swapon(path: u64, flags: u64) -> Outcome {
     Ok(0)
 }
 
-/// Turns an area off, once the program's pages in it are back.
+/// Turns an area off, once all programs' pages in it are back.
 pub fn swapoff(path: u64) -> Outcome {
-    swap::turn_off(global::mm(), Name::read(path)?.get()?, &[process::space()]).map_err(|refusal| match refusal {
-        Refusal::NoDevice => Errno::ENOENT,
-        Refusal::Off(SwapOffError::NoMemory) => Errno::ENOMEM,
-        Refusal::Off(SwapOffError::InUse(_)) => Errno::EBUSY,
-        Refusal::Already | Refusal::On(_) | Refusal::Off(SwapOffError::NoSuchArea) => Errno::EINVAL,
-    })?;
+    let name = Name::read(path)?;
+    let name = name.get()?;
+    process::with_every_space(|spaces| swap::turn_off(global::mm(), name, spaces)).map_err(
+        |refusal| match refusal {
+            Refusal::NoDevice => Errno::ENOENT,
+            Refusal::Off(SwapOffError::NoMemory) => Errno::ENOMEM,
+            Refusal::Off(SwapOffError::InUse(_)) => Errno::EBUSY,
+            Refusal::Already | Refusal::On(_) | Refusal::Off(SwapOffError::NoSuchArea) => Errno::EINVAL,
+        },
+    )?;
     Ok(0)
 }

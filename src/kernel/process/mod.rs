@@ -1,0 +1,341 @@
+//! Processes: a program, its memory and its task, from clone to the parent's wait4.
+//!
+//! **Parts.** The scheduler has a process' task: registers, kernel stack, share in a [`Memory`], the signal that kills
+//! it. The [`table`] has who it is and whose child. Both go by the task's number. A process has one task, and nobody
+//! but that task changes its program, its memory, or its life.
+//!
+//! **End.** A process ends in its own context, on its way out of the kernel or in a fault that cannot be resolved: it
+//! lets its memory go, hands its children to the first process, leaves its status to its parent, and never runs again.
+//! Task and number are free when the parent has asked for the status.
+//!
+//! **First and last.** The first program is process 1. The machine ends with it: it kills the others, waits until they
+//! have ended, and balances the books.
+
+mod clone;
+mod memory;
+mod program;
+mod signal;
+mod table;
+mod wait;
+
+pub use clone::{Kind as CloneKind, Request as CloneRequest, begin, clone};
+pub use memory::{Memory, MemoryRef, with_every_space};
+pub use program::{Program, exec};
+pub use signal::{Cause, Fatal, Signal, Target, WaitStatus, send};
+pub use wait::{Patience, Whom, sleep_until, wait};
+
+use alloc::string::String;
+use core::fmt;
+use core::sync::atomic::Ordering;
+
+use ebbtide::addr::VirtAddr;
+use ebbtide::{Mm, Space, Totals};
+
+use super::bootargs::BootArgs;
+use super::console::{self, alert, log};
+use super::el0::{self, TagControl, UserState, WholeFrame};
+use super::elf::Image;
+use super::global::{self, Late};
+use super::initrd::Files;
+use super::stats::{self, Leaks};
+use super::{Hardware, cannot_start, floor, sched, time, uaccess};
+use memory::lock_spaces;
+use table::{Beginning, FIRST, Home, Life, Process, TABLE, events};
+
+/// What is said once, at boot.
+struct Machine {
+    files: Files,
+    stats_path: Option<&'static [u8]>,
+    end_path: Option<&'static [u8]>,
+    /// `memory=`, in bytes.
+    memory: u64,
+    before: Totals,
+}
+
+static MACHINE: Late<Machine> = Late::new();
+
+fn machine() -> &'static Machine {
+    match MACHINE.get() {
+        Some(machine) => machine,
+        None => unreachable!("no process before the first"),
+    }
+}
+
+/// The running program's memory.
+///
+/// It stays for as long as the caller does not give it up: nobody else does.
+#[inline]
+pub fn memory() -> &'static Memory {
+    debug_assert!(!sched::current_memory().is_null());
+    // SAFETY: system calls, faults and user copies come from a program, which has memory until its end.
+    unsafe { &*sched::current_memory() }
+}
+
+/// Another share in the running program's memory.
+fn share() -> MemoryRef {
+    let mut share = None;
+    sched::for_each_memory(|memory| {
+        if core::ptr::eq(memory.as_ptr(), sched::current_memory()) {
+            share.get_or_insert_with(|| memory.clone());
+        }
+    });
+    share.unwrap_or_else(|| unreachable!("the running program has memory"))
+}
+
+/// The running program's address space.
+#[inline]
+pub fn space() -> &'static Space<Hardware> {
+    memory().space()
+}
+
+/// What PR_SET_TAGGED_ADDR_CTRL set last.
+pub fn tag_control() -> TagControl {
+    sched::with_user(|user| user.tag_control)
+}
+
+/// Keeps what PR_SET_TAGGED_ADDR_CTRL sets, and lets the CPU obey it.
+pub fn set_tag_control(control: TagControl) {
+    sched::with_user(|user| user.tag_control = control);
+    control.apply();
+}
+
+/// Whether the program may pass tagged pointers to system calls.
+pub fn tagged_addresses() -> bool {
+    tag_control().0 & TagControl::ENABLE != 0
+}
+
+/// Bytes of the managed machine.
+pub fn machine_memory() -> u64 {
+    machine().memory
+}
+
+/// The running process.
+pub fn id() -> u32 {
+    TABLE.lock().current().pid
+}
+
+/// Its parent; 0 for the first.
+pub fn parent_id() -> u32 {
+    TABLE.lock().current().parent
+}
+
+/// How many processes there are.
+pub fn count() -> usize {
+    TABLE.lock().all().count()
+}
+
+/// Sets [`Process::clear_id`] of the running process.
+pub fn set_clear_id(at: u64) {
+    TABLE.lock().current().clear_id = at;
+}
+
+/// Makes the first process. Not inlined: what it needs of the stack shall not be part of `kmain`'s frame.
+#[inline(never)]
+pub fn run(mm: &'static Mm<Hardware>, files: Files, args: &BootArgs<'_>, memory: u64) -> ! {
+    let Some(file) = files.get("init") else {
+        cannot_start(format_args!("the initrd has no file named init"));
+    };
+    MACHINE.set(Machine {
+        stats_path: files.get("stats-path"),
+        end_path: files.get("end-path"),
+        files,
+        memory,
+        before: mm.totals(),
+    });
+    el0::prefer(args.tag_checks);
+    let path = files.strings("argv").next().unwrap_or(b"init");
+    let memory = MemoryRef::new();
+    let state = UserState::new(0, 0);
+    let Some(Ok(task)) = memory.map(|memory| sched::add(memory, state, WholeFrame::default())) else {
+        cannot_start(format_args!("no memory for a process"));
+    };
+    {
+        let mut table = TABLE.lock();
+        let pid = table.new_pid();
+        table.put(
+            task,
+            Process {
+                pid,
+                parent: 0,
+                life: Life::Running,
+                program: Program::new(path, file),
+                beginning: Beginning::Load,
+                home: Home::Own,
+                clear_id: 0,
+            },
+        );
+    }
+    sched::run()
+}
+
+/// Loads the first program, in its own task.
+fn begin_first(frame: &mut WholeFrame) {
+    let program = TABLE.lock().current().program;
+    let name = program.name;
+    let image = match Image::parse(program.file) {
+        Ok(image) => image,
+        Err(error) => cannot_start(format_args!("{name} cannot be loaded: {error}")),
+    };
+    let arguments = match program::first_arguments() {
+        Ok(arguments) => arguments,
+        Err(error) => cannot_start(format_args!("{name} cannot be started: {error}")),
+    };
+    match program::load(&image, &arguments) {
+        Ok(state) => {
+            log!("{name} starts{}", if floor::is_exact() { ", instructions are counted" } else { "" });
+            program::start(state, frame);
+        }
+        // It ends on its way to EL0, with a status of its own.
+        Err(_) if sched::doomed() => {}
+        Err(error) => cannot_start(format_args!("{name} cannot be loaded: {error}")),
+    }
+}
+
+/// Ends the program for what it did at an address; the log tells first what there is.
+#[cold]
+pub fn kill_at(address: u64, signal: Signal, why: fmt::Arguments<'_>) -> ! {
+    if !console::is_quiet() {
+        explain(address);
+    }
+    kill(signal, why)
+}
+
+/// Prints what there is at a program's address. In gdb, with the kernel stopped: `call ebbtide_explain(ADDRESS)`.
+#[unsafe(export_name = "ebbtide_explain")]
+pub extern "C" fn explain(address: u64) {
+    // SAFETY: as for `memory`, if there is one.
+    if let (Some(memory), Some(mm)) = (unsafe { sched::current_memory().as_ref() }, global::get_mm()) {
+        console::block(format_args!("{}", memory.space().explain(mm, VirtAddr::untagged(address))));
+    }
+}
+
+/// Prints what a range of the program maps. In gdb: `call ebbtide_dump(START, END)`.
+#[unsafe(export_name = "ebbtide_dump")]
+pub extern "C" fn dump(start: u64, end: u64) {
+    // SAFETY: as for `memory`, if there is one.
+    if let (Some(memory), Some(mm)) = (unsafe { sched::current_memory().as_ref() }, global::get_mm()) {
+        let (start, end) = (VirtAddr::untagged(start), VirtAddr::untagged(end));
+        console::block(format_args!("{}", memory.space().dump(mm, start, end)));
+    }
+}
+
+/// Keeps what only gdb calls.
+#[used]
+static FOR_GDB: extern "C" fn(u64, u64) = dump;
+
+/// Ends the process with a signal, and tells the log why.
+#[cold]
+pub fn kill(signal: Signal, why: fmt::Arguments<'_>) -> ! {
+    let status = WaitStatus::Killed(signal);
+    let process = *TABLE.lock().current();
+    let name = process.name();
+    if process.pid == FIRST {
+        end_machine(status, Some(format_args!("{name} killed: {why} ({})", status.of_shell())));
+    }
+    console::death(format_args!("{name} killed: {why} ({})", status.of_shell()));
+    end(status)
+}
+
+/// Ends the process for what was noted.
+#[cold]
+pub fn end_doomed(Fatal { signal, cause }: Fatal) -> ! {
+    match cause {
+        Cause::NoMemory => no_memory(),
+        Cause::NoProgram => kill(signal, format_args!("its program could not be loaded")),
+        // That of another process is its parent's business.
+        Cause::Sent if id() != FIRST => end(WaitStatus::Killed(signal)),
+        Cause::Sent => kill(signal, format_args!("signal {}", signal.number())),
+    }
+}
+
+/// Ends the process for want of memory.
+#[cold]
+pub fn no_memory() -> ! {
+    global::mm().stats().oom_kills.bump();
+    kill(Signal::KILL, format_args!("no memory and no swap left"))
+}
+
+/// Has the process end for want of memory, on its way out of the kernel.
+#[cold]
+pub fn doom_for_memory() {
+    sched::doom(sched::current(), Fatal { signal: Signal::KILL, cause: Cause::NoMemory });
+}
+
+/// Ends the process with its own status.
+pub fn exit(code: u8) -> ! {
+    let status = WaitStatus::Exited(code);
+    let process = *TABLE.lock().current();
+    if process.pid == FIRST {
+        let name = process.name();
+        let words = format_args!("{name} ended with status {code}");
+        end_machine(status, (code != 0).then_some(words));
+    }
+    end(status)
+}
+
+/// Stores the 0 that [`Process::clear_id`] asks for, before the running process leaves its memory.
+fn leave_id() {
+    let at = core::mem::take(&mut TABLE.lock().current().clear_id);
+    if at != 0 && memory().is_shared() {
+        // As on Linux a bad address is no error.
+        let _ = uaccess::write(at, &0_u32.to_le_bytes());
+    }
+}
+
+/// Ends a process that is not the first.
+fn end(status: WaitStatus) -> ! {
+    leave_id();
+    drop(sched::replace_memory(None));
+    {
+        let mut table = TABLE.lock();
+        let process = table.current();
+        process.life = Life::Ended(status);
+        let (pid, parent) = (process.pid, process.parent);
+        table.orphan_children(pid);
+        table.tell(parent);
+        // It may have got children that have ended already; and it may be ending itself.
+        table.tell(FIRST);
+    }
+    sched::die()
+}
+
+/// Ends the first process, and the machine: takes all spaces apart, balances the books, writes the statistics.
+fn end_machine(status: WaitStatus, last_words: Option<fmt::Arguments<'_>>) -> ! {
+    let (machine, mm) = (machine(), global::mm());
+    let instructions = floor::is_exact().then(time::ticks);
+    drop(sched::replace_memory(None));
+    end_others();
+    let leaks = Leaks::between(&machine.before, &mm.totals());
+    if leaks.any() {
+        alert!("leaked: {} frames, {} slots, {} tag rooms", leaks.frames, leaks.slots, leaks.tag_rooms);
+    }
+    if let Some(path) = machine.stats_path {
+        stats::write_file(path, mm, &leaks, instructions);
+    }
+    if let Some(words) = last_words {
+        console::death(words);
+    }
+    // A file says that it was for the program's end: without it the script would have to take the status of a QEMU
+    // that was itself killed for the program's.
+    if let Some(path) = machine.end_path
+        && !stats::write_host_file(path, b"")
+    {
+        alert!("the program's end could not be told to {}", String::from_utf8_lossy(path));
+    }
+    console::exit(status.of_shell())
+}
+
+/// Kills every other process, and waits until all have ended.
+fn end_others() {
+    let events = events(sched::current());
+    loop {
+        let seen = events.load(Ordering::Acquire);
+        // ESRCH: there is nobody else.
+        let _ = send(Target::Others, Signal::KILL.number().into());
+        let left = TABLE.lock().all().any(|(_, process)| process.pid != FIRST && process.life == Life::Running);
+        if !left {
+            return;
+        }
+        sched::wait(events, seen);
+    }
+}
