@@ -74,6 +74,8 @@ pub struct Mm<M: Machine> {
     running: [AtomicU32; MAX_CPUS],
     /// [`FolioOrders`].
     folio_orders: AtomicU32,
+    /// Pins, of all folios: fork looks for them where there are any.
+    pub(crate) pins: AtomicU32,
 }
 
 /// Fewest frames that make sense: watermarks, tables, and a program's first pages.
@@ -131,6 +133,7 @@ impl<M: Machine> Mm<M> {
             empty_root,
             running: [const { AtomicU32::new(0) }; MAX_CPUS],
             folio_orders: AtomicU32::new(FolioOrders::group::<M::Granule>().bits()),
+            pins: AtomicU32::new(0),
         })
     }
 

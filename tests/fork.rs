@@ -261,6 +261,28 @@ fn what_is_out_is_shared() {
     }
 }
 
+/// A page goes out of every space that has it, whichever of them it came in for.
+#[test]
+fn reclaim_finds_every_mapping() {
+    for orders in [None, Some(FolioOrders::SINGLE)] {
+        let rig = Rig::<K4>::new(Setup { orders, ..setup::<K4>(DeviceFlags::SYNCHRONOUS) });
+        let mut family = Family::new(&rig, 32);
+        (0..32).for_each(|page| family.store(0, page, 0, page as u64 + 1));
+        let child = family.fork(0);
+        let grandchild = family.fork(child);
+        family.out(0);
+        let free = rig.mm.totals().frames_free;
+        for reader in [grandchild, child, 0] {
+            (0..32).for_each(|page| family.check(reader, page));
+        }
+        assert_eq!(rig.mm.totals().frames_free, free - 32);
+        family.out(child);
+        assert_eq!(rig.mm.totals().frames_free, free);
+        family.check_all();
+        family.finish();
+    }
+}
+
 /// A page that went out while it was shared, and comes back for the last that has it, is that one's own.
 #[test]
 fn the_last_entry_is_exclusive() {

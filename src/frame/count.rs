@@ -14,7 +14,9 @@ pub(crate) const MAP: u64 = 1;
 /// One reference in a folio's count.
 pub(crate) const REFERENCE: u64 = 1 << 32;
 /// One pin in a folio's count.
-const PIN: u64 = 1 << 48;
+pub(crate) const PIN: u64 = 1 << 48;
+/// Pins that a folio has at most: every CPU may have looked before any has added one.
+const MOST_PINS: u64 = 0xff00 * PIN;
 
 /// What giving back a count left.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -91,6 +93,15 @@ impl<W: Word<Bits = u64>> Count<W> {
     #[inline]
     pub(crate) fn maps(&self) -> u32 {
         self.0.load(Ordering::Acquire) as u32
+    }
+
+    /// Takes a pin. The caller has a count. `None` when there are as many as can be counted.
+    pub(crate) fn pin(&self) -> Option<()> {
+        if self.0.load(Ordering::Relaxed) >= MOST_PINS {
+            return None;
+        }
+        self.0.fetch_add(PIN, Ordering::Acquire);
+        Some(())
     }
 
     /// Whether anybody holds a pin.

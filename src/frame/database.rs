@@ -4,7 +4,7 @@ use core::mem;
 use core::ptr::NonNull;
 
 use super::buddy::{Buddy, MAX_ORDER, Magazine, Urgency};
-use super::{Frame, FrameRecord, Kind, REFERENCE, flag};
+use super::{Frame, FrameRecord, Kind, NO_FRAME, REFERENCE, flag};
 use crate::addr::{Pfn, PfnRange};
 use crate::machine::MAX_CPUS;
 use crate::sync::{AtomicU64, Ordering, Spin};
@@ -331,6 +331,41 @@ impl OwnedFrame<'_> {
         let frame = self.frame;
         mem::forget(self);
         frame
+    }
+}
+
+/// Frames that were taken for later, linked through their records. Dropped, they go back.
+pub(crate) struct Spares<'a> {
+    frames: &'a Frames,
+    first: u32,
+}
+
+impl<'a> Spares<'a> {
+    /// None yet.
+    pub(crate) fn new(frames: &'a Frames) -> Self {
+        Self { frames, first: NO_FRAME }
+    }
+
+    /// Adds a single frame.
+    pub(crate) fn push(&mut self, frame: OwnedFrame<'a>) {
+        let frame = frame.publish();
+        self.frames.record(frame).next.store(self.first, Ordering::Relaxed);
+        self.first = frame.0;
+    }
+
+    /// Takes one out, as a folio of one page.
+    pub(crate) fn pop(&mut self, cpu: usize) -> Option<OwnedFrame<'a>> {
+        let frame = self.frames.frame_at(self.first)?;
+        self.first = self.frames.record(frame).next.load(Ordering::Relaxed);
+        Some(self.frames.own(cpu, frame, Kind::Folio, 0))
+    }
+}
+
+impl Drop for Spares<'_> {
+    fn drop(&mut self) {
+        while let Some(frame) = self.pop(0) {
+            drop(frame);
+        }
     }
 }
 

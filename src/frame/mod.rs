@@ -23,9 +23,9 @@ mod orders;
 pub mod slab;
 
 pub use buddy::{MAX_ORDER, Urgency};
-pub(crate) use count::{Count, Left, MAP, REFERENCE};
+pub(crate) use count::{Count, Left, MAP, PIN, REFERENCE};
 pub use database::{Frames, OwnedFrame};
-pub(crate) use database::{Freeing, Pressure};
+pub(crate) use database::{Freeing, Pressure, Spares};
 pub use folio::FolioLock;
 pub use orders::FolioOrders;
 

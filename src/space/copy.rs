@@ -11,7 +11,7 @@
 
 use super::fault::{FaultError, Found, Step};
 use super::{Protection, Space};
-use crate::addr::{PfnRange, Vpn, VpnRange};
+use crate::addr::{Pfn, PfnRange, Vpn, VpnRange};
 use crate::frame::{Frame, Kind, MAP, OwnedFrame, flag};
 use crate::machine::{Machine, Tags};
 use crate::mm::Mm;
@@ -69,9 +69,7 @@ impl<M: Machine> Space<M> {
             // Another address in a live entry: not before every CPU has forgotten the old one.
             flush.invalidate();
             frames.record(folio.frame()).count.begin(MAP);
-            let leaf = Leaf::page::<M::Granule>(folio.pfn(), protection);
-            // Nobody else knows of the folio yet.
-            cursor.map(run.pages(), leaf.with_write(&Exclusive::proven()).with_dirty());
+            cursor.map(run.pages(), leaf_of_copy::<M>(folio.pfn(), protection));
         }
         mm.reclaim().insert(frames, folio.publish());
         mm.stats().copies.bump();
@@ -79,9 +77,15 @@ impl<M: Machine> Space<M> {
     }
 }
 
+/// The leaf of a page that nobody else knows of yet, and that is to be kept.
+pub(super) fn leaf_of_copy<M: Machine>(frame: Pfn, protection: Protection) -> Leaf {
+    let leaf = Leaf::page::<M::Granule>(frame, protection).with_dirty();
+    if protection.contains(Protection::WRITE) { leaf.with_write(&Exclusive::proven()) } else { leaf }
+}
+
 /// Fills a new page with the data and the tags of `from`.
 #[inline(always)]
-fn copy_contents<M: Machine>(mm: &Mm<M>, from: Frame, to: &OwnedFrame<'_>, protection: Protection) {
+pub(super) fn copy_contents<M: Machine>(mm: &Mm<M>, from: Frame, to: &OwnedFrame<'_>, protection: Protection) {
     let (frames, machine) = (mm.frames(), mm.machine());
     let is_tagged = frames.record(from).has(flag::TAGS_VALID);
     machine.copy_page(frames.pfn(from), to.pfn(), if is_tagged { Tags::Include } else { Tags::Ignore });

@@ -51,6 +51,8 @@ pub enum FaultError {
     Protection,
     /// No memory, and nothing left to reclaim.
     NoMemory,
+    /// The page is pinned as often as can be counted ([`Space::pin`] alone says so).
+    Pinned,
     /// The page is out and its slot cannot be read: the device failed, or the entry names no slot in use. A later try
     /// may succeed.
     Unreadable {
@@ -105,8 +107,19 @@ impl<M: Machine> Space<M> {
 
     #[inline]
     fn resolve(&self, mm: &Mm<M>, page: Vpn, access: Access) -> Result<(), FaultError> {
-        let mut guarded = self.lock(mm);
-        let Guarded { regions, near, streams } = &mut *guarded;
+        self.resolve_locked(mm, &mut self.lock(mm), page, access)
+    }
+
+    /// [`Space::handle_fault`] under the space's lock.
+    #[inline(always)]
+    pub(super) fn resolve_locked(
+        &self,
+        mm: &Mm<M>,
+        guarded: &mut Guarded,
+        page: Vpn,
+        access: Access,
+    ) -> Result<(), FaultError> {
+        let Guarded { regions, near, streams } = guarded;
         if !regions.is_near(page) && regions.find(mm, page).is_none() && !self.grow(mm, regions, page, access) {
             return Err(FaultError::NotMapped);
         }
@@ -222,7 +235,7 @@ fn refused<M: Machine>(mm: &Mm<M>, error: FaultError) {
     match error {
         FaultError::NotMapped => stats.faults_unmapped.bump(),
         FaultError::Protection => stats.faults_forbidden.bump(),
-        FaultError::NoMemory => stats.faults_no_memory.bump(),
+        FaultError::NoMemory | FaultError::Pinned => stats.faults_no_memory.bump(),
         FaultError::Unreadable { .. } | FaultError::Damaged { .. } | FaultError::Lost => stats.faults_unreadable.bump(),
     }
 }

@@ -10,14 +10,21 @@
 //! that reclaim, which goes from parents to children, finds what it got.
 //!
 //! One flush ends it: after that no CPU can store to a page by a right that the parent had.
+//!
+//! **Pinned pages** stay the parent's alone, as somebody reaches them past the tables: the child gets a copy of its own,
+//! made now, in a frame that prepare has taken. No pin comes in between, as that needs the space's lock.
 
 use core::convert::Infallible;
 
-use super::{Guarded, Space, SpaceError};
-use crate::addr::VpnRange;
+use super::copy::copy_contents;
+use super::{Guarded, Protection, Space, SpaceError};
+use crate::addr::{PfnRange, Vpn, VpnRange};
+use crate::frame::{Kind, MAP, OwnedFrame, Spares, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::pte::Decoded;
+use crate::node::{Home, NodeId};
+use crate::pte::{Decoded, Leaf};
+use crate::sync::Ordering;
 use crate::table::{self, Cursor, LeafTable, chunks};
 use crate::tlb::Flush;
 
@@ -30,42 +37,46 @@ impl<M: Machine> Space<M> {
     pub fn fork(&self, mm: &Mm<M>) -> Result<Self, SpaceError> {
         let guarded = self.lock(mm);
         let mut child = Self::below(mm, Some(self.node))?;
-        if self.prepare_fork(mm, &guarded, &mut child).is_none() {
+        let Some(copies) = self.prepare_fork(mm, &guarded, &mut child) else {
             // No CPU has run it.
             let _ = child.destroy(mm);
             return Err(SpaceError::NoMemory);
-        }
-        self.share_pages(mm, &child);
+        };
+        self.share_pages(mm, &child, copies);
         mm.stats().forks.bump();
         Ok(child)
     }
 
-    /// Makes the child's regions and tables.
-    fn prepare_fork(&self, mm: &Mm<M>, guarded: &Guarded, child: &mut Self) -> Option<()> {
+    /// Makes the child's regions and tables, and takes a frame for each page that is pinned.
+    fn prepare_fork<'a>(&self, mm: &'a Mm<M>, guarded: &Guarded, child: &mut Self) -> Option<Spares<'a>> {
         child.guarded.get_mut().regions = guarded.regions.duplicate(mm)?;
+        let mut copies = Spares::new(mm.frames());
         table::for_each_leaf_table(mm.machine(), self.root, self.pages(mm), |table, part| {
-            let (is_empty, fits) = {
+            let (is_empty, fits, pinned) = {
                 let cursor = table.lock(mm).ok_or(())?;
-                (cursor.is_empty(), slots_take_another(mm, &cursor, part))
+                (cursor.is_empty(), slots_take_another(mm, &cursor, part), pinned(mm, &cursor, part))
             };
             if is_empty {
                 return Ok(());
             }
             let made = table::find_or_make(mm, child.root, child.node, part.start());
-            made.filter(|_| fits).map(drop).ok_or(())
+            made.filter(|_| fits).ok_or(())?;
+            (0..pinned).try_for_each(|_| mm.take_frame(Kind::Folio).map(|frame| copies.push(frame)).ok_or(()))
         })
-        .ok()
+        .ok()?;
+        Some(copies)
     }
 
     /// Shares every page of this space with the child.
-    fn share_pages(&self, mm: &Mm<M>, child: &Self) {
+    fn share_pages(&self, mm: &Mm<M>, child: &Self, mut copies: Spares<'_>) {
         let mut flush = Flush::new(mm);
+        let mut copy = |page, leaf| copy_pinned(mm, child.node, page, leaf, copies.pop(mm.machine().cpu())?);
         // What the parent's entries show, the child's are to show as well.
         mm.machine().fence_contents();
         let done: Result<(), Infallible> =
             table::for_each_leaf_table(mm.machine(), self.root, self.pages(mm), |table, part| {
                 if let Some(into) = table::find(mm.machine(), child.root, part.start()) {
-                    chunks(part).for_each(|part| share_chunk(mm, self, (table, into), part, &mut flush));
+                    chunks(part).for_each(|part| share_chunk(mm, self, (table, into), part, &mut flush, &mut copy));
                 }
                 Ok(())
             });
@@ -81,11 +92,12 @@ fn share_chunk<M: Machine>(
     (table, into): (LeafTable, LeafTable),
     part: VpnRange,
     flush: &mut Flush<'_, M>,
+    copy: impl FnMut(Vpn, Leaf) -> Option<Leaf>,
 ) {
     let (Some(mut cursor), Some(mut into)) = (table.lock(mm), into.lock(mm)) else { return };
     if !cursor.is_empty() {
         let run = cursor.whole(part);
-        cursor.share(&mut into, run, space.node(), flush);
+        cursor.share(&mut into, run, space.node(), flush, copy);
     }
 }
 
@@ -96,4 +108,38 @@ fn slots_take_another<M: Machine>(mm: &Mm<M>, cursor: &Cursor<'_, M>, part: VpnR
             Decoded::Swapped(entry) => mm.takes_another_user(entry),
             _ => true,
         })
+}
+
+/// The pages of a table that are pinned.
+fn pinned<M: Machine>(mm: &Mm<M>, cursor: &Cursor<'_, M>, part: VpnRange) -> usize {
+    if mm.pins.load(Ordering::Relaxed) == 0 {
+        return 0;
+    }
+    let frames = mm.frames();
+    let is_pinned = |page| match cursor.read(part.start().offset(page)) {
+        Decoded::Leaf(leaf) => {
+            frames.frame(leaf.pfn::<M::Granule>()).is_some_and(|frame| frames.is_pinned(frames.head(frame)))
+        }
+        _ => false,
+    };
+    (0..part.pages()).filter(|&page| is_pinned(page)).count()
+}
+
+/// Copies a page that is pinned, into `folio`. Returns the leaf that shows the copy, with the rights of `leaf`.
+#[cold]
+fn copy_pinned<M: Machine>(mm: &Mm<M>, node: NodeId, page: Vpn, leaf: Leaf, folio: OwnedFrame<'_>) -> Option<Leaf> {
+    let frames = mm.frames();
+    let protection = if leaf.is_tagged() { Protection::TAGGED } else { Protection::empty() };
+    copy_contents(mm, frames.frame(leaf.pfn::<M::Granule>())?, &folio, protection);
+    if leaf.is_executable() {
+        mm.machine().sync_code(PfnRange::new(folio.pfn(), 1));
+        folio.mark_page(folio.frame(), flag::CODE_SYNCED);
+    }
+    let record = frames.record(folio.frame());
+    Home::new(node, page).store(&record.home);
+    record.count.begin(MAP);
+    let leaf = leaf.with_address_of::<M::Granule>(Leaf::page::<M::Granule>(folio.pfn(), protection)).with_dirty();
+    mm.machine().fence_contents();
+    mm.reclaim().insert(frames, folio.publish());
+    Some(leaf)
 }

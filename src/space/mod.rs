@@ -21,6 +21,7 @@ mod fault;
 mod first_touch;
 mod fork;
 mod map;
+mod pin;
 mod protect;
 mod records;
 mod regions;
@@ -32,6 +33,7 @@ pub use dump::Dump;
 pub use explain::Explanation;
 pub use fault::{Access, Fault, FaultError};
 pub use map::{Growth, MapError, MapRequest, Placement};
+pub use pin::Pin;
 
 pub use crate::pte::Protection;
 

@@ -304,8 +304,16 @@ impl<M: Machine> Cursor<'_, M> {
 
     /// Makes the pages of a run shared with another space, whose table `into` has nothing there: the entries of both are
     /// alike then, none is exclusive, and each folio and slot has as many more uses. The rights that this one loses are
-    /// noted in `flush`.
-    pub(crate) fn share(&mut self, into: &mut Self, run: Fitted, node: NodeId, flush: &mut Flush<'_, M>) {
+    /// noted in `flush`. What is pinned stays this one's: the other gets the leaf that `copy` makes of the page and its
+    /// leaf.
+    pub(crate) fn share(
+        &mut self,
+        into: &mut Self,
+        run: Fitted,
+        node: NodeId,
+        flush: &mut Flush<'_, M>,
+        mut copy: impl FnMut(Vpn, Leaf) -> Option<Leaf>,
+    ) {
         let (machine, frames) = (self.mm.machine(), self.mm.frames());
         let (from, to) = (self.table.entry(run.pages().start()), into.table.entry(run.pages().start()));
         let (mut present, mut out, mut index) = (0, 0, 0);
@@ -316,8 +324,36 @@ impl<M: Machine> Cursor<'_, M> {
             let mut pages = 1;
             match decode::<M::Granule>(raw, Level::LEAF) {
                 Decoded::Leaf(leaf) => {
-                    let Change { was, is } = if leaf.is_contiguous() {
+                    if leaf.is_contiguous() {
                         pages = M::Granule::GROUP_PAGES as u64;
+                    }
+                    let Some(head) = frames.frame(leaf.pfn::<M::Granule>()).map(|frame| frames.head(frame)) else {
+                        index += pages;
+                        continue;
+                    };
+                    if frames.is_pinned(head) {
+                        // No program stores to it while it is copied.
+                        let alike = Fitted::alike(run.pages().start().offset(index), pages);
+                        self.update(alike, |leaf, _| leaf.without_write(), |_, _| {});
+                        flush.note(node, alike.pages());
+                        flush.invalidate();
+                        for page in index..index + pages {
+                            let leaf = leaf.nth::<M::Granule>(page - index).without_contiguous();
+                            if let Some(leaf) = copy(run.pages().start().offset(page), leaf) {
+                                machine.store_entry(to.offset(page as usize), leaf.raw());
+                                present += PRESENT;
+                            }
+                        }
+                        if leaf.is_writable() {
+                            let regain = |leaf: Leaf, proof: Option<&Exclusive<'_>>| {
+                                proof.map_or(leaf, |proof| leaf.with_write(proof))
+                            };
+                            self.update(alike, regain, |_, _| {});
+                        }
+                        index += pages;
+                        continue;
+                    }
+                    let Change { was, is } = if pages > 1 {
                         self.update_group(at, leaf, &Leaf::without_exclusive)
                     } else {
                         let is = leaf.without_exclusive();
@@ -330,9 +366,7 @@ impl<M: Machine> Cursor<'_, M> {
                     if was.is_writable() {
                         lost.add(VpnRange::new(run.pages().start().offset(index), pages), node, flush);
                     }
-                    if let Some(frame) = frames.frame(is.pfn::<M::Granule>()) {
-                        frames.record(frames.head(frame)).count.add(MAP * pages);
-                    }
+                    frames.record(head).count.add(MAP * pages);
                     for page in 0..pages {
                         machine.store_entry(to.offset((index + page) as usize), is.nth::<M::Granule>(page).raw());
                     }

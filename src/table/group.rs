@@ -36,6 +36,12 @@ pub(crate) enum Edge {
 pub(crate) struct Fitted(VpnRange);
 
 impl Fitted {
+    /// One page that is in no group, or the group that starts there, of so many pages.
+    #[inline]
+    pub(super) fn alike(first: Vpn, pages: u64) -> Self {
+        Self(VpnRange::new(first, pages))
+    }
+
     /// The pages.
     #[inline]
     pub(crate) fn pages(self) -> VpnRange {

@@ -288,6 +288,25 @@ impl<G: Granule> Emu<G> {
         });
     }
 
+    /// Loads a word of a page that is pinned, as a device does: at any time, whoever may store to the page.
+    pub fn device_load(&self, frame: Pfn, word: usize) -> u64 {
+        self.logged(Op::Export { frame }, |state, _| {
+            let mut words = std::vec![0; G::ENTRIES];
+            state.ram.read(frame, &mut words);
+            words[word]
+        })
+    }
+
+    /// Stores a word to a page that is pinned, as a device does: at any time, whoever sees the page.
+    pub fn device_store(&self, frame: Pfn, word: usize, value: u64) {
+        self.logged(Op::Import { frame }, |state, _| {
+            let mut words = std::vec![0; G::ENTRIES];
+            state.ram.read(frame, &mut words);
+            words[word] = value;
+            state.ram.write(frame, &words);
+        })
+    }
+
     /// Whether a broken law panics (the default) or is kept.
     pub fn set_mode(&self, mode: Mode) {
         held(&self.state).log.mode = mode;

@@ -1,0 +1,78 @@
+//! Pins: pages that a device, or the kernel, reaches past the tables.
+//!
+//! A pin says where a page is, and that it stays there: reclaim leaves it alone, a fork gives the child a copy, and what
+//! the program maps is the very page until it gives that up itself. So what is stored through the pin the program sees,
+//! and the other way round.
+//!
+//! **Exclusive first.** A page that is shared would be replaced by a copy at the owner's next store, and the pin would
+//! hold the wrong one. So the page is made the space's own before it is pinned, for a pin that only reads as well. An
+//! exclusive page loses that by fork alone, which looks for pins under the same lock of the space.
+//!
+//! **Lifetime.** A pin is a count of the folio: when the program unmaps the page, or ends, the frame stays until the last
+//! pin goes. A pin that is for stores makes the page dirty at once; whoever clears that meanwhile (MADV_FREE) gives the
+//! page up all the same.
+
+use super::Space;
+use super::fault::{Access, FaultError, Found};
+use super::regions::Region;
+use crate::addr::{Pfn, VirtAddr};
+use crate::frame::{Frame, PIN};
+use crate::machine::Machine;
+use crate::mm::Mm;
+use crate::pte::Decoded;
+use crate::sync::Ordering;
+
+/// A pinned page. Given back by [`Mm::unpin`]; one that is merely dropped stays pinned.
+#[must_use = "a pin is given back by `Mm::unpin`"]
+pub struct Pin {
+    frame: Frame,
+    head: Frame,
+}
+
+impl<M: Machine> Space<M> {
+    /// Pins the page of `address`, as for an access of the program's own.
+    ///
+    /// With [`Access::Write`] the caller may store to the page, with the other kinds it may only load.
+    ///
+    /// # Errors
+    /// As for [`Space::handle_fault`]; and [`FaultError::Pinned`].
+    pub fn pin(&self, mm: &Mm<M>, address: VirtAddr, access: Access) -> Result<Pin, FaultError> {
+        let page = address.vpn::<M::Granule>();
+        let mut guarded = self.lock(mm);
+        loop {
+            self.resolve_locked(mm, &mut guarded, page, access)?;
+            let (Some(table), region) = (guarded.near, *guarded.regions.near()) else { continue };
+            let Some(mut cursor) = table.lock(mm) else { return Err(FaultError::NotMapped) };
+            // Reclaim may have been there since.
+            let Decoded::Leaf(leaf) = cursor.read(page) else { continue };
+            if !leaf.is_exclusive() && self.take_back(mm, &mut cursor, page, leaf).is_none() {
+                drop(cursor);
+                let Region { pages, protection, .. } = region;
+                self.copy(mm, &Found { page, table, region: pages, protection, streams: &guarded.streams })?;
+                continue;
+            }
+            let Some(frame) = mm.frames().frame(leaf.pfn::<M::Granule>()) else { return Err(FaultError::NotMapped) };
+            let head = mm.frames().head(frame);
+            mm.frames().record(head).count.pin().ok_or(FaultError::Pinned)?;
+            if access == Access::Write {
+                let run = cursor.widen(page);
+                cursor.update(run, |leaf, _| leaf.with_dirty(), |_, _| {});
+            }
+            mm.pins.fetch_add(1, Ordering::Relaxed);
+            return Ok(Pin { frame, head });
+        }
+    }
+}
+
+impl<M: Machine> Mm<M> {
+    /// The frame that a pin holds.
+    pub fn pinned(&self, pin: &Pin) -> Pfn {
+        self.frames().pfn(pin.frame)
+    }
+
+    /// Gives a pin back: the caller looks at the page no more.
+    pub fn unpin(&self, pin: Pin) {
+        self.pins.fetch_sub(1, Ordering::Relaxed);
+        self.release([(pin.head, PIN)].into_iter());
+    }
+}
