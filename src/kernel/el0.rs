@@ -5,8 +5,8 @@
 //! moves them, to the [`UserState`] of the one that they belong to; the scheduler knows whose they are.
 //!
 //! ESR_EL1 and FAR_EL1 count as the program's: a fault that sleeps reads them again afterwards. TFSRE0_EL1 does not:
-//! whoever comes from EL0 with a wrong tag noted there ends (`boot/vectors.S`, [`el0_interrupt`]) and has it cleared before
-//! anything else, and the kernel's copies note none, so that it is 0 at every change.
+//! whoever comes from EL0 with a wrong tag noted there ends (`boot/vectors.S`, [`el0_interrupt`]) and has it cleared
+//! before anything else, and the kernel's copies note none, so that it is 0 at every change.
 //!
 //! [`el0_interrupt`]: super::trap
 

@@ -1,6 +1,6 @@
 //! The kernel's statics: what the vectors and system calls reach without an argument.
 //!
-//! Each is set once, on the boot thread, before anything that reads it can run.
+//! Each is set once, on the boot stack, before anything that reads it can run.
 
 use core::cell::UnsafeCell;
 use core::convert::Infallible;
@@ -77,10 +77,10 @@ pub fn get_mm() -> Option<&'static Mm<Hardware>> {
     MM.get()
 }
 
-/// The kernel's memory. Called only after [`set_mm`]: by threads and by what EL0 triggers.
+/// The kernel's memory. Called only after [`set_mm`]: by tasks and by what EL0 triggers.
 #[inline]
 pub fn mm() -> &'static Mm<Hardware> {
     debug_assert!(MM.get().is_some());
-    // SAFETY: threads are spawned, and EL0 is entered, after `set_mm`.
+    // SAFETY: tasks are made, and EL0 is entered, after `set_mm`.
     unsafe { MM.get_set() }
 }

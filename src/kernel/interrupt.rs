@@ -50,10 +50,9 @@ pub fn set_timer(at: Option<u64>) {
     barrier::isb(barrier::SY);
 }
 
-/// Ends the interrupt that was taken. The timer is stopped first, or it would come again at once.
+/// Ends the interrupt that was taken, and stops the timer, or it would come again at once.
 pub fn acknowledge() {
-    set_timer(None);
-    GicCpuInterface::handle_interrupt(InterruptGroup::Group1, |_| {});
+    GicCpuInterface::handle_interrupt(InterruptGroup::Group1, |_| set_timer(None));
 }
 
 /// Idles until an interrupt is pending.

@@ -7,7 +7,8 @@
 //! 3. heap, machine, [`Mm`](ebbtide::Mm), swap area, interrupt controller, the background reclaimer's task;
 //! 4. the first process.
 //!
-//! The machine has one CPU in use, and no interrupt is ever taken in the kernel: its code runs until it waits or returns.
+//! The machine has one CPU in use, and no interrupt is ever taken in the kernel: its code runs until it waits or
+//! returns.
 
 mod board;
 mod bootargs;

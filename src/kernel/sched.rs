@@ -86,6 +86,7 @@ enum State {
     Dead,
 }
 
+#[expect(clippy::large_enum_variant, reason = "nearly all tasks are programs', and the table is made at boot")]
 enum Kind {
     Kernel,
     Program {

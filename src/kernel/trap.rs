@@ -1,5 +1,5 @@
-//! Exceptions: from EL0 a fault that the address space resolves, the program's end, or the timer, from EL1 a user copy's
-//! fault or the kernel's end.
+//! Exceptions: from EL0 a fault that the address space resolves, the program's end, or the timer; from EL1 a user
+//! copy's fault or the kernel's end.
 //!
 //! The vectors (`boot/vectors.S`) pass ESR_EL1 and FAR_EL1. The way of a page fault is kept short; whatever
 //! ends the program is `#[cold]`.

@@ -9,8 +9,8 @@ use core::ptr::NonNull;
 use arrayvec::ArrayVec;
 use ebbtide::addr::PfnRange;
 use ebbtide::swap::{self, AreaId, SwapArea, SwapDevice, SwapOffError, SwapOnError};
+use ebbtide::sync::Sleep;
 use ebbtide::{Mm, Space};
-use spin::Mutex;
 
 use super::bootargs::{BootArgs, SWAP_AREAS};
 use super::global::Late;
@@ -27,8 +27,8 @@ struct Device {
     slots: u32,
     records: NonNull<u8>,
     bytes: usize,
-    /// Its area, while that is on.
-    area: Mutex<Option<AreaId>>,
+    /// Its area, while that is on. Who turns it on or off may sleep.
+    area: Sleep<Option<AreaId>>,
 }
 
 // SAFETY: the records are memory that goes to the library with the area, and to nobody else.
@@ -52,7 +52,7 @@ pub enum Refusal {
 
 impl Device {
     fn turn_on(&self, mm: &Mm<Hardware>, priority: i16) -> Result<(), Refusal> {
-        let mut area = self.area.lock();
+        let mut area = self.area.lock(mm.machine());
         if area.is_some() {
             return Err(Refusal::Already);
         }
@@ -65,7 +65,7 @@ impl Device {
     }
 
     fn turn_off(&self, mm: &Mm<Hardware>, spaces: &[&Space<Hardware>]) -> Result<(), Refusal> {
-        let mut area = self.area.lock();
+        let mut area = self.area.lock(mm.machine());
         let id = area.ok_or(Refusal::Already)?;
         mm.swap_off(id, spaces).map_err(Refusal::Off)?;
         *area = None;
@@ -111,7 +111,7 @@ pub fn start(mm: &'static Mm<Hardware>, plan: &Plan, args: &BootArgs<'_>) -> Res
             slots,
             records: memory,
             bytes,
-            area: Mutex::new(None),
+            area: Sleep::new(None),
         });
     }
     let devices: &'static ArrayVec<Device, SWAP_AREAS> = DEVICES.set(devices);

@@ -4,7 +4,7 @@
 //! What is late moves when it is finished, or when another request is: never when it was asked. So a frame that changed
 //! or was freed meanwhile shows as damage in the program.
 //!
-//! It is for one CPU, whose threads do not interrupt each other: a request is in the list, or has ended.
+//! It is for one CPU, whose tasks do not interrupt each other: a request is in the list, or has ended.
 
 use arrayvec::ArrayVec;
 use ebbtide::addr::PfnRange;

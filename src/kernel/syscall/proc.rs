@@ -193,10 +193,13 @@ fn read_time(at: u64) -> Result<u64, Errno> {
     Ok(seconds.saturating_mul(NANOS).saturating_add(nanos))
 }
 
+fn sleep(ns: u64) {
+    process::sleep_until(time::counter().saturating_add(time::ticks_of(ns)));
+}
+
 /// Sleeps for a time. Nothing interrupts it but the end, so that there is never a rest of it to tell.
 pub fn nanosleep(time: u64) -> Outcome {
-    let ns = read_time(time)?;
-    process::sleep_until(time::counter().saturating_add(time::ticks_of(ns)));
+    sleep(read_time(time)?);
     Ok(0)
 }
 
@@ -206,8 +209,9 @@ pub fn clock_nanosleep(clock: u64, flags: u64, time: u64) -> Outcome {
     check_clock(clock)?;
     let ns = read_time(time)?;
     if flags & ABSOLUTE == 0 {
-        return nanosleep(time);
+        sleep(ns);
+    } else {
+        process::sleep_until(time::ticks_of(ns));
     }
-    process::sleep_until(time::ticks_of(ns));
     Ok(0)
 }
