@@ -34,13 +34,13 @@
 //! | [`sync`] | the only file that names atomics and locks |
 //! | [`pte`] | one descriptor: what its bits mean, and the only makers of leaves and swap entries. Pure |
 //! | [`frame`] | the frame records, the buddy allocator, folio counts and locks, slabs |
-//! | [`node`] | what a space is known by: its root, its family, its identifier; a folio's home |
+//! | [`node`] | what a space is known by: its root, its place in the fork tree, its identifier; a folio's home |
 //! | [`tlb`] | the flush that owns what was removed |
 //! | [`table`] | tables of descriptors: the walk, and the cursor through which alone entries change |
 //! | [`mte`] | tag images: what is kept of a page's tags while it is out. Pure |
 //! | [`swap`] | devices, slots, clusters, rooms for tags, write-out |
-//! | [`rmap`] | who may map a folio: unmapping for reclaim |
-//! | [`space`] | address spaces: regions, faults, swap-in, protect, unmap |
+//! | [`rmap`] | who may map a folio: unmapping for reclaim, from one space or all that share it |
+//! | [`space`] | address spaces: regions, faults, copies, swap-in, fork, pins, protect, unmap |
 //! | [`reclaim`] | which pages leave: the list, the watermarks, eviction, advice. Policy: no `unsafe` |
 //! | [`conformance`] | checks that a porter runs on a machine of theirs |
 
