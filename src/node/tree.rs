@@ -1,15 +1,15 @@
 //! Fork trees: which space came from which.
 //!
 //! A space that was made from nothing is at the top of a tree of its own; one that was forked stands below its parent.
-//! **The family lock** of a tree is that of its top node. Shared, it keeps the tree and the table trees of its spaces as
-//! they are: reclaim walks under it. Exclusive, it is held for moments, to link a child, to mark a node dead, and to
+//! **The family lock** of a tree is that of its top node. Shared, it keeps the tree and the table trees of its spaces
+//! as they are: reclaim walks under it. Exclusive, it is held for moments, to link a child, to mark a node dead, and to
 //! detach a table.
 //!
 //! **Parents before children.** [`Mm::next_of_kin`] goes through a subtree in this order, as fork copies entries from
 //! parent to child: who has looked at the parent's entry finds at the child what it has got from there by then.
 //!
-//! **Death.** A space that ends marks its node dead, so that no walk enters its tables any more. The node stays, buried,
-//! while any space that came from it lives: folios that have their home there may be mapped by these.
+//! **Death.** A space that ends marks its node dead, so that no walk enters its tables any more. The node stays,
+//! buried, while any space that came from it lives: folios that have their home there may be mapped by these.
 
 use super::{ALIVE, BURIED, Context, Node, NodeId};
 use crate::addr::Pfn;

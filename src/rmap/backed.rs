@@ -38,8 +38,8 @@ pub(super) fn unback_everywhere<M: Machine>(mm: &Mm<M>, folio: &FolioLock<'_, M>
     Some(())
 }
 
-/// Leaves the backed folios that a part of a table maps, of the areas that `of` says, to memory alone. Under the space's
-/// lock, so that none joins them meanwhile; sleeps for those that reclaim has in hand.
+/// Leaves the backed folios that a part of a table maps, of the areas that `of` says, to memory alone. Under the
+/// space's lock, so that none joins them meanwhile; sleeps for those that reclaim has in hand.
 pub(crate) fn unback_all<M: Machine>(mm: &Mm<M>, table: LeafTable, part: VpnRange, of: impl Fn(u8) -> bool) {
     let mut left = part;
     while let Some((page, head)) = next_backed(mm, table, left, &of) {

@@ -1,12 +1,12 @@
 //! Unmapping a folio that several spaces map.
 //!
 //! Its mappers are those of the fork tree below its home, at one page: they are visited one by one, parents first, each
-//! under the lock of its table. What a fork copies meanwhile it copies from a parent to a child, which comes later. From
-//! the first swap entry on the slots name the folio, whose lock the caller holds; so who faults on an entry waits for
-//! that, and nobody maps the folio anew.
+//! under the lock of its table. What a fork copies meanwhile it copies from a parent to a child, which comes later.
+//! From the first swap entry on the slots name the folio, whose lock the caller holds; so who faults on an entry waits
+//! for that, and nobody maps the folio anew.
 //!
-//! No leaf that is one of several is writable. So nothing is stored to the folio between the look and the last exchange,
-//! but by a space that has it alone by then; a clean leaf is looked at again when it has been taken out.
+//! No leaf that is one of several is writable. So nothing is stored to the folio between the look and the last
+//! exchange, but by a space that has it alone by then; a clean leaf is looked at again when it has been taken out.
 
 use core::ops::ControlFlow;
 

@@ -16,8 +16,9 @@ use crate::pte::Decoded;
 use crate::table::Cursor;
 use crate::tlb::Flush;
 
-/// Makes single pages of a large folio, all of whose entries `cursor` has, the leaf table of `node`. The caller holds a reference, which becomes
-/// one to the first page. Pages that nothing maps are freed, the other new ones become the oldest of reclaim's list.
+/// Makes single pages of a large folio, all of whose entries `cursor` has, the leaf table of `node`. The caller holds a
+/// reference, which becomes one to the first page. Pages that nothing maps are freed, the other new ones become the
+/// oldest of reclaim's list.
 ///
 /// `None` when somebody else holds the folio, or entries that were taken out wait for their flush: then it is as it
 /// was.

@@ -289,8 +289,8 @@ pub(super) fn age<M: Machine>(
 /// Leaves that were taken out of a table, with their pages.
 pub(super) type Leaves = ArrayVec<(Vpn, Leaf), CHUNK>;
 
-/// Takes a folio's leaves out of a table, if all are clean. `None` when a store makes one dirty at the last moment: then
-/// they are back as they were.
+/// Takes a folio's leaves out of a table, if all are clean. `None` when a store makes one dirty at the last moment:
+/// then they are back as they were.
 pub(super) fn take_clean<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange, ours: PfnRange) -> Option<Leaves> {
     let leaves = take_ours(cursor, run, ours);
     if leaves.iter().any(|(_, leaf)| leaf.is_dirty()) {

@@ -4,8 +4,8 @@
 //!
 //! - **The page is the space's alone by now**: the others have gone, or have copies of their own. All mappings of the
 //!   folio are in this table, and no swap entry leads to it. Then its entries become exclusive again, and the space its
-//!   home. This is looked at under the folio's lock, taken by try-lock, so that neither reclaim nor a swap-in of another
-//!   space is half way through with it.
+//!   home. This is looked at under the folio's lock, taken by try-lock, so that neither reclaim nor a swap-in of
+//!   another space is half way through with it.
 //! - **Others have it as well**: a new page with the same data and tags takes its place, by break-before-make. The old
 //!   one cannot change meanwhile, as nobody's entry is writable.
 

@@ -5,14 +5,14 @@
 //! count. Groups stay groups on both sides.
 //!
 //! *Prepare* makes all that the child needs: its node, regions, and a table for each of the parent's; and it looks
-//! whether every slot can have one more user. *Commit* goes through the parent's leaf tables in order, under the lock of
-//! the parent's table and then of the child's. The child stands in the fork tree before the first entry is copied, so
-//! that reclaim, which goes from parents to children, finds what it got.
+//! whether every slot can have one more user. *Commit* goes through the parent's leaf tables in order, under the lock
+//! of the parent's table and then of the child's. The child stands in the fork tree before the first entry is copied,
+//! so that reclaim, which goes from parents to children, finds what it got.
 //!
 //! One flush ends it: after that no CPU can store to a page by a right that the parent had.
 //!
-//! **Pinned pages** stay the parent's alone, as somebody reaches them past the tables: the child gets a copy of its own,
-//! made now, in a frame that prepare has taken. No pin comes in between, as that needs the space's lock.
+//! **Pinned pages** stay the parent's alone, as somebody reaches them past the tables: the child gets a copy of its
+//! own, made now, in a frame that prepare has taken. No pin comes in between, as that needs the space's lock.
 
 use core::convert::Infallible;
 

@@ -1,16 +1,16 @@
 //! Pins: pages that a device, or the kernel, reaches past the tables.
 //!
-//! A pin says where a page is, and that it stays there: reclaim leaves it alone, a fork gives the child a copy, and what
-//! the program maps is the very page until it gives that up itself. So what is stored through the pin the program sees,
-//! and the other way round.
+//! A pin says where a page is, and that it stays there: reclaim leaves it alone, a fork gives the child a copy, and
+//! what the program maps is the very page until it gives that up itself. So what is stored through the pin the program
+//! sees, and the other way round.
 //!
 //! **Exclusive first.** A page that is shared would be replaced by a copy at the owner's next store, and the pin would
 //! hold the wrong one. So the page is made the space's own before it is pinned, for a pin that only reads as well. An
 //! exclusive page loses that by fork alone, which looks for pins under the same lock of the space.
 //!
-//! **Lifetime.** A pin is a count of the folio: when the program unmaps the page, or ends, the frame stays until the last
-//! pin goes. A pin that is for stores makes the page dirty at once; whoever clears that meanwhile (MADV_FREE) gives the
-//! page up all the same.
+//! **Lifetime.** A pin is a count of the folio: when the program unmaps the page, or ends, the frame stays until the
+//! last pin goes. A pin that is for stores makes the page dirty at once; whoever clears that meanwhile (MADV_FREE)
+//! gives the page up all the same.
 
 use super::Space;
 use super::fault::{Access, FaultError, Found};

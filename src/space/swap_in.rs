@@ -167,8 +167,8 @@ impl<M: Machine> Space<M> {
             SlotState::Cached { .. } => self.map_cached(mm, area, missing)?,
             SlotState::Free | SlotState::Taken | SlotState::Unknown => self.confirm_lost(mm, slot, missing)?,
         };
-        // A page comes back without the right to execute, and one that is shared without that to store: a look again adds
-        // what is missing.
+        // A page comes back without the right to execute, and one that is shared without that to store: a look again
+        // adds what is missing.
         Ok(if access == Access::Execute { Step::Again } else { step })
     }
 

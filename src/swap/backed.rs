@@ -2,17 +2,17 @@
 //!
 //! What a program reads in, it may never store to. Where reading costs more than a copy in memory, such a folio keeps
 //! its slots when it is mapped: its leaves are clean, its slots are cached, and it leaves again by an exchange of the
-//! entries alone. The slots' tags, words and sums stay what they were. So do pages that several spaces have, on whatever
-//! device: who comes for one of them next finds it in memory.
+//! entries alone. The slots' tags, words and sums stay what they were. So do pages that several spaces have, on
+//! whatever device: who comes for one of them next finds it in memory.
 //!
-//! **The law.** A clean leaf of a backed folio says that the slots have the page. So whoever gives the slots to somebody
-//! else first makes every leaf of the folio dirty ([`rmap::unback`](crate::rmap::unback)), under the lock of their table
-//! and the folio's; and a program that gives a page up (MADV_FREE makes it clean for another reason) has it unbacked
-//! before.
+//! **The law.** A clean leaf of a backed folio says that the slots have the page. So whoever gives the slots to
+//! somebody else first makes every leaf of the folio dirty ([`rmap::unback`](crate::rmap::unback)), under the lock of
+//! their table and the folio's; and a program that gives a page up (MADV_FREE makes it clean for another reason) has it
+//! unbacked before.
 //!
 //! **Which.** A folio that came in for several, or for a load or a fetch, from a device that is not
-//! [`SYNCHRONOUS`](DeviceFlags::SYNCHRONOUS), and an area that is not half full. While a swap entry names one of its slots
-//! no leaf of it is writable, so none is dirty, and it stays backed. A dirty one loses its slots when reclaim
+//! [`SYNCHRONOUS`](DeviceFlags::SYNCHRONOUS), and an area that is not half full. While a swap entry names one of its
+//! slots no leaf of it is writable, so none is dirty, and it stays backed. A dirty one loses its slots when reclaim
 //! comes to it; the others when slots are short ([`Mm::unback_some`]), when the area is turned off, or with the folio.
 
 use super::area::Area;
@@ -38,8 +38,8 @@ impl<M: Machine> Swap<M> {
         self.backed.load(Ordering::Relaxed) > 0
     }
 
-    /// The area, where a page that comes in from there for its only user is to keep its slot. It is not turned off while
-    /// this is held.
+    /// The area, where a page that comes in from there for its only user is to keep its slot. It is not turned off
+    /// while this is held.
     #[inline]
     pub(crate) fn backing(&self, area: &Area<M>) -> Option<Inside<'_, Area<M>>> {
         if area.flags().contains(DeviceFlags::SYNCHRONOUS) {
@@ -86,8 +86,8 @@ impl<M: Machine> Mm<M> {
         self.swap().backed.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// The swap entry of the first page of a cached folio that is to leave to its own slots. `None` when its area is gone,
-    /// which cannot be.
+    /// The swap entry of the first page of a cached folio that is to leave to its own slots. `None` when its area is
+    /// gone, which cannot be.
     pub(crate) fn entry_of(&self, folio: &FolioLock<'_, M>) -> Option<SwapEntry> {
         let area = self.swap().area(self.frames().record(folio.frame()).area())?;
         Some(SwapEntry::exclusive(area.number(), slots_of(self.frames(), folio).first()))

@@ -158,8 +158,8 @@ impl<M: Machine> Mm<M> {
             && self.swap().area(record.area()).is_some_and(|area| area.is_wanted(slots_of(self.frames(), folio)))
     }
 
-    /// Counts another use of the slot of an entry, which the caller's tables have from now on in two places, in the form
-    /// that is returned. Under the lock of the table that has the entry, after [`Mm::takes_another_user`].
+    /// Counts another use of the slot of an entry, which the caller's tables have from now on in two places, in the
+    /// form that is returned. Under the lock of the table that has the entry, after [`Mm::takes_another_user`].
     pub(crate) fn share_slot(&self, entry: SwapEntry) -> SwapEntry {
         let Some(slot) = self.swap().area(entry.area()).and_then(|area| area.slot(entry.slot())) else { return entry };
         slot.add_user();

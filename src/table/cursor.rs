@@ -302,10 +302,10 @@ impl<M: Machine> Cursor<'_, M> {
         Leaf::merged(any, all)
     }
 
-    /// Makes the pages of a run shared with another space, whose table `into` has nothing there: the entries of both are
-    /// alike then, none is exclusive, and each folio and slot has as many more uses. The rights that this one loses are
-    /// noted in `flush`. What is pinned stays this one's: the other gets the leaf that `copy` makes of the page and its
-    /// leaf.
+    /// Makes the pages of a run shared with another space, whose table `into` has nothing there: the entries of both
+    /// are alike then, none is exclusive, and each folio and slot has as many more uses. The rights that this one loses
+    /// are noted in `flush`. What is pinned stays this one's: the other gets the leaf that `copy` makes of the page and
+    /// its leaf.
     pub(crate) fn share(
         &mut self,
         into: &mut Self,
@@ -469,8 +469,8 @@ impl<M: Machine> Cursor<'_, M> {
         self.table.peek_swapped(self.mm.machine(), run, first)
     }
 
-    /// Takes the leaves of a run out as [`Cursor::take`] does, those that are `wanted`: all of a group or none. Leaves what
-    /// is swapped out in place.
+    /// Takes the leaves of a run out as [`Cursor::take`] does, those that are `wanted`: all of a group or none. Leaves
+    /// what is swapped out in place.
     #[inline]
     pub(crate) fn take_leaves(&mut self, run: Fitted, wanted: impl Fn(Leaf) -> bool, mut taken: impl FnMut(Vpn, Leaf)) {
         let machine = self.mm.machine();
