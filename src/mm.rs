@@ -48,7 +48,8 @@ impl fmt::Display for SetupError {
 pub struct Totals {
     /// Frames that the library manages.
     pub frames: u64,
-    /// Of these, free ones.
+    /// Of these, free ones. Those that more nodes of spaces took than there was room for at the start count as
+    /// free: they stay, for the next spaces.
     pub frames_free: u64,
     /// Swap slots of all areas.
     pub slots: u64,
@@ -177,7 +178,7 @@ impl<M: Machine> Mm<M> {
     pub fn totals(&self) -> Totals {
         let mut totals = Totals {
             frames: self.frames.managed_frames(),
-            frames_free: self.frames.free_frames(),
+            frames_free: self.frames.free_frames() + self.nodes.grown(),
             ..Totals::default()
         };
         for area in self.swap.areas() {

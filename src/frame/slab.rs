@@ -118,6 +118,11 @@ impl<T: Linked> Slab<T> {
         Some(())
     }
 
+    /// Frames of objects, in use or free, beyond the first.
+    pub(crate) fn grown(&self) -> u64 {
+        self.published.load(Ordering::Relaxed).saturating_sub(1).into()
+    }
+
     /// Puts an object back in the list.
     pub(crate) fn give<M: Machine>(&self, machine: &M, id: u32) {
         let mut free = self.free.lock();
