@@ -8,7 +8,7 @@ use ebbtide::frame::FolioOrders;
 use ebbtide::granule::K4;
 use ebbtide::machine::emu::Adversary;
 use ebbtide::reclaim::Advice;
-use ebbtide::space::{Access, FaultError, Pin, Protection};
+use ebbtide::space::{Access, FaultError, Pin, PinError, Protection};
 use ebbtide::swap::DeviceFlags;
 
 use support::{Program, RW, RWT, Rig, Setup, Stage};
@@ -45,7 +45,7 @@ impl<'a> Scene<'a> {
         self.rig.program(space)
     }
 
-    fn pin(&self, page: u64, access: Access) -> Result<Pin, FaultError> {
+    fn pin(&self, page: u64, access: Access) -> Result<Pin, PinError> {
         self.space.pin(&self.rig.mm, VirtAddr::new(at(page)), access)
     }
 
@@ -157,8 +157,8 @@ fn a_pin_outlives_the_mapping() {
 fn a_pin_asks_as_the_program_would() {
     let rig = rig(DeviceFlags::SYNCHRONOUS, None);
     let scene = Scene::new(&rig, Protection::READ);
-    assert_eq!(scene.pin(0, Access::Write).err(), Some(FaultError::Protection));
-    assert_eq!(scene.pin(PAGES, Access::Read).err(), Some(FaultError::NotMapped));
+    assert_eq!(scene.pin(0, Access::Write).err(), Some(FaultError::Protection.into()));
+    assert_eq!(scene.pin(PAGES, Access::Read).err(), Some(FaultError::NotMapped.into()));
     let pin = scene.pin(0, Access::Read).unwrap();
     rig.mm.unpin(pin);
     rig.finish(scene.space);
@@ -195,7 +195,7 @@ fn pins_are_counted() {
             Err(error) => break error,
         }
     };
-    assert_eq!((refused, pins.len()), (FaultError::Pinned, 0xff00));
+    assert_eq!((refused, pins.len()), (PinError::TooManyPins, 0xff00));
     pins.into_iter().for_each(|pin| rig.mm.unpin(pin));
     rig.finish(scene.space);
 }

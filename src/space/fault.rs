@@ -51,8 +51,6 @@ pub enum FaultError {
     Protection,
     /// No memory, and nothing left to reclaim.
     NoMemory,
-    /// The page is pinned as often as can be counted ([`Space::pin`] alone says so).
-    Pinned,
     /// The page is out and its slot cannot be read: the device failed, or the entry names no slot in use. A later try
     /// may succeed.
     Unreadable {
@@ -235,7 +233,7 @@ fn refused<M: Machine>(mm: &Mm<M>, error: FaultError) {
     match error {
         FaultError::NotMapped => stats.faults_unmapped.bump(),
         FaultError::Protection => stats.faults_forbidden.bump(),
-        FaultError::NoMemory | FaultError::Pinned => stats.faults_no_memory.bump(),
+        FaultError::NoMemory => stats.faults_no_memory.bump(),
         FaultError::Unreadable { .. } | FaultError::Damaged { .. } | FaultError::Lost => stats.faults_unreadable.bump(),
     }
 }

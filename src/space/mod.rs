@@ -33,7 +33,7 @@ pub use dump::Dump;
 pub use explain::Explanation;
 pub use fault::{Access, Fault, FaultError};
 pub use map::{Growth, MapError, MapRequest, Placement};
-pub use pin::Pin;
+pub use pin::{Pin, PinError};
 
 pub use crate::pte::Protection;
 

@@ -29,20 +29,35 @@ pub struct Pin {
     head: Frame,
 }
 
+/// Why a page was not pinned. Everything is as it was, but that the page may be in memory now.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub enum PinError {
+    /// The program could not have made the access.
+    Fault(FaultError),
+    /// The page is pinned as often as can be counted.
+    TooManyPins,
+}
+
+impl From<FaultError> for PinError {
+    fn from(error: FaultError) -> Self {
+        Self::Fault(error)
+    }
+}
+
 impl<M: Machine> Space<M> {
     /// Pins the page of `address`, as for an access of the program's own.
     ///
     /// With [`Access::Write`] the caller may store to the page, with the other kinds it may only load.
     ///
     /// # Errors
-    /// As for [`Space::handle_fault`]; and [`FaultError::Pinned`].
-    pub fn pin(&self, mm: &Mm<M>, address: VirtAddr, access: Access) -> Result<Pin, FaultError> {
+    /// [`PinError`], each variant as it says there.
+    pub fn pin(&self, mm: &Mm<M>, address: VirtAddr, access: Access) -> Result<Pin, PinError> {
         let page = address.vpn::<M::Granule>();
         let mut guarded = self.lock(mm);
         loop {
             self.resolve_locked(mm, &mut guarded, page, access)?;
             let (Some(table), region) = (guarded.near, *guarded.regions.near()) else { continue };
-            let Some(mut cursor) = table.lock(mm) else { return Err(FaultError::NotMapped) };
+            let Some(mut cursor) = table.lock(mm) else { return Err(FaultError::NotMapped.into()) };
             // Reclaim may have been there since.
             let Decoded::Leaf(leaf) = cursor.read(page) else { continue };
             if !leaf.is_exclusive() && self.take_back(mm, &mut cursor, page, leaf).is_none() {
@@ -51,9 +66,11 @@ impl<M: Machine> Space<M> {
                 self.copy(mm, &Found { page, table, region: pages, protection, streams: &guarded.streams })?;
                 continue;
             }
-            let Some(frame) = mm.frames().frame(leaf.pfn::<M::Granule>()) else { return Err(FaultError::NotMapped) };
+            let Some(frame) = mm.frames().frame(leaf.pfn::<M::Granule>()) else {
+                return Err(FaultError::NotMapped.into());
+            };
             let head = mm.frames().head(frame);
-            mm.frames().record(head).count.pin().ok_or(FaultError::Pinned)?;
+            mm.frames().record(head).count.pin().ok_or(PinError::TooManyPins)?;
             if access == Access::Write {
                 let run = cursor.widen(page);
                 cursor.update(run, |leaf, _| leaf.with_dirty(), |_, _| {});
