@@ -34,6 +34,7 @@ pub use fault::{Access, Fault, FaultError};
 pub use map::{Growth, MapError, MapRequest, Placement};
 
 pub use crate::pte::Protection;
+pub(crate) use unmap::{Unused, give_up};
 
 use core::convert::Infallible;
 use core::fmt;
