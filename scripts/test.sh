@@ -20,7 +20,7 @@ cmd_test() {
 	test_step "$filter" "cargo fmt" "${FMT[@]}" --all --check
 	test_step "$filter" "cargo clippy, host" "${CLIPPY[@]}" --quiet --workspace --all-targets -- -D warnings
 	test_step "$filter" "cargo clippy, races" "${CLIPPY[@]}" --quiet --package ebbtide --no-default-features \
-		--features shuttle --lib --test races -- -D warnings
+		--features shuttle --lib --test races --test races_shared -- -D warnings
 	test_step "$filter" "cargo clippy, target" clippy_target selftest
 	test_step "$filter" "cargo clippy, target, 16k" clippy_target selftest,granule-16k
 	test_step "$filter" "cargo clippy, target, 64k" clippy_target selftest,granule-64k
@@ -59,7 +59,7 @@ clippy_target() {
 host_tests() {
 	cargo_tests "$1" --workspace
 	# Where each atomic operation is a step of a scheduler: a build of its own.
-	cargo_tests "$1" --package ebbtide --no-default-features --features shuttle --test races
+	cargo_tests "$1" --package ebbtide --no-default-features --features shuttle --test races --test races_shared
 }
 
 # cargo_tests FILTER ARG...: cargo's own lines become ours; its counts are taken from its results.

@@ -8,8 +8,8 @@
 //! In builds with debug assertions a per-thread depth counter checks the first rule: [`assert_may_sleep`] fails when
 //! a spinning lock is held.
 //!
-//! With the feature `shuttle`, for `tests/races.rs` alone, each operation on an atomic, and so each turn of a lock, is
-//! a step of a scheduler that explores interleavings: `steps`.
+//! With the feature `shuttle`, for `tests/races.rs` and `tests/races_shared.rs` alone, each operation on an atomic, and
+//! so each turn of a lock, is a step of a scheduler that explores interleavings: `steps`.
 
 mod place;
 #[cfg(feature = "shuttle")]

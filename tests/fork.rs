@@ -6,11 +6,12 @@ use ebbtide::Space;
 use ebbtide::addr::VirtAddr;
 use ebbtide::frame::FolioOrders;
 use ebbtide::granule::{Granule, K4, K16, K64};
-use ebbtide::machine::emu::Adversary;
+use ebbtide::machine::emu::{Access, Adversary};
 use ebbtide::reclaim::Advice;
 use ebbtide::space::Protection;
 use ebbtide::swap::DeviceFlags;
 
+use support::stage::meanwhile;
 use support::{Dice, Program, RWT, Rig, Setup, Stage, tagged};
 
 const BASE: u64 = 0x4000_0000;
@@ -321,6 +322,37 @@ fn what_one_gives_up_the_others_keep() {
     }
 }
 
+/// What one takes away is gone on every CPU when the call returns: also where reclaim has taken the page from all, and
+/// its flush is still to come.
+#[test]
+fn what_one_takes_away_is_gone() {
+    for unmaps in [true, false] {
+        meanwhile(|curtain| {
+            let rig = Rig::<K4>::new(Setup { cpus: 2, ..setup::<K4>(LATE) });
+            let mut family = Family::new(&rig, 2);
+            (0..2).for_each(|page| family.store(0, page, 0, 5));
+            family.fork(0);
+            let [parent, child] = &family.members[..] else { unreachable!() };
+            rig.activate(1, &child.space);
+            assert_eq!(rig.program_on(1, &child.space).load(BASE + WORDS[0]), Ok(5));
+            let page_out = || parent.space.advise(&rig.mm, VirtAddr::new(BASE), 8192, Advice::PageOut).unwrap();
+            let take_away = || {
+                rig.emu().set_cpu(1);
+                let start = VirtAddr::new(BASE);
+                if unmaps {
+                    child.space.unmap(&rig.mm, start, 4096).unwrap();
+                } else {
+                    child.space.advise(&rig.mm, start, 4096, Advice::DontNeed).unwrap();
+                }
+                assert!(rig.emu().access(1, BASE + WORDS[0], Access::Load).is_err(), "it is still there");
+            };
+            curtain(&mut { page_out }, &take_away);
+            family.check(0, 0);
+            family.finish();
+        });
+    }
+}
+
 /// Without memory at any point fork leaves everything as it was.
 #[test]
 fn fork_without_memory_changes_nothing() {
@@ -339,6 +371,26 @@ fn fork_without_memory_changes_nothing() {
     hogs.drain(..).for_each(|space| rig.destroy(space));
     family.check_all();
     (0..64).for_each(|page| family.store(0, page, 1, page as u64 + 1));
+    family.finish();
+}
+
+/// The page that a store is to copy is the only one that can leave memory: its copy takes its place.
+#[test]
+fn a_copy_takes_the_place_of_its_page() {
+    let orders = Some(FolioOrders::SINGLE);
+    let rig = Rig::<K4>::new(Setup { frames: 128, slots: 1, tag_rooms: 1, orders, ..setup::<K4>(LATE) });
+    let mut family = Family::new(&rig, 128);
+    family.store(0, 0, 0, 7);
+    family.advise(0, 0, 1, Advice::PageOut);
+    let child = family.fork(0);
+    let hog = (1..128).take_while(|&page| family.run(0).store(Family::<K4>::at(page), 9).is_ok()).count();
+    assert!((20..127).contains(&hog), "{hog} pages fit");
+    family.check(child, 0);
+    family.store(child, 0, 1, 8);
+    assert_eq!(rig.count("copies"), 0);
+    family.check(child, 0);
+    family.advise(0, 1, 127, Advice::DontNeed);
+    family.check_all();
     family.finish();
 }
 

@@ -8,7 +8,7 @@
 //! bursts of steps of any length, half have few changes of turns, at any of the steps (PCT).
 //!
 //! ```text
-//! cargo test --no-default-features --features shuttle --test races
+//! cargo test --no-default-features --features shuttle --test races --test races_shared
 //! ```
 //!
 //! | variable | meaning |
@@ -37,12 +37,11 @@ use ebbtide::machine::emu::{Access, Adversary, Death, Law, Mode};
 use ebbtide::machine::{Features, Machine};
 use ebbtide::reclaim::Advice;
 use ebbtide::space::{FaultError, Protection};
-use ebbtide::swap::DeviceFlags;
 use shuttle::rand::{Rng, thread_rng};
 
 use support::explore::{Told, explore, meet};
 use support::walker::{Group, Walker};
-use support::{RW, RWT, Rig, Setup, Stage, tagged};
+use support::{DEVICES, RW, RWT, Rig, Setup, Stage, tagged};
 
 const BASE: u64 = 0x4000_0000;
 const PAGE: u64 = 4096;
@@ -112,14 +111,6 @@ impl fmt::Debug for World {
         write!(f, "{}\nlately:\n{}", self.told, self.rig.emu().last_operations().join("\n"))
     }
 }
-
-/// At once, late, and checked or not.
-const DEVICES: [DeviceFlags; 4] = [
-    DeviceFlags::SYNCHRONOUS,
-    DeviceFlags::STABLE_WRITES,
-    DeviceFlags::SYNCHRONOUS.union(DeviceFlags::CHECKED),
-    DeviceFlags::STABLE_WRITES.union(DeviceFlags::CHECKED),
-];
 
 fn at(page: u64) -> VirtAddr {
     VirtAddr::new(BASE + page * PAGE)

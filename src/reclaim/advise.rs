@@ -16,7 +16,7 @@ use crate::mm::Mm;
 use crate::node::{Home, NodeId};
 use crate::pte::{Decoded, Leaf, SwapEntry};
 use crate::rmap::{split, unback_all};
-use crate::space::{MapError, Space};
+use crate::space::{MapError, Space, Unused, give_up};
 use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, LeafTable, chunks};
 use crate::tlb::{Flush, Lost};
 
@@ -52,9 +52,6 @@ impl<M: Machine> Space<M> {
     }
 }
 
-/// Entries of a chunk that are gone, whose pages were still in memory.
-type Unused = ArrayVec<SwapEntry, CHUNK>;
-
 /// What becomes of a page that stays.
 trait Calm {
     /// What to do with a group that the range covers in part.
@@ -66,8 +63,8 @@ trait Calm {
     /// The page's leaf from now on.
     fn leaf(was: Leaf) -> Leaf;
 
-    /// What is out. The entries that were the last of pages still in memory join `unused`.
-    fn swapped<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, run: Fitted, unused: &mut Unused);
+    /// What is out: entries that go are taken out, and handed to `gone`.
+    fn swapped<M: Machine>(cursor: &mut Cursor<'_, M>, run: Fitted, gone: impl FnMut(VpnRange, SwapEntry));
 }
 
 /// Not used lately.
@@ -84,7 +81,7 @@ impl Calm for Cold {
     }
 
     #[inline]
-    fn swapped<M: Machine>(_: &Mm<M>, _: &mut Cursor<'_, M>, _: Fitted, _: &mut Unused) {}
+    fn swapped<M: Machine>(_: &mut Cursor<'_, M>, _: Fitted, _: impl FnMut(VpnRange, SwapEntry)) {}
 }
 
 /// Not used lately, and nothing that must be kept.
@@ -106,8 +103,8 @@ impl Calm for Free {
         was.without_history()
     }
 
-    fn swapped<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, run: Fitted, unused: &mut Unused) {
-        cursor.take_swapped(run, |entry, pages| mm.put_slots(entry, pages, |entry| unused.push(entry)));
+    fn swapped<M: Machine>(cursor: &mut Cursor<'_, M>, run: Fitted, gone: impl FnMut(VpnRange, SwapEntry)) {
+        cursor.take_swapped(run, gone);
     }
 }
 
@@ -159,7 +156,7 @@ fn calm_chunk<M: Machine, C: Calm>(
         lost.note(node, flush);
         mm.reclaim().make_old(mm.frames(), &folios);
         mm.stats().lazy_freed.add(freed);
-        C::swapped(mm, &mut cursor, run, &mut unused);
+        C::swapped(&mut cursor, run, |pages, entry| give_up(mm, node, (pages, entry), &mut unused, flush));
     }
     for &entry in &unused {
         mm.drop_unused(entry);

@@ -95,13 +95,19 @@ pub(super) fn unmap_shared<'a, M: Machine>(
     if ageing == Ageing::SecondChance && seen.is_accessed {
         return Unmapped::Kept(Refusal::Referenced);
     }
-    if record.has(flag::BACKED) && seen.is_dirty && unback_everywhere(mm, folio).is_none() {
-        return Unmapped::Kept(Refusal::Raced);
-    }
     if record.has(flag::BACKED) {
-        return return_everywhere(mm, folio, &place, flush);
+        if !seen.is_dirty
+            && let Some(_open) = mm.enter_slots(folio)
+        {
+            return return_everywhere(mm, folio, &place, flush);
+        }
+        if unback_everywhere(mm, folio).is_none() {
+            return Unmapped::Kept(Refusal::Raced);
+        }
+        seen.is_dirty = true;
     }
     if record.has(flag::KEPT) {
+        let Some(_open) = mm.enter_slots(folio) else { return Unmapped::Kept(Refusal::Raced) };
         let (Some(first), Some(again)) = (mm.entry_of(folio), Leaving::again(mm, folio)) else {
             return Unmapped::Kept(Refusal::Raced);
         };

@@ -337,7 +337,7 @@ fn return_to_slots<M: Machine>(
     run: VpnRange,
     folio: &FolioLock<'_, M>,
 ) -> bool {
-    let Some(first) = mm.entry_of(folio) else { return false };
+    let (Some(_open), Some(first)) = (mm.enter_slots(folio), mm.entry_of(folio)) else { return false };
     let ours = PfnRange::new(mm.frames().pfn(folio.frame()), run.pages());
     let Some(leaves) = take_clean(cursor, run, ours) else { return false };
     cursor.put_out(&leaves, run.start(), first);

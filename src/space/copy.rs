@@ -55,7 +55,15 @@ impl<M: Machine> Space<M> {
         let mut flush = Flush::new(mm);
         {
             let Some(mut cursor) = table.lock(mm) else { return Ok(Step::Again) };
-            let Decoded::Leaf(shared) = cursor.read(page) else { return Ok(Step::Again) };
+            let shared = match cursor.read(page) {
+                Decoded::Leaf(shared) => shared,
+                // It has gone out, maybe for this very frame: to bring it in to another would be for ever.
+                Decoded::Swapped(entry) => {
+                    drop(cursor);
+                    return self.swap_in_copy(mm, at, entry, folio);
+                }
+                _ => return Ok(Step::Again),
+            };
             let Some(frame) = frames.frame(shared.pfn::<M::Granule>()).filter(|_| !shared.is_exclusive()) else {
                 return Ok(Step::Again);
             };

@@ -155,7 +155,10 @@ impl<M: Machine> Space<M> {
     /// The rare further looks: after a race, or for a fetch from a page that has just come.
     #[cold]
     fn look_again(&self, mm: &Mm<M>, at: &Found<'_>, access: Access) -> Result<(), FaultError> {
-        while self.look(mm, at, access)? == Step::Again {}
+        while self.look(mm, at, access)? == Step::Again {
+            // Others may have to go on first: a folio that nobody has any more is on its way out of its slots.
+            mm.machine().relax();
+        }
         Ok(())
     }
 

@@ -36,6 +36,7 @@ pub use map::{Growth, MapError, MapRequest, Placement};
 pub use pin::{Pin, PinError};
 
 pub use crate::pte::Protection;
+pub(crate) use unmap::{Unused, give_up};
 
 use core::convert::Infallible;
 use core::fmt;

@@ -84,13 +84,11 @@ enum Sharing {
 }
 
 impl Missing<'_> {
-    /// Whether the slots have other users. Under the table's lock, with the entries as they were: only a fork of this
-    /// space could add some.
+    /// Whether the slots have other users: none, where each is as `alone` says. Under the table's lock, with the entries
+    /// as they were: only a fork of this space could add some.
     #[inline]
-    fn sharing<M: Machine>(&self, area: &Area<M>) -> Sharing {
-        if self.first.is_exclusive()
-            || area.records(self.first.slot(), self.run.pages()).iter().all(SlotRecord::is_used_once)
-        {
+    fn sharing<M: Machine>(&self, area: &Area<M>, alone: impl Fn(&SlotRecord) -> bool) -> Sharing {
+        if self.first.is_exclusive() || area.records(self.first.slot(), self.run.pages()).iter().all(alone) {
             Sharing::Alone
         } else {
             Sharing::Shared
@@ -247,7 +245,7 @@ impl<M: Machine> Space<M> {
             if !missing.is_there(&cursor) {
                 return None;
             }
-            let sharing = missing.sharing(area);
+            let sharing = missing.sharing(area, SlotRecord::is_out_for_one);
             let leaf = missing.leaf::<M::Granule>(folio.pfn(), sharing);
             record.count.begin(MAP * pages);
             if sharing == Sharing::Alone {
@@ -286,6 +284,43 @@ impl<M: Machine> Space<M> {
         Some(step)
     }
 
+    /// Fills `folio` with a page that is out, for a store: the space's own copy, whoever else has the page.
+    #[cold]
+    pub(super) fn swap_in_copy(
+        &self,
+        mm: &Mm<M>,
+        at: &Found<'_>,
+        entry: SwapEntry,
+        folio: OwnedFrame<'_>,
+    ) -> Result<Step, FaultError> {
+        let missing = Missing { at, run: VpnRange::new(at.page, 1), first: entry, access: Access::Write };
+        let Some(area) = mm.swap().area(entry.area()) else { return Err(missing.lost()) };
+        let Some(SlotState::Out { shadow, .. }) = area.slot(entry.slot()).map(SlotRecord::state) else {
+            return Ok(Step::Again);
+        };
+        self.read(mm, area, missing, &folio)?;
+        let mut unused = None;
+        {
+            let Some(mut cursor) = at.table.lock(mm) else { return Ok(Step::Again) };
+            if !missing.is_there(&cursor) {
+                return Ok(Step::Again);
+            }
+            let record = mm.frames().record(folio.frame());
+            record.count.begin(MAP);
+            Home::new(self.node, at.page).store(&record.home);
+            // Nobody else knows of the folio, even where another space has brought the page in meanwhile.
+            cursor.map_back(missing.run, missing.leaf::<M::Granule>(folio.pfn(), Sharing::Alone).with_dirty());
+            mm.put_slots(entry, 1, |entry| unused = Some(entry));
+        }
+        mm.reclaim().insert(mm.frames(), folio.publish());
+        mm.stats().swap_in.add(1);
+        mm.returned(shadow, 1);
+        if let Some(entry) = unused {
+            mm.drop_unused(entry);
+        }
+        Ok(Step::Done)
+    }
+
     /// Maps a folio that never left: on its way out until now, or kept as its device failed.
     #[cold]
     fn map_cached(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing<'_>) -> Result<Step, FaultError> {
@@ -315,8 +350,14 @@ impl<M: Machine> Space<M> {
         if !missing.is_there(&cursor) {
             return Step::Again;
         }
-        // Somebody who maps the folio may map these pages.
-        let sharing = if record.count.maps() > 0 { Sharing::Shared } else { missing.sharing(area) };
+        // Somebody who maps the folio may map these pages. Of a backed one no part is one space's alone: that would be
+        // stored to, and the rest have its slots.
+        let is_part = pages < 1 << record.order();
+        let sharing = if record.count.maps() > 0 || is_part {
+            Sharing::Shared
+        } else {
+            missing.sharing(area, SlotRecord::is_used_once)
+        };
         // The program may have lost the right to execute while the pages were kept, and may store to them now.
         each().for_each(|frame| frames.record(frame).clear(flag::CODE_SYNCED));
         record.count.add(MAP * pages);

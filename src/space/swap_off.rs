@@ -7,7 +7,7 @@
 
 use core::ptr::NonNull;
 
-use super::fault::{Access, FaultError, Found};
+use super::fault::{Access, FaultError, Found, Step};
 use super::{Guarded, Space};
 use crate::addr::Vpn;
 use crate::machine::Machine;
@@ -68,7 +68,8 @@ impl<M: Machine> Space<M> {
                     let (region, protection) = (region.pages, region.protection);
                     let at = Found { page, table, region, protection, streams };
                     match self.swap_in(mm, &at, entry, Access::Read) {
-                        Ok(_) => {}
+                        Ok(Step::Done) => {}
+                        Ok(Step::Again) => mm.machine().relax(),
                         Err(FaultError::NoMemory) => return Err(SwapOffError::NoMemory),
                         // The device may have it all the same.
                         Err(FaultError::Unreadable { .. }) if tries > 1 => tries -= 1,

@@ -7,9 +7,33 @@ use super::{Guarded, MapError, Space};
 use crate::addr::{VirtAddr, Vpn, VpnRange};
 use crate::machine::Machine;
 use crate::mm::Mm;
+use crate::node::NodeId;
 use crate::pte::SwapEntry;
 use crate::table::{self, CHUNK, Edge, Hole, LeafTable, Taken, chunks};
 use crate::tlb::{Flush, Lost};
+
+/// Entries of a chunk that are gone, whose pages were still in memory.
+pub(crate) type Unused = ArrayVec<SwapEntry, CHUNK>;
+
+/// Gives back the uses that entries of `pages`, from `first` on, had of their slots: they were taken out of a table of
+/// `node`. Those that were the last of pages still in memory join `unused`.
+#[inline(never)]
+pub(crate) fn give_up<M: Machine>(
+    mm: &Mm<M>,
+    node: NodeId,
+    (pages, first): (VpnRange, SwapEntry),
+    unused: &mut Unused,
+    flush: &mut Flush<'_, M>,
+) {
+    // Reclaim took the leaves away, and its flush may be still to come. Who has a page last waits for that, to let go
+    // of it; the others leave it to reclaim.
+    if !first.is_exclusive() {
+        for page in (0..pages.pages()).filter(|&page| mm.is_cached(first.nth(page))) {
+            flush.note(node, VpnRange::new(pages.start().offset(page), 1));
+        }
+    }
+    mm.put_slots(first, pages.pages(), |entry| unused.push(entry));
+}
 
 impl<M: Machine> Space<M> {
     /// Removes whatever is mapped in a range; holes are no error.
@@ -74,7 +98,7 @@ impl<M: Machine> Space<M> {
 
     fn unmap_chunk(&self, mm: &Mm<M>, table: LeafTable, part: VpnRange, flush: &mut Flush<'_, M>) {
         let frames = mm.frames();
-        let mut unused: ArrayVec<SwapEntry, CHUNK> = ArrayVec::new();
+        let mut unused = Unused::new();
         {
             let Some(mut cursor) = table.lock(mm) else { return };
             if cursor.is_empty() {
@@ -89,7 +113,7 @@ impl<M: Machine> Space<M> {
                         flush.own(frames.head(frame), pages.pages() as u32);
                     }
                 }
-                Taken::Swapped(entry) => mm.put_slots(entry, pages.pages(), |entry| unused.push(entry)),
+                Taken::Swapped(entry) => give_up(mm, self.node, (pages, entry), &mut unused, flush),
             });
             lost.note(self.node, flush);
         }

@@ -93,6 +93,12 @@ impl<M: Machine> Mm<M> {
         Some(SwapEntry::exclusive(area.number(), slots_of(self.frames(), folio).first()))
     }
 
+    /// The area of a cached folio, where its leaves may become entries of its slots. None become that of an area which
+    /// is about to go away: that waits for whoever holds this.
+    pub(crate) fn enter_slots(&self, folio: &FolioLock<'_, M>) -> Option<Inside<'_, Area<M>>> {
+        self.swap().enter_open(self.frames().record(folio.frame()).area())
+    }
+
     /// Every leaf of a backed folio is gone: it is cached, on its way out.
     pub(crate) fn leaves_as_it_came(&self, folio: &FolioLock<'_, M>) {
         self.end_backing(folio.frame());

@@ -149,6 +149,12 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
         self.state.fetch_xor(CACHED ^ OUT | (seen as u32 ^ frame) as u64, Ordering::Release);
     }
 
+    /// Whether the device alone has the page, for one swap entry: by one look, as who brings it in for another entry
+    /// caches it first, and gives that entry's use back after.
+    pub(crate) fn is_out_for_one(&self) -> bool {
+        self.state.load(Ordering::Acquire) & (KIND_MASK | COUNT_MASK) == OUT | COUNT_ONE
+    }
+
     /// Whether one swap entry names it.
     pub(crate) fn is_used_once(&self) -> bool {
         self.state.load(Ordering::Acquire) & COUNT_MASK == COUNT_ONE
@@ -170,7 +176,7 @@ impl<W: Word<Bits = u64>> SlotRecord<W> {
     /// The one user of a page that is out is alone with the slot: it leaves the count to who frees it.
     #[inline]
     pub(crate) fn put(&self) -> SlotLeft {
-        if self.state.load(Ordering::Acquire) & (KIND_MASK | COUNT_MASK) == OUT | COUNT_ONE {
+        if self.is_out_for_one() {
             return SlotLeft::Unused;
         }
         self.put_shared()

@@ -423,7 +423,7 @@ impl<M: Machine> Cursor<'_, M> {
     }
 
     /// Takes the swap entries of a run out as [`Cursor::take`] does, and leaves what is present in place.
-    pub(crate) fn take_swapped(&mut self, run: Fitted, mut taken: impl FnMut(SwapEntry, u64)) {
+    pub(crate) fn take_swapped(&mut self, run: Fitted, mut taken: impl FnMut(VpnRange, SwapEntry)) {
         if !self.holds_swapped() {
             return;
         }
@@ -434,7 +434,7 @@ impl<M: Machine> Cursor<'_, M> {
             if let Decoded::Swapped(entry) = self.read(page) {
                 pages = self.take_slots(VpnRange::between(page, end), entry);
                 out += OUT * pages;
-                taken(entry, pages);
+                taken(VpnRange::new(page, pages), entry);
             }
             page = page.offset(pages);
         }

@@ -19,6 +19,16 @@ fn variable(name: &str) -> Option<u64> {
 /// Says which race it was that failed.
 pub struct Told<'a>(pub &'a str);
 
+impl<'a> Told<'a> {
+    /// Says at once what a schedule is about that runs alone: one that never ends has no other chance.
+    pub fn of_a_schedule(told: &'a str) -> Self {
+        if std::env::var("EBBTIDE_REPLAY").is_ok() {
+            eprintln!("the schedule's world: {told}");
+        }
+        Self(told)
+    }
+}
+
 impl Drop for Told<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -68,6 +78,11 @@ impl Scheduler for Bursts {
 
 /// Runs a scene under many schedules.
 pub fn explore(race: &str, scene: impl Fn() + Send + Sync + 'static) {
+    explore_some(race, BOUNDED, scene);
+}
+
+/// [`explore`], with so many schedules unless a variable says how many.
+pub fn explore_some(race: &str, bounded: usize, scene: impl Fn() + Send + Sync + 'static) {
     let mut config = Config::new();
     // The library's arrays, and no release build.
     config.stack_size = 1 << 19;
@@ -84,7 +99,7 @@ pub fn explore(race: &str, scene: impl Fn() + Send + Sync + 'static) {
     if let Ok(file) = std::env::var("EBBTIDE_REPLAY") {
         return run(Box::new(ReplayScheduler::new_from_file(&file).expect("the file of a schedule")));
     }
-    let schedules = variable("EBBTIDE_SCHEDULES").map_or(BOUNDED, |schedules| schedules as usize);
+    let schedules = variable("EBBTIDE_SCHEDULES").map_or(bounded, |schedules| schedules as usize);
     let seed = variable("EBBTIDE_SEED").unwrap_or(1);
     run(Box::new(Bursts::new(seed, schedules.div_ceil(2))));
     run(Box::new(PctScheduler::new_from_seed(seed, 3, schedules / 2)));

@@ -37,6 +37,14 @@ pub const RWT: Protection = RW.union(Protection::TAGGED);
 /// The frames that a test machine has beside its programs': the empty root, and the nodes.
 pub const OWN_FRAMES: u64 = 3;
 
+/// At once, late, and checked or not.
+pub const DEVICES: [DeviceFlags; 4] = [
+    DeviceFlags::SYNCHRONOUS,
+    DeviceFlags::STABLE_WRITES,
+    DeviceFlags::SYNCHRONOUS.union(DeviceFlags::CHECKED),
+    DeviceFlags::STABLE_WRITES.union(DeviceFlags::CHECKED),
+];
+
 /// How a program's access ends, if not well.
 pub type Ended = Death<FaultError>;
 
@@ -79,6 +87,8 @@ impl Default for Setup {
 pub struct Rig<G: Granule = K4> {
     pub mm: Mm<Stage<G>>,
     pub device: Arc<TestDevice>,
+    /// The area on it, if there was to be one.
+    pub area: Option<AreaId>,
     ports: Mutex<Vec<&'static Port>>,
     /// What there was before anybody used it.
     pub fresh: Totals,
@@ -116,9 +126,9 @@ impl<G: Granule> Rig<G> {
         mm.set_folio_orders(setup.orders.unwrap_or(FolioOrders::group::<G>()));
         let device = Arc::new(TestDevice::new(setup.slots, setup.device));
         let (ports, lent) = (Mutex::default(), Mutex::new(vec![records]));
-        let mut rig = Self { fresh: mm.totals(), mm, device: Arc::clone(&device), ports, lent };
+        let mut rig = Self { fresh: mm.totals(), mm, device: Arc::clone(&device), area: None, ports, lent };
         if setup.slots > 0 {
-            rig.swap_on(device, setup.tag_rooms, 0).expect("the area is in order");
+            rig.area = Some(rig.swap_on(device, setup.tag_rooms, 0).expect("the area is in order"));
         }
         rig.fresh = rig.mm.totals();
         rig
