@@ -102,6 +102,17 @@ vector_floor floor_fill
     .endr
 end_vector_floor
 
+vector_floor floor_copy_tagged          // x0 = to, x1 = from
+    .rept   16
+    ldgm    x3, [x1]
+    stgm    x3, [x0]
+    .rept   8
+    ldp     q0, q1, [x1], #32
+    stp     q0, q1, [x0], #32
+    .endr
+    .endr
+end_vector_floor
+
 floor floor_save_tags                   // x0 = page, x1 = 16 words
     .rept   7
     ldgm    x3, [x0]

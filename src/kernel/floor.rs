@@ -27,6 +27,7 @@ unsafe extern "C" {
     fn floor_scan_zero(page: *const u8) -> u64;
     fn floor_scan_word(page: *const u8) -> u64;
     fn floor_fill(page: *mut u8) -> u64;
+    fn floor_copy_tagged(to: *mut u8, from: *const u8) -> u64;
 }
 
 struct Scratch {
@@ -84,7 +85,7 @@ fn fits(kind: u64) -> bool {
     match kind {
         0 => zva(),
         1 => cpu::has_mte() && zva(),
-        3 | 4 => cpu::has_mte() && tags(),
+        3 | 4 | 11 => cpu::has_mte() && tags(),
         _ => true,
     }
 }
@@ -112,6 +113,7 @@ pub fn measure(kind: u64) -> Option<u64> {
             8 => floor_scan_zero(first),
             9 => floor_scan_word(first),
             10 => floor_fill(first),
+            11 => floor_copy_tagged(first, second),
             _ => return None,
         };
         (spent, floor_empty())

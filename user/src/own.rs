@@ -79,6 +79,8 @@ pub enum Floor {
     ScanWord = 9,
     /// Store one word all over a page.
     Fill = 10,
+    /// Copy the data and the tags of a page.
+    CopyTagged = 11,
 }
 
 /// Guest instructions of that work, for a page of 4 KiB.

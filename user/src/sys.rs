@@ -5,12 +5,17 @@ use core::{fmt, ops::BitOr};
 
 const WRITE: usize = 64;
 const EXIT_GROUP: usize = 94;
+const NANOSLEEP: usize = 101;
+const SCHED_YIELD: usize = 124;
+const KILL: usize = 129;
 const PRCTL: usize = 167;
 const SYSINFO: usize = 179;
 const MUNMAP: usize = 215;
+const CLONE: usize = 220;
 const MMAP: usize = 222;
 const MPROTECT: usize = 226;
 const MADVISE: usize = 233;
+const WAIT4: usize = 260;
 
 const PR_SET_TAGGED_ADDR_CTRL: usize = 55;
 
@@ -27,8 +32,10 @@ impl Errno {
     fn name(self) -> Option<&'static str> {
         Some(match self.0 {
             1 => "EPERM",
+            3 => "ESRCH",
             4 => "EINTR",
             9 => "EBADF",
+            10 => "ECHILD",
             11 => "EAGAIN",
             12 => "ENOMEM",
             13 => "EACCES",
@@ -226,6 +233,55 @@ pub fn set_tag_check(mode: TagCheck) -> Result<(), Errno> {
     };
     // SAFETY: changes how this thread's accesses are checked, not what they reach.
     unsafe { call(PRCTL, [PR_SET_TAGGED_ADDR_CTRL, value, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// What [`fork`] returns in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Forked {
+    /// In the child.
+    Child,
+    /// In the parent, with the child's identifier.
+    Parent(i32),
+}
+
+/// Makes a child with a copy of this program's memory.
+pub fn fork() -> Result<Forked, Errno> {
+    const SIGCHLD: usize = 17;
+    // SAFETY: each of the two has memory of its own from here on, and no other thread.
+    let answer = unsafe { call(CLONE, [SIGCHLD, 0, 0, 0, 0, 0]) }?;
+    Ok(if answer == 0 { Forked::Child } else { Forked::Parent(answer as i32) })
+}
+
+/// Waits for the end of a child, and returns its status as wait4 puts it: its exit status in bits 15:8, the signal that
+/// killed it in bits 6:0.
+pub fn wait(child: i32) -> Result<u32, Errno> {
+    let mut status = 0_u32;
+    // SAFETY: the kernel writes 4 bytes to `status`.
+    unsafe { call(WAIT4, [child as usize, &raw mut status as usize, 0, 0, 0, 0]) }?;
+    Ok(status)
+}
+
+/// Kills a process.
+pub fn kill(process: i32) -> Result<(), Errno> {
+    const SIGKILL: usize = 9;
+    // SAFETY: takes numbers and changes nothing of this program's.
+    unsafe { call(KILL, [process as usize, SIGKILL, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// Lets the others run.
+pub fn yield_now() {
+    // SAFETY: takes nothing and changes nothing of this program's.
+    let _ = unsafe { call(SCHED_YIELD, [0; 6]) };
+}
+
+/// Sleeps until somebody kills this process.
+pub fn sleep() -> ! {
+    /// A day.
+    const TIME: [u64; 2] = [86400, 0];
+    loop {
+        // SAFETY: the kernel reads the two words.
+        let _ = unsafe { call(NANOSLEEP, [TIME.as_ptr() as usize, 0, 0, 0, 0, 0]) };
+    }
 }
 
 /// Bytes of RAM that the kernel tells.

@@ -24,7 +24,7 @@ use user::{
     pattern::{self, Pattern},
     print, println,
     region::Region,
-    sys::{Advice, Prot},
+    sys::{self, Advice, Forked, Prot},
 };
 
 user::program!(run);
@@ -60,12 +60,16 @@ struct Interval {
 }
 
 use Floor::{
-    Copy, Descriptor, Fill, Invalidate, RestoreTags, RoundTrip, SaveTags, ScanWord, ScanZero, Zero, ZeroTagged,
+    Copy, CopyTagged, Descriptor, Fill, Invalidate, RestoreTags, RoundTrip, SaveTags, ScanWord, ScanZero, Zero, ZeroTagged,
 };
 
 /// A change of a live entry, and such a change by a call of its own.
 const CHANGE: &[Floor] = &[Descriptor, Invalidate];
 const CALL: &[Floor] = &[RoundTrip, Descriptor, Invalidate];
+/// The parent's entry loses a right, the child gets one.
+const FORK: &[Floor] = &[Descriptor, Invalidate, Descriptor];
+/// And the child's is taken out. No address of it is in a TLB by then.
+const FORK_AND_EXIT: &[Floor] = &[Descriptor, Invalidate, Descriptor, Descriptor];
 
 const MEASUREMENTS: &[Measurement] = &[
     Measurement {
@@ -116,6 +120,29 @@ const MEASUREMENTS: &[Measurement] = &[
         unit: Unit::FourKib,
         floor: &[Fill, RoundTrip, Descriptor],
         floor_tagged: &[Fill, RestoreTags, RoundTrip, Descriptor],
+    },
+    Measurement { name: "fork", run: fork, unit: Unit::FourKib, floor: FORK, floor_tagged: FORK },
+    Measurement {
+        name: "fork_exit_wait",
+        run: fork_exit_wait,
+        unit: Unit::FourKib,
+        floor: FORK_AND_EXIT,
+        floor_tagged: FORK_AND_EXIT,
+    },
+    Measurement {
+        name: "cow_store",
+        run: cow_store,
+        unit: Unit::FourKib,
+        // Another address in a live entry: by way of an empty one.
+        floor: &[Copy, RoundTrip, Descriptor, Invalidate, Descriptor],
+        floor_tagged: &[CopyTagged, RoundTrip, Descriptor, Invalidate, Descriptor],
+    },
+    Measurement {
+        name: "store_after_child",
+        run: store_after_child,
+        unit: Unit::FourKib,
+        floor: &[RoundTrip, Descriptor, Invalidate],
+        floor_tagged: &[RoundTrip, Descriptor, Invalidate],
     },
     Measurement { name: "munmap", run: munmap, unit: Unit::FourKib, floor: CHANGE, floor_tagged: CHANGE },
     Measurement {
@@ -252,8 +279,21 @@ impl Bench {
     }
 
     fn verify(&self, region: &Region, pattern: Pattern) {
+        self.verify_pages(region, |page| words(pattern, page));
+    }
+
+    /// The same after [`Region::touch_store`].
+    fn verify_stored(&self, region: &Region, pattern: Pattern) {
+        self.verify_pages(region, |page| {
+            let mut words = words(pattern, page);
+            words[0] = page as u64;
+            words
+        });
+    }
+
+    fn verify_pages(&self, region: &Region, words: impl Fn(usize) -> Words) {
         for page in 0..PAGES {
-            let (wrong, first) = region.wrong_bytes(page, &words(pattern, page));
+            let (wrong, first) = region.wrong_bytes(page, &words(page));
             assert!(wrong == 0, "page {page}: {wrong} wrong bytes, first in word {first:?}");
             if self.tagged {
                 let (wrong, first) = region.wrong_tags(page, &tags(page));
@@ -329,6 +369,71 @@ fn swap_in_of(bench: &Bench, pattern: Pattern) -> Interval {
     let interval = bench.time(PAGES, || region.touch_load());
     bench.expect_counted(before, own::SWAP_IN);
     bench.verify(&region, pattern);
+    interval
+}
+
+/// A copy of this program that does nothing until it is killed, at the end of its value.
+struct Sleeper(i32);
+
+impl Sleeper {
+    fn fork() -> Self {
+        match sys::fork().expect("fork") {
+            Forked::Child => sys::sleep(),
+            Forked::Parent(child) => Self(child),
+        }
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        sys::kill(self.0).expect("kill");
+        sys::wait(self.0).expect("wait4");
+    }
+}
+
+/// One fork of a program with the resident region, until it returns.
+fn fork(bench: &Bench) -> Interval {
+    let region = bench.filled(Pattern::Random);
+    let mut child = None;
+    let interval = bench.time(PAGES, || child = Some(Sleeper::fork()));
+    drop(child);
+    bench.verify(&region, Pattern::Random);
+    interval
+}
+
+/// The same with a child that exits at once, until the parent has waited for it.
+fn fork_exit_wait(bench: &Bench) -> Interval {
+    let region = bench.filled(Pattern::Random);
+    let interval = bench.time(PAGES, fork_and_wait);
+    bench.verify(&region, Pattern::Random);
+    interval
+}
+
+fn fork_and_wait() {
+    match sys::fork().expect("fork") {
+        Forked::Child => sys::exit(0),
+        Forked::Parent(child) => assert!(sys::wait(child) == Ok(0), "the child does not exit"),
+    }
+}
+
+/// One 8-byte store to each page of the region that a sleeping child has as well.
+fn cow_store(bench: &Bench) -> Interval {
+    let region = bench.filled(Pattern::Text);
+    let child = Sleeper::fork();
+    // It falls asleep.
+    sys::yield_now();
+    let interval = bench.time(PAGES, || region.touch_store());
+    drop(child);
+    bench.verify_stored(&region, Pattern::Text);
+    interval
+}
+
+/// One 8-byte store to each page of the region that a child had as well, which is gone.
+fn store_after_child(bench: &Bench) -> Interval {
+    let region = bench.filled(Pattern::Random);
+    fork_and_wait();
+    let interval = bench.time(PAGES, || region.touch_store());
+    bench.verify_stored(&region, Pattern::Random);
     interval
 }
 
