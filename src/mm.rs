@@ -311,6 +311,15 @@ impl<M: Machine> Mm<M> {
         self.release([(folio, REFERENCE)].into_iter());
     }
 
+    /// Gives back the count of one entry that is gone, and frees the folio if nobody holds it any more. Only that is
+    /// for the reclaim list's lock: who leaves others behind has nothing to take out of the list.
+    #[inline]
+    pub(crate) fn release_map(&self, folio: Frame) {
+        if !self.frames.record(folio).count.put_unless_last(MAP) {
+            self.release_maps(&[Maps { folio, maps: 1 }]);
+        }
+    }
+
     /// Gives back the counts of entries that are gone, and frees the folios that nobody holds any more.
     pub(crate) fn release_maps(&self, folios: &[Maps]) {
         let weights = folios.iter().map(|&Maps { folio, maps }| (folio, u64::from(maps) * MAP));

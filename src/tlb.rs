@@ -9,6 +9,9 @@
 //! A batch pays one pair of barriers, whatever its size. Adjacent pages become one run, and a run is one range
 //! invalidation where the CPU has them.
 //!
+//! One entry that is replaced under a single hold of its table's lock needs no flush: [`invalidate_everywhere`] removes
+//! the old translation, and whoever replaced it gives the old page's count back after that.
+//!
 //! Contents may be copied for write-out only after [`Flush::complete`]: until then some CPU may still write.
 
 use arrayvec::ArrayVec;
@@ -188,6 +191,19 @@ pub(crate) fn invalidate_here<M: Machine>(mm: &Mm<M>, node: NodeId, pages: VpnRa
     let machine = mm.machine();
     machine.fence_tables();
     machine.invalidate(mm.asid(node), Scope::Pages(pages), LEAVES, Reach::Local);
+    machine.fence_invalidations();
+}
+
+/// Removes a page's translation from every CPU, and waits until that is done: for break-before-make of one entry, whose
+/// page stays somebody's meanwhile.
+#[inline]
+pub(crate) fn invalidate_everywhere<M: Machine>(mm: &Mm<M>, node: NodeId, page: Vpn) {
+    let machine = mm.machine();
+    machine.fence_tables();
+    mm.stats().flushes.bump();
+    mm.stats().invalidations.bump();
+    // Read after the fence: `node::asid` says why.
+    machine.invalidate(mm.asid(node), Scope::Pages(VpnRange::new(page, 1)), LEAVES, Reach::Broadcast);
     machine.fence_invalidations();
 }
 

@@ -1,10 +1,10 @@
 //! Spaces of one fork tree that meet, in many orders: shuttle chooses at each step who goes on.
 //!
-//! As in `tests/races.rs`, where the variables that steer it are told, with several spaces: each CPU runs one, of a tree
-//! that a random life has made, and does something to it that concerns the others' pages as well. What a space holds
-//! follows from its own program alone; that is the model. A page that was given up may be as it was, or zero. At the end
-//! every page of every space is looked at, once more after all of it went out, and once more after every space has stored
-//! to all of its pages; then all is given back: frames, slots, tag rooms and nodes.
+//! As in `tests/races.rs`, where the variables that steer it are told, with several spaces: each CPU runs one, of a
+//! tree that a random life has made, and does something to it that concerns the others' pages as well. What a space
+//! holds follows from its own program alone; that is the model. A page that was given up may be as it was, or zero. At
+//! the end every page of every space is looked at, once more after all of it went out, and once more after every space
+//! has stored to all of its pages; then all is given back: frames, slots, tag rooms and nodes.
 
 mod support;
 

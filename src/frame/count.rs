@@ -1,7 +1,8 @@
 //! A folio's count: maps, references and pins in one word.
 //!
 //! **Protocol.** Who has a count may add counts, and gives each back once ([`Count::put`]); whoever gives back the last
-//! is alone with the folio, sees all that others did to it while they had counts, and frees it. Who has none may
+//! is alone with the folio, sees all that others did to it while they had counts, and frees it. Who frees by another
+//! way than others leave by asks first whether it is the last ([`Count::put_unless_last`]). Who has none may
 //! [`Count::get`] a reference, but not of a folio that is nobody's. Who has all counts there are changes what the
 //! folio is ([`Count::trade`]).
 //!
@@ -80,6 +81,19 @@ impl<W: Word<Bits = u64>> Count<W> {
         let before = self.0.fetch_sub(weight, Ordering::AcqRel);
         debug_assert!(before >= weight, "the count of a folio went below zero");
         if before == weight { Left::Nobody } else { Left::Shared }
+    }
+
+    /// Gives back counts of weight `weight`, unless they are the last. Whether it did.
+    #[inline]
+    pub(crate) fn put_unless_last(&self, weight: u64) -> bool {
+        let mut seen = self.0.load(Ordering::Relaxed);
+        while seen > weight {
+            match self.0.compare_exchange_weak(seen, seen - weight, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+        false
     }
 
     /// Makes counts of `after` out of the counts `before`, all of which are the caller's. `None` when somebody else has
@@ -181,6 +195,26 @@ mod tests {
             others.into_iter().for_each(|other| other.join().unwrap());
             assert_eq!(folio.look(), 1, "nobody freed it");
             assert!(!folio.count.get());
+        });
+    }
+
+    #[test]
+    fn the_last_of_two_does_not_leave_unnoticed() {
+        loom::model(|| {
+            let folio = Folio::new(2 * MAP);
+            let body = |folio: &Folio| {
+                assert_eq!(folio.look(), 0);
+                if !folio.count.put_unless_last(MAP) {
+                    folio.leave(MAP);
+                }
+            };
+            let other = {
+                let folio = Arc::clone(&folio);
+                thread::spawn(move || body(&folio))
+            };
+            body(&folio);
+            other.join().unwrap();
+            assert_eq!(folio.look(), 1, "nobody freed it");
         });
     }
 

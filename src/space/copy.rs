@@ -30,12 +30,13 @@ impl<M: Machine> Space<M> {
         let record = frames.record(head);
         let run = VpnRange::new(page.before(u64::from(frame.index() - head.index()))?, 1 << record.order());
         let ours = PfnRange::new(frames.pfn(head), run.pages());
-        let mapped = mapped_in(cursor, run, ours);
-        if record.count.maps() as u64 != mapped {
+        let maps = u64::from(record.count.maps());
+        // While others have it there are mostly more than this table has room for.
+        if maps > run.pages() || maps != mapped_in(cursor, run, ours) {
             return None;
         }
         let folio = frames.try_lock(mm.machine(), head)?;
-        if record.count.maps() as u64 != mapped || frames.is_pinned(head) || mm.is_wanted(&folio) {
+        if u64::from(record.count.maps()) != maps || frames.is_pinned(head) || mm.is_wanted(&folio) {
             return None;
         }
         Home::new(self.node, run.start()).store(&record.home);
@@ -52,8 +53,7 @@ impl<M: Machine> Space<M> {
         let Found { page, table, protection, .. } = *at;
         let frames = mm.frames();
         let Some(folio) = mm.take_frame(Kind::Folio) else { return Err(FaultError::NoMemory) };
-        let mut flush = Flush::new(mm);
-        {
+        let old = {
             let Some(mut cursor) = table.lock(mm) else { return Ok(Step::Again) };
             let shared = match cursor.read(page) {
                 Decoded::Leaf(shared) => shared,
@@ -68,20 +68,26 @@ impl<M: Machine> Space<M> {
                 return Ok(Step::Again);
             };
             copy_contents(mm, frame, &folio, protection);
-            Home::new(self.node, page).store(&frames.record(folio.frame()).home);
-            let run = cursor.fit(VpnRange::new(page, 1), Edge::Unfold, self.node, &mut flush);
-            cursor.take(run, |pages, _| {
-                flush.note(self.node, pages);
-                flush.own(frames.head(frame), 1);
-            });
-            // Another address in a live entry: not before every CPU has forgotten the old one.
-            flush.invalidate();
-            frames.record(folio.frame()).count.begin(MAP);
-            cursor.map(run.pages(), leaf_of_copy::<M>(folio.pfn(), protection));
-        }
+            let record = frames.record(folio.frame());
+            Home::new(self.node, page).store(&record.home);
+            record.count.begin(MAP);
+            if shared.is_contiguous() {
+                self.unfold(mm, &mut cursor, page);
+            }
+            cursor.replace(page, self.node, leaf_of_copy::<M>(folio.pfn(), protection));
+            frames.head(frame)
+        };
+        mm.release_map(old);
         mm.reclaim().insert(frames, folio.publish());
         mm.stats().copies.bump();
         Ok(Step::Done)
+    }
+
+    /// Breaks the group of a page up.
+    #[cold]
+    #[inline(never)]
+    fn unfold(&self, mm: &Mm<M>, cursor: &mut Cursor<'_, M>, page: Vpn) {
+        cursor.fit(VpnRange::new(page, 1), Edge::Unfold, self.node, &mut Flush::new(mm));
     }
 }
 

@@ -84,8 +84,8 @@ enum Sharing {
 }
 
 impl Missing<'_> {
-    /// Whether the slots have other users: none, where each is as `alone` says. Under the table's lock, with the entries
-    /// as they were: only a fork of this space could add some.
+    /// Whether the slots have other users: none, where each is as `alone` says. Under the table's lock, with the
+    /// entries as they were: only a fork of this space could add some.
     #[inline]
     fn sharing<M: Machine>(&self, area: &Area<M>, alone: impl Fn(&SlotRecord) -> bool) -> Sharing {
         if self.first.is_exclusive() || area.records(self.first.slot(), self.run.pages()).iter().all(alone) {

@@ -10,7 +10,7 @@ use crate::mm::Mm;
 use crate::node::NodeId;
 use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry, decode, in_place};
 use crate::sync::{HeldMark, Ordering, try_lock_bit, unlock_bits};
-use crate::tlb::{Flush, Lost};
+use crate::tlb::{self, Flush, Lost};
 
 /// One present entry in a leaf table's count word.
 const PRESENT: u64 = 1;
@@ -237,7 +237,7 @@ impl<M: Machine> Cursor<'_, M> {
                 (M::Granule::GROUP_PAGES as u64, self.update_group(at, was, &change))
             } else {
                 let change = Change { was, is: change(was) };
-                (self.update_alike(at, run.pages().pages() - index, change, &mut each), change)
+                (self.update_alike(at, run.pages().pages() - index, change, |_, change| each(change.was)), change)
             };
             // None at all when the hardware came in between: then the leaf is looked at once more.
             if pages > 0 {
@@ -247,19 +247,20 @@ impl<M: Machine> Cursor<'_, M> {
         }
     }
 
-    /// Makes `change` of the first of `pages` single leaves from `at` on that are like the one that it was made for.
-    /// Ends early at one that is not, or that the hardware writes to just then. Returns how many were changed.
+    /// Makes `change` of the first of `pages` single leaves from `at` on that are like the one that it was made for,
+    /// and tells `each` of every one. Ends early at one that is not, or that the hardware writes to just then. Returns
+    /// how many were changed.
     #[inline(always)]
-    fn update_alike(&mut self, at: EntryAt, pages: u64, change: Change, each: &mut impl FnMut(Leaf)) -> u64 {
+    fn update_alike(&mut self, at: EntryAt, pages: u64, change: Change, mut each: impl FnMut(u64, Change)) -> u64 {
         let machine = self.mm.machine();
         for page in 0..pages {
             let at = at.offset(page as usize);
             let raw = machine.load_entry(at);
-            let Some(Change { was, is }) = change.of_alike::<M::Granule>(raw) else { return page };
-            if change.was != change.is && machine.compare_exchange_entry(at, raw, is.raw()).is_err() {
+            let Some(this) = change.of_alike::<M::Granule>(raw) else { return page };
+            if change.was != change.is && machine.compare_exchange_entry(at, raw, this.is.raw()).is_err() {
                 return page;
             }
-            each(was);
+            each(page, this);
         }
         pages
     }
@@ -318,57 +319,48 @@ impl<M: Machine> Cursor<'_, M> {
         let (from, to) = (self.table.entry(run.pages().start()), into.table.entry(run.pages().start()));
         let (mut present, mut out, mut index) = (0, 0, 0);
         let mut lost = Lost::new();
+        // None becomes pinned meanwhile: that needs the space's lock.
+        let some_are_pinned = self.mm.pins.load(Ordering::Relaxed) > 0;
         while index < run.pages().pages() {
             let at = from.offset(index as usize);
             let raw = machine.load_entry(at);
+            let to = to.offset(index as usize);
             let mut pages = 1;
             match decode::<M::Granule>(raw, Level::LEAF) {
                 Decoded::Leaf(leaf) => {
                     if leaf.is_contiguous() {
                         pages = M::Granule::GROUP_PAGES as u64;
                     }
-                    let Some(head) = frames.frame(leaf.pfn::<M::Granule>()).map(|frame| frames.head(frame)) else {
-                        index += pages;
-                        continue;
-                    };
-                    if frames.is_pinned(head) {
-                        // No program stores to it while it is copied.
+                    if some_are_pinned && self.is_pinned(leaf) {
                         let alike = Fitted::alike(run.pages().start().offset(index), pages);
-                        self.update(alike, |leaf, _| leaf.without_write(), |_, _| {});
-                        flush.note(node, alike.pages());
-                        flush.invalidate();
-                        for page in index..index + pages {
-                            let leaf = leaf.nth::<M::Granule>(page - index).without_contiguous();
-                            if let Some(leaf) = copy(run.pages().start().offset(page), leaf) {
-                                machine.store_entry(to.offset(page as usize), leaf.raw());
-                                present += PRESENT;
-                            }
-                        }
-                        if leaf.is_writable() {
-                            let regain = |leaf: Leaf, proof: Option<&Exclusive<'_>>| {
-                                proof.map_or(leaf, |proof| leaf.with_write(proof))
-                            };
-                            self.update(alike, regain, |_, _| {});
-                        }
+                        present += PRESENT * self.share_pinned(to, alike, node, flush, &mut copy);
                         index += pages;
                         continue;
                     }
-                    let Change { was, is } = if pages > 1 {
-                        self.update_group(at, leaf, &Leaf::without_exclusive)
-                    } else {
-                        let is = leaf.without_exclusive();
-                        if is != leaf && machine.compare_exchange_entry(at, raw, is.raw()).is_err() {
-                            // The hardware noted something just then.
-                            continue;
+                    let count = |first: Leaf, pages| {
+                        if let Some(frame) = frames.frame(first.pfn::<M::Granule>()) {
+                            frames.record(frames.head(frame)).count.add(MAP * pages);
                         }
-                        Change { was: leaf, is }
+                    };
+                    let was = if leaf.is_contiguous() {
+                        let Change { was, is } = self.update_group(at, leaf, &Leaf::without_exclusive);
+                        count(is, pages);
+                        for page in 0..pages {
+                            machine.store_entry(to.offset(page as usize), is.nth::<M::Granule>(page).raw());
+                        }
+                        was
+                    } else {
+                        let change = Change { was: leaf, is: leaf.without_exclusive() };
+                        // None at all when the hardware came in between: then the leaf is looked at once more.
+                        let most = if some_are_pinned { 1 } else { run.pages().pages() - index };
+                        pages = self.update_alike(at, most, change, |page, this| {
+                            count(this.is, 1);
+                            machine.store_entry(to.offset(page as usize), this.is.raw());
+                        });
+                        leaf
                     };
                     if was.is_writable() {
                         lost.add(VpnRange::new(run.pages().start().offset(index), pages), node, flush);
-                    }
-                    frames.record(head).count.add(MAP * pages);
-                    for page in 0..pages {
-                        machine.store_entry(to.offset((index + page) as usize), is.nth::<M::Granule>(page).raw());
                     }
                     present += PRESENT * pages;
                 }
@@ -377,7 +369,7 @@ impl<M: Machine> Cursor<'_, M> {
                     if shared != entry {
                         machine.exchange_entry(at, shared.raw());
                     }
-                    machine.exchange_entry(to.offset(index as usize), shared.raw());
+                    machine.exchange_entry(to, shared.raw());
                     out += OUT;
                 }
                 Decoded::Empty | Decoded::Table(_) | Decoded::Unknown(_) => {}
@@ -386,6 +378,54 @@ impl<M: Machine> Cursor<'_, M> {
         }
         lost.note(node, flush);
         into.count(present + out, 0);
+    }
+
+    /// Whether the folio that a leaf shows is pinned.
+    fn is_pinned(&self, leaf: Leaf) -> bool {
+        let frames = self.mm.frames();
+        frames.frame(leaf.pfn::<M::Granule>()).is_some_and(|frame| frames.is_pinned(frames.head(frame)))
+    }
+
+    /// Gives another space, from its table's entry `to` on, the leaves that `copy` makes of a pinned page, or of the
+    /// pages of a pinned group. Returns how many.
+    #[cold]
+    fn share_pinned(
+        &mut self,
+        to: EntryAt,
+        alike: Fitted,
+        node: NodeId,
+        flush: &mut Flush<'_, M>,
+        mut copy: impl FnMut(Vpn, Leaf) -> Option<Leaf>,
+    ) -> u64 {
+        let (run, Decoded::Leaf(first)) = (alike.pages(), self.read(alike.pages().start())) else { return 0 };
+        // No program stores to it while it is copied.
+        self.update(alike, |leaf, _| leaf.without_write(), |_, _| {});
+        flush.note(node, run);
+        flush.invalidate();
+        let mut copied = 0;
+        for page in 0..run.pages() {
+            let leaf = first.nth::<M::Granule>(page).without_contiguous();
+            if let Some(leaf) = copy(run.start().offset(page), leaf) {
+                self.mm.machine().store_entry(to.offset(page as usize), leaf.raw());
+                copied += 1;
+            }
+        }
+        if first.is_writable() {
+            let regain = |leaf: Leaf, proof: Option<&Exclusive<'_>>| proof.map_or(leaf, |proof| leaf.with_write(proof));
+            self.update(alike, regain, |_, _| {});
+        }
+        copied
+    }
+
+    /// Puts another page's leaf in the place of a page's that is in no group, by break-before-make: every CPU has
+    /// forgotten the old one when the new one is there. The old one's count passes to the caller.
+    #[inline]
+    pub(crate) fn replace(&mut self, page: Vpn, node: NodeId, new: Leaf) {
+        debug_assert!(matches!(self.read(page), Decoded::Leaf(leaf) if !leaf.is_contiguous()));
+        let machine = self.mm.machine();
+        machine.exchange_entry(self.table.entry(page), 0);
+        tlb::invalidate_everywhere(self.mm, node, page);
+        self.show(VpnRange::new(page, 1), new);
     }
 
     /// Takes every entry of a run out, and hands what was there to `taken`, by runs that were alike: a group, or one

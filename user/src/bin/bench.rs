@@ -60,7 +60,8 @@ struct Interval {
 }
 
 use Floor::{
-    Copy, CopyTagged, Descriptor, Fill, Invalidate, RestoreTags, RoundTrip, SaveTags, ScanWord, ScanZero, Zero, ZeroTagged,
+    Copy, CopyTagged, Descriptor, Fill, Invalidate, RestoreTags, RoundTrip, SaveTags, ScanWord, ScanZero, Zero,
+    ZeroTagged,
 };
 
 /// A change of a live entry, and such a change by a call of its own.
