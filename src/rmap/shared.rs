@@ -5,6 +5,9 @@
 //! From the first swap entry on the slots name the folio, whose lock the caller holds; so who faults on an entry waits
 //! for that, and nobody maps the folio anew.
 //!
+//! **An area that is being turned off** gets no more entries: leaves become those of slots that a folio has already only
+//! inside the area while it is open (`Mm::enter_slots`).
+//!
 //! No leaf that is one of several is writable. So nothing is stored to the folio between the look and the last
 //! exchange, but by a space that has it alone by then; a clean leaf is looked at again when it has been taken out.
 

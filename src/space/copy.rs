@@ -7,7 +7,8 @@
 //!   home. This is looked at under the folio's lock, taken by try-lock, so that neither reclaim nor a swap-in of
 //!   another space is half way through with it.
 //! - **Others have it as well**: a new page with the same data and tags takes its place, by break-before-make. The old
-//!   one cannot change meanwhile, as nobody's entry is writable.
+//!   one cannot change meanwhile, as nobody's entry is writable. If it has gone out by then, maybe for the very frame
+//!   that the copy needs, it is read into that frame ([`Space::swap_in_copy`]).
 
 use super::fault::{FaultError, Found, Step};
 use super::{Protection, Space};
