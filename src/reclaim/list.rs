@@ -237,20 +237,20 @@ impl Reclaim {
         list.move_old(frames, &chain);
     }
 
-    /// Gives back the counts of the next folios, and takes those that nobody holds any more out of the list and into
-    /// `gone`. Returns how many folios were looked at.
+    /// Gives back counts of folios, and takes those that nobody holds any more out of the list and into `gone`, until
+    /// that is full.
     #[inline]
     pub(super) fn drop_counts(
         &self,
         frames: &Frames,
         folios: &mut impl Iterator<Item = (Frame, u64)>,
         gone: &mut ArrayVec<Frame, { tlb::CAPACITY }>,
-    ) -> usize {
+    ) {
         let mut chain: Option<Chain> = None;
-        let mut seen = 0;
         let mut list = self.list.lock();
-        for (frame, weight) in folios.take(tlb::CAPACITY) {
-            seen += 1;
+        while !gone.is_full()
+            && let Some((frame, weight)) = folios.next()
+        {
             if frames.put(frame, weight) == Left::Shared {
                 continue;
             }
@@ -262,6 +262,5 @@ impl Reclaim {
         if let Some(chain) = &chain {
             list.cut(frames, chain);
         }
-        seen
     }
 }

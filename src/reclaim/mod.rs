@@ -131,7 +131,8 @@ impl<M: Machine> Mm<M> {
     pub(crate) fn release(&self, mut folios: impl Iterator<Item = (Frame, u64)>) {
         let frames = self.frames();
         let mut gone: ArrayVec<Frame, { tlb::CAPACITY }> = ArrayVec::new();
-        while self.reclaim().drop_counts(frames, &mut folios, &mut gone) == tlb::CAPACITY || !gone.is_empty() {
+        loop {
+            self.reclaim().drop_counts(frames, &mut folios, &mut gone);
             if self.swap().some_are_backed() {
                 gone.iter()
                     .filter(|&&head| frames.record(head).has(flag::BACKED))
@@ -140,6 +141,9 @@ impl<M: Machine> Mm<M> {
             let mut freeing = frames.freeing(self.machine().cpu());
             for &frame in &gone {
                 freeing.push(frame);
+            }
+            if !gone.is_full() {
+                return;
             }
             gone.clear();
         }

@@ -17,7 +17,7 @@ pub(crate) type Unused = ArrayVec<SwapEntry, CHUNK>;
 
 /// Gives back the uses that entries of `pages`, from `first` on, had of their slots: they were taken out of a table of
 /// `node`. Those that were the last of pages still in memory join `unused`.
-#[inline(never)]
+#[cold]
 pub(crate) fn give_up<M: Machine>(
     mm: &Mm<M>,
     node: NodeId,
