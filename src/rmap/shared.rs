@@ -5,8 +5,8 @@
 //! From the first swap entry on the slots name the folio, whose lock the caller holds; so who faults on an entry waits
 //! for that, and nobody maps the folio anew.
 //!
-//! **An area that is being turned off** gets no more entries: leaves become those of slots that a folio has already only
-//! inside the area while it is open (`Mm::enter_slots`).
+//! **An area that is being turned off** gets no more entries: leaves become those of slots that a folio has already
+//! only inside the area while it is open (`Mm::enter_slots`).
 //!
 //! No leaf that is one of several is writable. So nothing is stored to the folio between the look and the last
 //! exchange, but by a space that has it alone by then; a clean leaf is looked at again when it has been taken out.
@@ -22,7 +22,7 @@ use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::node::{Home, NodeId};
 use crate::pte::SwapEntry;
-use crate::swap::{Dry, Leaving, Prepared};
+use crate::swap::{Dry, Leaving, MOST_USERS, Prepared};
 use crate::table::{self, Cursor};
 use crate::tlb::Flush;
 
@@ -85,7 +85,7 @@ pub(super) fn unmap_shared<'a, M: Machine>(
         if ageing == Ageing::SecondChance && here.is_accessed {
             age(cursor, place.run, place.ours, id, flush);
         }
-        tables += u32::from(here.mapped > 0);
+        tables += u64::from(here.mapped > 0);
         seen.join(&here);
         ControlFlow::Continue(())
     });
@@ -97,6 +97,10 @@ pub(super) fn unmap_shared<'a, M: Machine>(
     }
     if ageing == Ageing::SecondChance && seen.is_accessed {
         return Unmapped::Kept(Refusal::Referenced);
+    }
+    if tables > MOST_USERS {
+        // A slot cannot count so many.
+        return Unmapped::Kept(Refusal::Dry(Dry::Slots));
     }
     if record.has(flag::BACKED) {
         if !seen.is_dirty

@@ -6,7 +6,7 @@
 //! whatever device: who comes for one of them next finds it in memory.
 //!
 //! **The law.** A clean leaf of a backed folio says that the slots have the page. So whoever gives the slots to
-//! somebody else first makes every leaf of the folio dirty ([`rmap::unback`](crate::rmap::unback)), under the lock of
+//! somebody else first makes every leaf of the folio dirty (`rmap::backed`), under the lock of
 //! their table and the folio's; and a program that gives a page up (MADV_FREE makes it clean for another reason) has it
 //! unbacked before.
 //!

@@ -26,7 +26,7 @@
 
 mod area;
 mod areas;
-pub(crate) mod backed;
+mod backed;
 mod cache;
 mod cluster;
 mod device;
@@ -46,7 +46,7 @@ pub(crate) use areas::Swap;
 pub(crate) use out::{Late, Leaving, Saved, Written};
 pub(crate) use prepared::Prepared;
 pub(crate) use read_in::{Kept, ReadError};
-pub(crate) use slot::SlotState;
+pub(crate) use slot::{MOST_USERS, SlotState};
 
 /// What no area has left.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]

@@ -23,9 +23,10 @@ const _: () = assert!(size_of::<SlotRecord>() == 24);
 const COUNT_SHIFT: u32 = 32;
 const COUNT_ONE: u64 = 1 << COUNT_SHIFT;
 const COUNT_MASK: u64 = 0xffff << COUNT_SHIFT;
-/// Users that fork gives a slot at most. The count goes to 65,535: every CPU may have looked before any has added one.
-const MOST_USERS: u64 = 0xff00;
-const _: () = assert!(MOST_USERS + MAX_CPUS as u64 <= 0xffff);
+/// Users that fork gives a slot at most, and spaces from which reclaim takes a page at most: each of these becomes a
+/// user as well. The count goes to 65,535, and every CPU may have looked before any has added one.
+pub(crate) const MOST_USERS: u64 = 0x7f00;
+const _: () = assert!(2 * (MOST_USERS + MAX_CPUS as u64) < 0xffff);
 const KIND_SHIFT: u32 = 48;
 const KIND_MASK: u64 = 0b111 << KIND_SHIFT;
 const TAGS_SHIFT: u32 = 51;
