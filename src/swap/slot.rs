@@ -464,7 +464,21 @@ mod tests {
         });
     }
 
-    /// Two entries name the slot, as they will once pages are shared.
+    /// So many users, and then as many mappings that become users: the rest of the word stays as it is.
+    #[test]
+    fn a_slot_counts_all_that_may_use_it() {
+        loom::model(|| {
+            let page = Page::new(CACHED | (MOST_USERS - 1) * COUNT_ONE | FRAME as u64, ENTRY);
+            assert!(page.slot.takes_another_user());
+            page.slot.add_user();
+            assert!(!page.slot.takes_another_user());
+            let page = Page::new(CACHED | (2 * MOST_USERS - 1) * COUNT_ONE | FRAME as u64, ENTRY);
+            page.slot.add_user();
+            assert_eq!(page.slot.state(), SlotState::Cached { frame: FRAME, count: 2 * MOST_USERS as u16 });
+        });
+    }
+
+    /// Two entries name the slot.
     #[test]
     fn of_two_entries_the_last_frees_the_slot() {
         loom::model(|| {
