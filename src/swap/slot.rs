@@ -468,11 +468,11 @@ mod tests {
     #[test]
     fn a_slot_counts_all_that_may_use_it() {
         loom::model(|| {
-            let page = Page::new(CACHED | (MOST_USERS - 1) * COUNT_ONE | FRAME as u64, ENTRY);
+            let page = Page::new(CACHED | ((MOST_USERS - 1) * COUNT_ONE) | FRAME as u64, ENTRY);
             assert!(page.slot.takes_another_user());
             page.slot.add_user();
             assert!(!page.slot.takes_another_user());
-            let page = Page::new(CACHED | (2 * MOST_USERS - 1) * COUNT_ONE | FRAME as u64, ENTRY);
+            let page = Page::new(CACHED | ((2 * MOST_USERS - 1) * COUNT_ONE) | FRAME as u64, ENTRY);
             page.slot.add_user();
             assert_eq!(page.slot.state(), SlotState::Cached { frame: FRAME, count: 2 * MOST_USERS as u16 });
         });
