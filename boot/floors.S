@@ -66,9 +66,9 @@ end_floor
 .endm
 
 vector_floor floor_copy                 // x0 = to, x1 = from
-    .rept   128
-    ldp     q0, q1, [x1], #32
-    stp     q0, q1, [x0], #32
+    .rept   64
+    ld1     {v0.2d, v1.2d, v2.2d, v3.2d}, [x1], #64
+    st1     {v0.2d, v1.2d, v2.2d, v3.2d}, [x0], #64
     .endr
 end_vector_floor
 
@@ -97,8 +97,8 @@ vector_floor floor_scan_word
 end_vector_floor
 
 vector_floor floor_fill
-    .rept   128
-    stp     q0, q0, [x0], #32
+    .rept   64
+    st1     {v0.2d, v1.2d, v2.2d, v3.2d}, [x0], #64
     .endr
 end_vector_floor
 
@@ -106,9 +106,9 @@ vector_floor floor_copy_tagged          // x0 = to, x1 = from
     .rept   16
     ldgm    x3, [x1]
     stgm    x3, [x0]
-    .rept   8
-    ldp     q0, q1, [x1], #32
-    stp     q0, q1, [x0], #32
+    .rept   4
+    ld1     {v0.2d, v1.2d, v2.2d, v3.2d}, [x1], #64
+    st1     {v0.2d, v1.2d, v2.2d, v3.2d}, [x0], #64
     .endr
     .endr
 end_vector_floor
