@@ -96,6 +96,8 @@ counters! {
     swap_in_same,
     /// Large folios read from their slots in one piece; their pages count as swapped in, too.
     swap_in_folios,
+    /// Pages that were read in with one before them, for a program that goes in order.
+    swap_in_ahead,
     /// Swap-ins of pages that a larger memory would have kept (see `reclaim`).
     refaults,
     /// Pages that left again as they had come, by no request: their slots still had them.

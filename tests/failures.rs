@@ -252,7 +252,9 @@ fn the_device_fails_at_every_operation_of_a_life() {
             out(&rig, &space, 0, 6);
         }
         assert_eq!(told, rig.count("faults_unreadable"));
-        let failed = told + rig.count("write_errors");
+        let failed = rig.count("read_errors") + rig.count("write_errors");
+        // Of pages that come together nobody is told: the one that is wanted comes alone then.
+        assert!(told <= rig.count("read_errors"));
         rig.finish(space);
         if failed == 0 {
             break;
@@ -260,7 +262,7 @@ fn the_device_fails_at_every_operation_of_a_life() {
         assert_eq!(failed, 1, "operation {k}");
         k += 1;
     }
-    assert_eq!(k, 30, "six pages went three times and came twice");
+    assert_eq!(k, 3 * 6 + 2 * 4, "six pages went three times, and came twice: 1, 1, 2 and 2 of them");
 }
 
 /// A page whose write failed stays in memory, with its swap entry: each way on from there.

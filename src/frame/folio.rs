@@ -10,7 +10,7 @@
 //! then confirms again all that it knew.
 
 use super::database::Frames;
-use super::{AREA_SHIFT, Frame, Kind, Left, ORDER_MASK, REFERENCE, flag};
+use super::{AREA_SHIFT, Frame, Kind, Left, ORDER_MASK, OwnedFrame, REFERENCE, flag};
 use crate::machine::Machine;
 use crate::node::Home;
 use crate::sync::{Ordering, assert_may_sleep, try_lock_bit, unlock_bits};
@@ -76,6 +76,18 @@ impl Frames {
     /// Makes a head the head of one page: its own. Under its folio lock, with its tails promoted.
     pub(crate) fn shrink(&self, head: Frame) {
         self.record(head).flags.fetch_and(!ORDER_MASK, Ordering::Relaxed);
+    }
+
+    /// Makes folios of one page each of the `pages` pages of a block that nobody else knows of. They keep what is their
+    /// own; their counts and homes are the caller's to set.
+    pub(crate) fn scatter(&self, block: OwnedFrame<'_>, pages: u64) -> impl Iterator<Item = Frame> {
+        let head = block.publish();
+        self.shrink(head);
+        self.pages(head, pages).inspect(move |&page| {
+            if page != head {
+                self.promote(page);
+            }
+        })
     }
 
     /// Whether anybody holds a pin.

@@ -216,7 +216,7 @@ impl Reclaim {
     }
 
     /// Puts isolated folios back as the youngest. Their references are still the caller's to give back.
-    pub(super) fn insert_all(&self, frames: &Frames, folios: &[Frame]) {
+    pub(crate) fn insert_all(&self, frames: &Frames, folios: &[Frame]) {
         let mut list = self.list.lock();
         for &frame in folios {
             list.push(frames, frame);

@@ -1,6 +1,6 @@
 //! Faults: from a program's access to an entry that allows it.
 
-use super::swap_in::Streams;
+use super::read_ahead::Streams;
 use super::{Guarded, Protection, Space};
 use crate::addr::{PfnRange, VirtAddr, Vpn, VpnRange};
 use crate::frame::flag;

@@ -23,6 +23,7 @@ mod fork;
 mod map;
 mod pin;
 mod protect;
+mod read_ahead;
 mod records;
 mod regions;
 mod swap_in;
@@ -50,8 +51,8 @@ use crate::node::NodeId;
 use crate::sync::{Sleep, SleepGuard};
 use crate::table::{self, Hole, LeafTable};
 use crate::tlb::Flush;
+use read_ahead::Streams;
 use regions::{Region, Regions};
-use swap_in::Streams;
 
 /// Why a space could not be made.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]

@@ -7,12 +7,12 @@
 //! **How much.** A folio that left in one piece comes back in one piece, by one request to the device and as one group,
 //! where its entries are still the run of slots that they were, memory is at hand, and the program goes through its
 //! pages in order ([`Streams`]): what it is about to touch would fault page by page. Else one page comes alone, so that
-//! a program which jumps about reads no more than it touches, however short memory is.
+//! a program which jumps about reads no more than it touches, however short memory is. What left page by page is read
+//! ahead for a program that goes in order (`read_ahead`).
 //!
 //! **What never left.** A cached folio is mapped as it is, whole; where not all of it is wanted any more, or not in one
 //! region, it becomes single pages first.
 
-use core::cell::Cell;
 use core::num::NonZero;
 
 use super::fault::{Access, FaultError, Found, Step};
@@ -27,57 +27,20 @@ use crate::pte::{Exclusive, Leaf, SwapEntry};
 use crate::swap::{Area, Kept, ReadError, SlotRecord, SlotState};
 use crate::table::Cursor;
 
-/// Ways through memory that are remembered: a program that merges, or copies with two buffers, has this many.
-const STREAMS: usize = 4;
-
-/// The runs of pages that came in last, each as long as it grew in one go.
-pub(super) struct Streams {
-    runs: [Cell<VpnRange>; STREAMS],
-    /// The run that is forgotten next.
-    oldest: Cell<usize>,
-}
-
-impl Streams {
-    pub(super) const fn new() -> Self {
-        Self { runs: [const { Cell::new(VpnRange::new(Vpn::new(0), 0)) }; STREAMS], oldest: Cell::new(0) }
-    }
-
-    /// Whether `run` goes on where one ended, upwards or downwards.
-    fn reach(&self, run: VpnRange) -> bool {
-        self.runs.iter().any(|known| meets(known.get(), run))
-    }
-
-    /// Notes that `run` has come in.
-    fn note(&self, run: VpnRange) {
-        if let Some(known) = self.runs.iter().find(|known| meets(known.get(), run)) {
-            let (one, other) = (known.get(), run);
-            known.set(VpnRange::between(one.start().min(other.start()), one.end().max(other.end())));
-        } else {
-            let oldest = self.oldest.get();
-            self.runs[oldest].set(run);
-            self.oldest.set((oldest + 1) % STREAMS);
-        }
-    }
-}
-
-fn meets(known: VpnRange, run: VpnRange) -> bool {
-    !known.is_empty() && (known.end() == run.start() || run.end() == known.start())
-}
-
 /// Pages that are out, in slots that follow each other.
 #[derive(Copy, Clone)]
-struct Missing<'a> {
-    at: &'a Found<'a>,
-    /// The pages: one, or a folio's.
-    run: VpnRange,
+pub(super) struct Missing<'a> {
+    pub(super) at: &'a Found<'a>,
+    /// The pages: one, a folio's, or some that come in together.
+    pub(super) run: VpnRange,
     /// What the first one's entry said before the lock.
-    first: SwapEntry,
-    access: Access,
+    pub(super) first: SwapEntry,
+    pub(super) access: Access,
 }
 
 /// Whether other spaces have a page as well.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
-enum Sharing {
+pub(super) enum Sharing {
     /// The entries at hand are the slots' only users, so that nobody else will map the pages.
     Alone,
     Shared,
@@ -97,7 +60,7 @@ impl Missing<'_> {
 
     /// The leaf that shows the first page in `frame`, clean.
     #[inline]
-    fn leaf<G: Granule>(&self, frame: Pfn, sharing: Sharing) -> Leaf {
+    pub(super) fn leaf<G: Granule>(&self, frame: Pfn, sharing: Sharing) -> Leaf {
         let leaf = Leaf::page::<G>(frame, self.at.protection);
         if sharing == Sharing::Shared {
             leaf.without_exclusive()
@@ -110,7 +73,7 @@ impl Missing<'_> {
 
     /// Whether all the entries are as they were.
     #[inline]
-    fn is_there<M: Machine>(&self, cursor: &Cursor<'_, M>) -> bool {
+    pub(super) fn is_there<M: Machine>(&self, cursor: &Cursor<'_, M>) -> bool {
         cursor.swapped(self.run, self.first) == self.run.pages()
     }
 
@@ -152,16 +115,20 @@ impl<M: Machine> Space<M> {
         let Some(area) = mm.swap().area(entry.area()) else { return Err(missing.lost()) };
         let Some(slot) = area.slot(entry.slot()) else { return Err(missing.unreadable()) };
         let step = match slot.state() {
-            SlotState::Out { shadow, .. } => match NonZero::new(slot.order())
-                .and_then(|left_as| self.read_folio(mm, area, left_as, missing, shadow))
-            {
-                Some(step) => step,
-                None => {
-                    let Some(folio) = mm.take_frame_urgently(Kind::Folio) else { return Err(FaultError::NoMemory) };
-                    self.read(mm, area, missing, &folio)?;
-                    self.show(mm, area, missing, folio, shadow).unwrap_or(Step::Again)
+            SlotState::Out { shadow, .. } => {
+                let several = match NonZero::new(slot.order()) {
+                    Some(left_as) => self.read_folio(mm, area, left_as, missing, shadow),
+                    None => self.read_ahead(mm, area, missing, shadow),
+                };
+                match several {
+                    Some(step) => step,
+                    None => {
+                        let Some(folio) = mm.take_frame_urgently(Kind::Folio) else { return Err(FaultError::NoMemory) };
+                        self.read(mm, area, missing, &folio)?;
+                        self.show(mm, area, missing, folio, shadow).unwrap_or(Step::Again)
+                    }
                 }
-            },
+            }
             SlotState::Cached { .. } => self.map_cached(mm, area, missing)?,
             SlotState::Free | SlotState::Taken | SlotState::Unknown => self.confirm_lost(mm, slot, missing)?,
         };
@@ -202,10 +169,16 @@ impl<M: Machine> Space<M> {
         Some(step.unwrap_or(Step::Again))
     }
 
-    /// Fills a fresh folio with the slots' data and tags. Inlined at both of its places, as [`Space::show`] is: for one
-    /// page all loops fall away.
+    /// Fills a fresh folio with the slots' data and tags. Inlined at its places, as [`Space::show`] is: for one page all
+    /// loops fall away.
     #[inline(always)]
-    fn read(&self, mm: &Mm<M>, area: &Area<M>, missing: Missing<'_>, folio: &OwnedFrame<'_>) -> Result<(), FaultError> {
+    pub(super) fn read(
+        &self,
+        mm: &Mm<M>,
+        area: &Area<M>,
+        missing: Missing<'_>,
+        folio: &OwnedFrame<'_>,
+    ) -> Result<(), FaultError> {
         let (frames, machine) = (mm.frames(), mm.machine());
         let run = PfnRange::new(folio.pfn(), missing.run.pages());
         let slots = area.records(missing.first.slot(), run.pages());

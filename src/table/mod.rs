@@ -43,6 +43,12 @@ impl LeafTable {
     pub(crate) fn holds<G: Granule>(&self, page: Vpn) -> bool {
         first_page::<G>(page) == self.first
     }
+
+    /// The pages that it maps.
+    #[inline]
+    pub(crate) fn pages<G: Granule>(&self) -> VpnRange {
+        VpnRange::new(self.first, G::ENTRIES as u64)
+    }
 }
 
 /// Pages that one hold of a leaf table's lock works on at most: the largest group, so that a run of more is cut between
