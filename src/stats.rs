@@ -134,6 +134,8 @@ counters! {
     referenced,
     /// Pages that reclaim passed over as locked or pinned by somebody else.
     busy,
+    /// Pages that reclaim passed over as locked in memory.
+    locked,
     /// Pages that changed hands between reclaim's choice and its unmapping.
     raced,
     /// Faults and calls that reclaimed for themselves.

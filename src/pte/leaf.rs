@@ -20,6 +20,7 @@ const PXN: u64 = 1 << 53;
 const UXN: u64 = 1 << 54;
 const SOFT_DIRTY: u64 = 1 << 55;
 const EXCLUSIVE: u64 = 1 << 56;
+const LOCKED: u64 = 1 << 57;
 /// Bits 58:55, the software's.
 const SOFTWARE: u64 = 0xf << 55;
 
@@ -31,8 +32,12 @@ const WRITABLE_OVER_READ_ONLY: u32 = WRITABLE.trailing_zeros() - AP_READ_ONLY.tr
 const SOFT_DIRTY_OVER_WRITABLE: u32 = SOFT_DIRTY.trailing_zeros() - WRITABLE.trailing_zeros();
 const SOFT_DIRTY_OVER_READ_ONLY: u32 = SOFT_DIRTY.trailing_zeros() - AP_READ_ONLY.trailing_zeros();
 
+/// From a protection's bit to a leaf's.
+const LOCKED_OVER_PROTECTION: u32 = LOCKED.trailing_zeros() - Protection::LOCKED.bits().trailing_zeros();
+
 bitflags::bitflags! {
-    /// What a program may do with a region. WRITE and EXEC imply READ, as on Linux for AArch64; none is PROT_NONE.
+    /// What a program may do with a region, and what it asked for it. WRITE and EXEC imply READ, as on Linux for
+    /// AArch64; none is PROT_NONE.
     #[derive(Copy, Clone, Eq, PartialEq, Debug)]
     pub struct Protection: u32 {
         /// Loads.
@@ -43,6 +48,10 @@ bitflags::bitflags! {
         const EXEC = 1 << 2;
         /// Allocation tags (PROT_MTE). Once given, a region keeps it.
         const TAGGED = 1 << 3;
+        /// What is there stays (mlock). Not passed on by fork.
+        const LOCKED = 1 << 4;
+        /// Single pages only, whatever folios are made elsewhere (MADV_NOHUGEPAGE).
+        const SINGLE = 1 << 5;
     }
 }
 
@@ -78,8 +87,9 @@ impl CodeSynced {
 pub struct Leaf(u64);
 
 impl Leaf {
-    /// A leaf for a page of a region with `protection`: accessed, clean, exclusive, not writable, not executable.
-    /// The two permissive bits are added with their proofs ([`Leaf::with_write`], [`Leaf::with_execute`]).
+    /// A leaf for a page of a region with `protection`: accessed, clean, exclusive, not writable, not executable,
+    /// locked if the region is. The two permissive bits are added with their proofs ([`Leaf::with_write`],
+    /// [`Leaf::with_execute`]).
     #[inline]
     pub fn page<G: Granule>(frame: Pfn, protection: Protection) -> Self {
         // Masked, so that the compiler knows the upper bits and folds what follows.
@@ -93,7 +103,8 @@ impl Leaf {
             | PXN
             | UXN
             | EXCLUSIVE;
-        Self(bits).with_protection(protection)
+        let locked = u64::from((protection & Protection::LOCKED).bits()) << LOCKED_OVER_PROTECTION;
+        Self(bits | locked).with_protection(protection)
     }
 
     /// The leaf that `raw` is; the caller has decoded it.
@@ -154,6 +165,18 @@ impl Leaf {
     #[inline]
     pub const fn is_exclusive(self) -> bool {
         self.0 & EXCLUSIVE != 0
+    }
+
+    /// Whether reclaim leaves the page where it is.
+    #[inline]
+    pub const fn is_locked(self) -> bool {
+        self.0 & LOCKED != 0
+    }
+
+    /// The leaf as `protection` asks reclaim to treat it.
+    #[inline]
+    pub const fn locked_as(self, protection: Protection) -> Self {
+        if protection.contains(Protection::LOCKED) { Self(self.0 | LOCKED) } else { Self(self.0 & !LOCKED) }
     }
 
     /// Whether the entry is one of a contiguous group.
@@ -376,7 +399,7 @@ impl fmt::Debug for Leaf {
         let flag = |set: bool, name: char| if set { name } else { '-' };
         write!(
             f,
-            "leaf:{:#x}[{}{}{}{}{}{}{}{}]",
+            "leaf:{:#x}[{}{}{}{}{}{}{}{}{}]",
             self.0,
             flag(self.is_readable(), 'r'),
             flag(self.is_writable(), 'w'),
@@ -386,6 +409,7 @@ impl fmt::Debug for Leaf {
             flag(self.is_dirty(), 'd'),
             flag(self.is_exclusive(), 'e'),
             flag(self.is_contiguous(), 'c'),
+            flag(self.is_locked(), 'l'),
         )
     }
 }

@@ -31,23 +31,35 @@ pub enum Advice {
     Cold,
     /// It will not be used soon: out with it.
     PageOut,
+    /// It will be used soon: what is out comes in.
+    WillNeed,
 }
 
 impl<M: Machine> Space<M> {
     /// Follows a program's advice, in all parts of the range that are mapped.
     ///
-    /// [`Advice::PageOut`] goes as far as slots and tag rooms reach, and that it does not go further is no error.
+    /// [`Advice::PageOut`] goes as far as slots and tag rooms reach, [`Advice::WillNeed`] as far as memory above the
+    /// low watermark and what the device can read, and that they do not go further is no error.
     ///
     /// # Errors
     /// [`MapError::Misaligned`], [`MapError::OutOfRange`]: nothing was done. [`MapError::NotMapped`]: a part has no
-    /// region; the advice was followed in the others.
+    /// region; the advice was followed in the others. [`MapError::Locked`]: a part is locked in memory, and the advice,
+    /// any but [`Advice::WillNeed`], was followed up to there.
     pub fn advise(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64, advice: Advice) -> Result<(), MapError> {
-        self.for_each_region(mm, start, bytes, |part| match advice {
-            // The flush completes under the space's lock: once that is free, another CPU may map a new page there.
-            Advice::DontNeed => self.unmap_pages(mm, part, &mut Flush::new(mm)),
-            Advice::Free => calm(mm, self, part, Free),
-            Advice::Cold => calm(mm, self, part, Cold),
-            Advice::PageOut => page_out(mm, self, part),
+        self.for_each_region(mm, start, bytes, |part| {
+            let pages = part.pages;
+            if part.is_locked() && advice != Advice::WillNeed {
+                return Err(MapError::Locked(pages.start().base::<M::Granule>()));
+            }
+            match advice {
+                // The flush completes under the space's lock: once that is free, another CPU may map a new page there.
+                Advice::DontNeed => self.unmap_pages(mm, pages, &mut Flush::new(mm)),
+                Advice::Free => calm(mm, self, pages, Free),
+                Advice::Cold => calm(mm, self, pages, Cold),
+                Advice::PageOut => page_out(mm, self, pages),
+                Advice::WillNeed => self.bring_in(mm, &part),
+            }
+            Ok(())
         })
     }
 }

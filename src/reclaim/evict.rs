@@ -92,6 +92,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
                 match refusal {
                     Refusal::Referenced => stats.referenced.bump(),
                     Refusal::Pinned => stats.busy.bump(),
+                    Refusal::Locked => stats.locked.bump(),
                     Refusal::Raced => stats.raced.bump(),
                     Refusal::Split => {
                         split.push(frame);

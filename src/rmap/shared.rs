@@ -95,6 +95,9 @@ pub(super) fn unmap_shared<'a, M: Machine>(
     if mm.frames().is_pinned(folio.frame()) {
         return Unmapped::Kept(Refusal::Pinned);
     }
+    if seen.is_locked {
+        return Unmapped::Kept(Refusal::Locked);
+    }
     if ageing == Ageing::SecondChance && seen.is_accessed {
         return Unmapped::Kept(Refusal::Referenced);
     }

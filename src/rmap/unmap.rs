@@ -40,6 +40,8 @@ pub(crate) enum Refusal {
     Referenced,
     /// Somebody holds a pin.
     Pinned,
+    /// A space that maps it asked for it to stay.
+    Locked,
     /// Not mapped where its home says: its owner is taking it away, or has.
     Raced,
     /// It was large. Now it and its former pages are single, and first in the order of reclaim.
@@ -110,6 +112,7 @@ pub(super) struct Survey {
     pub(super) mapped: u64,
     pub(super) is_accessed: bool,
     pub(super) is_dirty: bool,
+    pub(super) is_locked: bool,
     /// Some page that is in no group is clean: of a group each is as dirty as any.
     has_clean_page: bool,
 }
@@ -120,6 +123,7 @@ impl Survey {
         self.mapped += other.mapped;
         self.is_accessed |= other.is_accessed;
         self.is_dirty |= other.is_dirty;
+        self.is_locked |= other.is_locked;
         self.has_clean_page |= other.has_clean_page;
     }
 
@@ -145,6 +149,7 @@ pub(super) fn survey<M: Machine>(
             survey.mapped += 1;
             survey.is_accessed |= leaf.is_accessed();
             survey.is_dirty |= leaf.is_dirty();
+            survey.is_locked |= leaf.is_locked();
             survey.has_clean_page |= !leaf.is_dirty() && !leaf.is_contiguous();
         }
     }
@@ -200,6 +205,9 @@ fn unmap_at<'a, M: Machine>(
     }
     if frames.is_pinned(frame) {
         return Unmapped::Kept(Refusal::Pinned);
+    }
+    if seen.is_locked {
+        return Unmapped::Kept(Refusal::Locked);
     }
     if ageing == Ageing::SecondChance && seen.is_accessed {
         age(cursor, run, ours, id, flush);

@@ -18,6 +18,7 @@ impl<M: Machine> Space<M> {
     pub(super) fn first_touch(&self, mm: &Mm<M>, at: &Found<'_>, access: Access) -> Result<Step, FaultError> {
         let orders = mm.folio_orders();
         if orders != FolioOrders::SINGLE
+            && !at.protection.contains(Protection::SINGLE)
             && let Some(step) = self.touch_large(mm, at, access, orders)
         {
             return step;

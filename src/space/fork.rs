@@ -50,6 +50,7 @@ impl<M: Machine> Space<M> {
     /// Makes the child's regions and tables, and takes a frame for each page that is pinned.
     fn prepare_fork<'a>(&self, mm: &'a Mm<M>, guarded: &Guarded, child: &mut Self) -> Option<Spares<'a>> {
         child.guarded.get_mut().regions = guarded.regions.duplicate(mm)?;
+        child.guarded.get_mut().regions.unlock(mm);
         let mut copies = Spares::new(mm.frames());
         table::for_each_leaf_table(mm.machine(), self.root, self.pages(mm), |table, part| {
             let (is_empty, fits, pinned) = {

@@ -71,6 +71,8 @@ pub enum MapError {
     Occupied(VirtAddr),
     /// No region is there.
     NotMapped(VirtAddr),
+    /// The region is to stay in memory.
+    Locked(VirtAddr),
     /// No gap of this many bytes is left.
     NoRoom(u64),
     /// No memory for the library's records.
@@ -85,6 +87,7 @@ impl fmt::Display for MapError {
             Self::OutOfRange(address) => write!(f, "the range at {address:?} leaves the address space"),
             Self::Occupied(address) => write!(f, "a region is at {address:?} already"),
             Self::NotMapped(address) => write!(f, "no region is at {address:?}"),
+            Self::Locked(address) => write!(f, "the region at {address:?} is locked in memory"),
             Self::NoRoom(bytes) => write!(f, "no gap of {bytes} bytes is left"),
             Self::NoMemory => f.write_str("no memory for a region's record"),
         }

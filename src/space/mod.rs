@@ -26,15 +26,19 @@ mod protect;
 mod read_ahead;
 mod records;
 mod regions;
+mod residency;
 mod swap_in;
 mod swap_off;
 mod unmap;
+mod will_need;
 
 pub use dump::Dump;
 pub use explain::Explanation;
 pub use fault::{Access, Fault, FaultError};
 pub use map::{Growth, MapError, MapRequest, Placement};
 pub use pin::{Pin, PinError};
+pub use protect::Folios;
+pub use residency::Residency;
 
 pub use crate::pte::Protection;
 pub(crate) use unmap::{Unused, give_up};
@@ -75,6 +79,20 @@ struct Guarded {
     /// The leaf table of the last fault: the next fault is mostly near. Forgotten when tables are taken away.
     near: Option<LeafTable>,
     streams: Streams,
+}
+
+/// The part of a range that lies in one region.
+pub(crate) struct Part<'a> {
+    pub(crate) pages: VpnRange,
+    region: Region,
+    streams: &'a Streams,
+}
+
+impl Part<'_> {
+    /// Whether the program asked for it to stay in memory.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.region.protection.contains(Protection::LOCKED)
+    }
 }
 
 /// One address space. Ends by [`Space::destroy`]; one that is merely dropped keeps its memory.
@@ -174,21 +192,21 @@ impl<M: Machine> Space<M> {
         let Ok(()) = done;
     }
 
-    /// Calls `visit` with the mapped parts of a program's range, under the space's lock.
+    /// Calls `visit` with the mapped parts of a program's range, under the space's lock, until it refuses one.
     ///
     /// # Errors
-    /// [`MapError::Misaligned`], [`MapError::OutOfRange`]; [`MapError::NotMapped`] when a part has no region, after
-    /// the others were visited.
+    /// [`MapError::Misaligned`], [`MapError::OutOfRange`], what `visit` says; [`MapError::NotMapped`] when a part has
+    /// no region, after the others were visited.
     pub(crate) fn for_each_region(
         &self,
         mm: &Mm<M>,
         start: VirtAddr,
         bytes: u64,
-        mut visit: impl FnMut(VpnRange),
+        mut visit: impl FnMut(Part<'_>) -> Result<(), MapError>,
     ) -> Result<(), MapError> {
         let range = self.checked_range(mm, start, bytes)?;
         let guarded = self.lock(mm);
-        let regions = &guarded.regions;
+        let Guarded { regions, streams, .. } = &*guarded;
         let mut page = range.start();
         let mut gap = None;
         while page < range.end() {
@@ -199,12 +217,12 @@ impl<M: Machine> Space<M> {
             if region.pages.start() > page {
                 gap.get_or_insert(page);
             }
-            let part = region.pages.intersection(range);
-            if part.is_empty() {
+            let pages = region.pages.intersection(range);
+            if pages.is_empty() {
                 break;
             }
-            visit(part);
-            page = part.end();
+            visit(Part { pages, region, streams })?;
+            page = pages.end();
         }
         match gap {
             Some(page) => Err(MapError::NotMapped(page.base::<M::Granule>())),
@@ -217,7 +235,7 @@ impl<M: Machine> Space<M> {
     /// # Errors
     /// [`MapError::Misaligned`], [`MapError::OutOfRange`]; [`MapError::NotMapped`] with the first page that is not.
     pub fn check_mapped(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64) -> Result<(), MapError> {
-        self.for_each_region(mm, start, bytes, |_| {})
+        self.for_each_region(mm, start, bytes, |_| Ok(()))
     }
 
     /// A program's range in whole pages: `start` aligned, the length rounded up.

@@ -21,6 +21,18 @@ use crate::pte::{Decoded, Exclusive, Leaf, Loss, Rights};
 use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, chunks, group};
 use crate::tlb::{Flush, Lost};
 
+/// What of a protection is a wish, which stays when rights change.
+const ASKED_FOR: Protection = Protection::LOCKED.union(Protection::SINGLE);
+
+/// What folios a program wants new memory to be.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub enum Folios {
+    /// Of every order that there is.
+    Any,
+    /// Of one page.
+    Single,
+}
+
 impl<M: Machine> Space<M> {
     /// Gives a range another protection, up to its first page that has no region. A tagged region stays tagged.
     ///
@@ -29,8 +41,49 @@ impl<M: Machine> Space<M> {
     /// record: nothing was changed. [`MapError::NotMapped`] with the first page that has no region: what comes before
     /// it was changed, as on Linux.
     pub fn protect(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), MapError> {
+        let protection = usable(mm, protection) - ASKED_FOR;
+        self.change(mm, start, bytes, |old| protection | old & (ASKED_FOR | Protection::TAGGED))
+    }
+
+    /// Keeps what a range has in memory from now on, and what comes there: reclaim leaves it alone. Nothing comes by
+    /// this; [`Space::handle_fault`] of each page brings it.
+    ///
+    /// A page that several spaces share, and that another CPU is about to evict at this moment, may go out once more.
+    ///
+    /// # Errors
+    /// As [`Space::protect`].
+    pub fn mlock(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64) -> Result<(), MapError> {
+        self.change(mm, start, bytes, |old| old | Protection::LOCKED)
+    }
+
+    /// Ends what [`Space::mlock`] began.
+    ///
+    /// # Errors
+    /// As [`Space::protect`].
+    pub fn munlock(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64) -> Result<(), MapError> {
+        self.change(mm, start, bytes, |old| old - Protection::LOCKED)
+    }
+
+    /// Says what folios new memory in a range may be. What is there stays as it is.
+    ///
+    /// # Errors
+    /// As [`Space::protect`].
+    pub fn prefer_folios(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64, folios: Folios) -> Result<(), MapError> {
+        self.change(mm, start, bytes, |old| match folios {
+            Folios::Any => old - Protection::SINGLE,
+            Folios::Single => old | Protection::SINGLE,
+        })
+    }
+
+    /// Gives the regions in a range the protection that `new` makes of theirs, and their entries what follows from it.
+    fn change(
+        &self,
+        mm: &Mm<M>,
+        start: VirtAddr,
+        bytes: u64,
+        new: impl Fn(Protection) -> Protection,
+    ) -> Result<(), MapError> {
         let wanted = self.checked_range(mm, start, bytes)?;
-        let protection = usable(mm, protection);
         let mut guarded = self.lock(mm);
         let regions = &mut guarded.regions;
         let range = regions.covered(mm, wanted);
@@ -40,11 +93,10 @@ impl<M: Machine> Space<M> {
         }
         regions.reserve(mm).ok_or(MapError::NoMemory)?;
         let mut flush = Flush::new(mm);
-        let new = |old: Protection| protection | old & Protection::TAGGED;
         let around = group::around::<M::Granule>(range);
         let mut left = range;
         while !left.is_empty()
-            && let Some(region) = regions.protect(mm, left, new)
+            && let Some(region) = regions.protect(mm, left, &new)
         {
             let part = Region { pages: region.pages.intersection(range), ..region };
             let is_changed = new(region.protection) != region.protection;
@@ -87,6 +139,10 @@ impl<M: Machine> Space<M> {
 
     /// Gives the pages of `region` another protection than it had.
     fn protect_pages(&self, mm: &Mm<M>, region: Region, protection: Protection, flush: &mut Flush<'_, M>) {
+        let change = protection ^ region.protection;
+        if change == Protection::SINGLE {
+            return;
+        }
         let becomes_tagged = (protection - region.protection).contains(Protection::TAGGED);
         self.for_each_leaf_table(mm, region.pages, |table, part| {
             for part in chunks(part) {
@@ -95,7 +151,11 @@ impl<M: Machine> Space<M> {
                 if becomes_tagged {
                     self.tag_pages(mm, &mut cursor, run, flush);
                 }
-                self.protect_run(mm, &mut cursor, run, protection, flush);
+                if change.contains(Protection::LOCKED) {
+                    self.change_run(mm, &mut cursor, run, flush, |leaf, _| leaf.locked_as(protection));
+                } else {
+                    self.protect_run(mm, &mut cursor, run, protection, flush);
+                }
             }
         });
     }

@@ -11,6 +11,7 @@
 //! **Never less.** What does not follow, is shared, or cannot be read comes alone, with its own error.
 
 use core::cell::Cell;
+use core::ops::RangeInclusive;
 
 use arrayvec::ArrayVec;
 
@@ -84,20 +85,21 @@ impl<M: Machine> Space<M> {
     #[inline]
     pub(super) fn read_ahead(&self, mm: &Mm<M>, area: &Area<M>, page: Missing<'_>, shadow: u32) -> Option<Step> {
         let most = page.at.streams.length_before(page.run.start());
-        if most > 1 { self.read_several(mm, area, (page, most), shadow) } else { None }
+        if most > 1 { self.read_several(mm, area, page, 2..=most, shadow) } else { None }
     }
 
-    /// Brings in up to `most` pages, from a page on that is out in a slot of its own, those of them that are out in the
-    /// slots that follow. `None` when that is one, memory is short, or the device fails: then nothing was done.
+    /// Brings in so many pages as single ones, from a page on that is out, as are out in the slots that follow. `None` when they are too few, memory is short, or the device fails: then nothing was done.
     #[inline(never)]
     pub(super) fn read_several(
         &self,
         mm: &Mm<M>,
         area: &Area<M>,
-        (page, most): (Missing<'_>, u64),
+        page: Missing<'_>,
+        count: RangeInclusive<u64>,
         shadow: u32,
     ) -> Option<Step> {
-        let missing = following(mm, area, page, most)?;
+        let missing =
+            following(mm, area, page, *count.end()).filter(|missing| missing.run.pages() >= *count.start())?;
         let block = mm.take_large(missing.run.pages().ilog2())?;
         self.read(mm, area, missing, &block).ok()?;
         let (frames, start, pages) = (mm.frames(), missing.run.start(), missing.run.pages());
@@ -122,8 +124,10 @@ impl<M: Machine> Space<M> {
             }
             let leaf = if backed == pages { leaf } else { leaf.with_dirty() };
             cursor.map_back(VpnRange::new(start, 1), leaf);
-            let ahead = leaf.nth::<M::Granule>(1).without_access();
-            cursor.map_back(VpnRange::between(start.offset(1), missing.run.end()), ahead);
+            if pages > 1 {
+                let ahead = leaf.nth::<M::Granule>(1).without_access();
+                cursor.map_back(VpnRange::between(start.offset(1), missing.run.end()), ahead);
+            }
             area.put(missing.first.slot(), pages, |_| {});
         }
         mm.reclaim().insert_all(frames, &singles);
@@ -135,8 +139,8 @@ impl<M: Machine> Space<M> {
     }
 }
 
-/// The pages from `page` on, a power of two and `most` of them, that are out as it is: of this space alone, each in a
-/// slot of its own that follows the one before. `None` when that is one.
+/// The pages from `page` on, a power of two and `most` of them, that are out as it is: of this space alone, left alike,
+/// each in the slot that follows the one before. `None` when there is none.
 fn following<'a, M: Machine>(mm: &Mm<M>, area: &Area<M>, page: Missing<'a>, most: u64) -> Option<Missing<'a>> {
     // Of pages that are shared others may come first: each is looked at by itself.
     if !page.first.is_exclusive() {
@@ -148,8 +152,9 @@ fn following<'a, M: Machine>(mm: &Mm<M>, area: &Area<M>, page: Missing<'a>, most
         .intersection(table.pages::<M::Granule>());
     let entries = table.peek_swapped(mm.machine(), within, page.first);
     // They are looked at again under the table's lock.
-    let is_single = |slot: &&SlotRecord| slot.order() == 0 && matches!(slot.state(), SlotState::Out { .. });
-    let slots = area.records(page.first.slot(), entries).iter().take_while(is_single).count();
-    let pages = 1 << slots.checked_ilog2()?;
-    (pages > 1).then_some(Missing { run: VpnRange::new(start, pages), ..page })
+    let slots = area.records(page.first.slot(), entries);
+    let left_as = slots.first()?.order();
+    let is_alike = |slot: &&SlotRecord| slot.order() == left_as && matches!(slot.state(), SlotState::Out { .. });
+    let slots = slots.iter().take_while(is_alike).count();
+    Some(Missing { run: VpnRange::new(start, 1 << slots.checked_ilog2()?), ..page })
 }

@@ -459,6 +459,17 @@ impl Regions {
         Some(())
     }
 
+    /// Takes the lock off every region.
+    pub(crate) fn unlock<M: Machine>(&mut self, mm: &Mm<M>) {
+        let mut page = Vpn::new(0);
+        while let Some(region) = self.at_or_after(mm, page) {
+            if region.protection.contains(Protection::LOCKED) {
+                self.change(mm, region.pages.start(), |region| region.protection -= Protection::LOCKED);
+            }
+            page = region.pages.end();
+        }
+    }
+
     /// Gives back the list's own frames; the list is empty afterwards.
     pub(crate) fn free<M: Machine>(&mut self, mm: &Mm<M>) {
         while self.leaves > 0 {

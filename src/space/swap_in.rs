@@ -117,7 +117,7 @@ impl<M: Machine> Space<M> {
         let step = match slot.state() {
             SlotState::Out { shadow, .. } => {
                 let several = match NonZero::new(slot.order()) {
-                    Some(left_as) => self.read_folio(mm, area, left_as, missing, shadow),
+                    Some(left_as) => self.read_folio(mm, area, left_as, missing, shadow, |run| at.streams.reach(run)),
                     None => self.read_ahead(mm, area, missing, shadow),
                 };
                 match several {
@@ -148,18 +148,19 @@ impl<M: Machine> Space<M> {
         Ok(Step::Again)
     }
 
-    /// Brings in the whole folio of 2^`left_as` pages that the page left with. `None` when it is to come alone: the
-    /// program does not go in order, the folio is not what it was, memory is short, or the device fails.
+    /// Brings in the whole folio of 2^`left_as` pages that the page left with. `None` when it is to come alone: its
+    /// pages are not `wanted`, the folio is not what it was, memory is short, or the device fails.
     #[inline(never)]
-    fn read_folio(
+    pub(super) fn read_folio(
         &self,
         mm: &Mm<M>,
         area: &Area<M>,
         left_as: NonZero<u32>,
         page: Missing<'_>,
         shadow: u32,
+        wanted: impl Fn(VpnRange) -> bool,
     ) -> Option<Step> {
-        let missing = folio_around(mm, area, left_as.get(), page)?;
+        let missing = folio_around(mm, area, left_as.get(), page, wanted)?;
         let folio = mm.take_large(missing.run.pages().ilog2())?;
         self.read(mm, area, missing, &folio).ok()?;
         let step = self.show(mm, area, missing, folio, shadow);
@@ -382,14 +383,20 @@ fn folio_of<'a>(page: Missing<'a>, index: u64, pages: u64) -> Option<Missing<'a>
 
 /// The folio of 2^`left_as` pages that a page left with, if it is all still out, in the slots that it left for, and to
 /// come in as one.
-fn folio_around<'a, M: Machine>(mm: &Mm<M>, area: &Area<M>, left_as: u32, page: Missing<'a>) -> Option<Missing<'a>> {
+fn folio_around<'a, M: Machine>(
+    mm: &Mm<M>,
+    area: &Area<M>,
+    left_as: u32,
+    page: Missing<'a>,
+    wanted: impl Fn(VpnRange) -> bool,
+) -> Option<Missing<'a>> {
     if !mm.folio_orders().has(left_as) {
         return None;
     }
     let index = page.first.slot() & ((1 << left_as) - 1);
     let missing = folio_of(page, index, 1 << left_as)?;
     let is_aligned = missing.run.start().number() & (missing.run.pages() - 1) == 0;
-    if !is_aligned || !page.at.streams.reach(missing.run) {
+    if !is_aligned || !wanted(missing.run) {
         return None;
     }
     // The entries are looked at again under the table's lock.

@@ -8,7 +8,7 @@ use crate::granule::{Granule, Level};
 use crate::machine::{EntryAt, Machine};
 use crate::mm::Mm;
 use crate::node::NodeId;
-use crate::pte::{Decoded, Exclusive, Leaf, SwapEntry, decode, in_place};
+use crate::pte::{Decoded, Exclusive, Leaf, Protection, SwapEntry, decode, in_place};
 use crate::sync::{HeldMark, Ordering, try_lock_bit, unlock_bits};
 use crate::tlb::{self, Flush, Lost};
 
@@ -345,8 +345,9 @@ impl<M: Machine> Cursor<'_, M> {
                     let was = if leaf.is_contiguous() {
                         let Change { was, is } = self.update_group(at, leaf, &Leaf::without_exclusive);
                         count(is, pages);
+                        let theirs = is.locked_as(Protection::empty());
                         for page in 0..pages {
-                            machine.store_entry(to.offset(page as usize), is.nth::<M::Granule>(page).raw());
+                            machine.store_entry(to.offset(page as usize), theirs.nth::<M::Granule>(page).raw());
                         }
                         was
                     } else {
@@ -355,7 +356,7 @@ impl<M: Machine> Cursor<'_, M> {
                         let most = if some_are_pinned { 1 } else { run.pages().pages() - index };
                         pages = self.update_alike(at, most, change, |page, this| {
                             count(this.is, 1);
-                            machine.store_entry(to.offset(page as usize), this.is.raw());
+                            machine.store_entry(to.offset(page as usize), this.is.locked_as(Protection::empty()).raw());
                         });
                         leaf
                     };
@@ -404,7 +405,7 @@ impl<M: Machine> Cursor<'_, M> {
         flush.invalidate();
         let mut copied = 0;
         for page in 0..run.pages() {
-            let leaf = first.nth::<M::Granule>(page).without_contiguous();
+            let leaf = first.nth::<M::Granule>(page).without_contiguous().locked_as(Protection::empty());
             if let Some(leaf) = copy(run.start().offset(page), leaf) {
                 self.mm.machine().store_entry(to.offset(page as usize), leaf.raw());
                 copied += 1;

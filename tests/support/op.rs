@@ -24,6 +24,7 @@ pub enum What {
     Free,
     Cold,
     PageOut,
+    WillNeed,
     Balance,
     Switch,
     Remake,
@@ -31,7 +32,7 @@ pub enum What {
 
 impl What {
     /// Each as often as it shall happen.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::Load,
         Self::Load,
         Self::LoadRun,
@@ -64,6 +65,7 @@ impl What {
         Self::Cold,
         Self::PageOut,
         Self::PageOut,
+        Self::WillNeed,
         Self::Balance,
         Self::Switch,
     ];

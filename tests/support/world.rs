@@ -396,12 +396,14 @@ impl<G: Granule> World<G> {
 
     /// Mostly what leaves pages usable, else any.
     fn protection(op: Op) -> Protection {
-        match op.choice >> 4 & 3 {
+        let protection = match op.choice >> 4 & 3 {
             0 => Protection::READ | Protection::WRITE,
             1 => Protection::all(),
             2 => Protection::READ | Protection::WRITE | Protection::TAGGED,
             _ => Protection::from_bits_truncate(u32::from(op.choice >> 6)),
-        }
+        };
+        // What is locked refuses advice, and memory runs out by it: the model knows nothing of that.
+        protection - Protection::LOCKED
     }
 
     fn map(&mut self, cpu: usize, op: Op, start: u64, pages: u64) {
@@ -488,7 +490,7 @@ impl<G: Granule> World<G> {
                     page.may_go = page.content.is_some();
                 }
             }
-            Advice::Cold | Advice::PageOut => {}
+            Advice::Cold | Advice::PageOut | Advice::WillNeed => {}
         }
     }
 
@@ -545,6 +547,7 @@ impl<G: Granule> World<G> {
             What::Free => self.advise(actor, page, pages, Advice::Free),
             What::Cold => self.advise(actor, page, pages, Advice::Cold),
             What::PageOut => self.advise(actor, page, pages, Advice::PageOut),
+            What::WillNeed => self.advise(actor, page, pages, Advice::WillNeed),
             What::Balance => self.rig.mm.balance(),
             What::Switch => {
                 let next = usize::from(op.page) % self.actors.len();

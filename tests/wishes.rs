@@ -1,0 +1,262 @@
+//! What a program asks for its memory: to stay, to come, to be single pages; and what it is told of it.
+
+mod support;
+
+use ebbtide::Space;
+use ebbtide::addr::VirtAddr;
+use ebbtide::frame::FolioOrders;
+use ebbtide::granule::{Granule, K4, K16, K64};
+use ebbtide::machine::emu::Adversary;
+use ebbtide::reclaim::Advice;
+use ebbtide::space::{Folios, MapError, Protection, Residency};
+
+use support::{RW, RWT, Rig, Setup, Stage, tagged};
+
+const BASE: u64 = 0x4000_0000;
+
+fn setup<G: Granule>(orders: Option<FolioOrders>) -> Setup {
+    let frames = 256 + 6 * G::GROUP_PAGES as u64;
+    let (slots, tag_rooms) = (512 + 4 * G::GROUP_PAGES as u32, 256);
+    Setup { frames, slots, tag_rooms, orders, adversary: Adversary::Full, ..Setup::default() }
+}
+
+const SINGLE: Option<FolioOrders> = Some(FolioOrders::SINGLE);
+
+fn at<G: Granule>(page: u64) -> u64 {
+    BASE + (page << G::SHIFT)
+}
+
+fn va<G: Granule>(page: u64) -> VirtAddr {
+    VirtAddr::new(at::<G>(page))
+}
+
+fn tag(page: u64) -> u8 {
+    (page % 15) as u8 + 1
+}
+
+/// A tagged region of `pages` pages, each of which knows its number and its tag.
+fn region<G: Granule>(rig: &Rig<G>, pages: u64) -> Space<Stage<G>> {
+    let space = rig.space();
+    rig.map(&space, BASE, pages, RWT);
+    write(rig, &space, 0..pages);
+    space
+}
+
+fn write<G: Granule>(rig: &Rig<G>, space: &Space<Stage<G>>, pages: impl IntoIterator<Item = u64>) {
+    let program = rig.program(space);
+    for page in pages {
+        program.stg(at::<G>(page) + 64, tag(page)).unwrap();
+        program.store(tagged(at::<G>(page) + 64, tag(page)), page + 1).unwrap();
+    }
+}
+
+fn check<G: Granule>(rig: &Rig<G>, space: &Space<Stage<G>>, pages: impl IntoIterator<Item = u64>) {
+    let program = rig.program(space);
+    for page in pages {
+        assert_eq!(program.load(tagged(at::<G>(page) + 64, tag(page))), Ok(page + 1), "page {page}");
+    }
+}
+
+fn advise<G: Granule>(rig: &Rig<G>, space: &Space<Stage<G>>, (first, pages): (u64, u64), advice: Advice) {
+    space.advise(&rig.mm, va::<G>(first), pages << G::SHIFT, advice).unwrap();
+}
+
+/// Another program takes all the memory that it can get, until it dies of that or has stored so many pages.
+fn press<G: Granule>(rig: &Rig<G>, pages: u64) -> u64 {
+    let other = rig.space();
+    rig.map(&other, BASE, pages, RW);
+    rig.activate(0, &other);
+    let program = rig.program(&other);
+    let stored = (0..pages).take_while(|&page| program.store(at::<G>(page), page).is_ok()).count() as u64;
+    rig.destroy(other);
+    stored
+}
+
+fn comes_as_asked<G: Granule>() {
+    for orders in [None, SINGLE] {
+        let rig = Rig::<G>::new(setup::<G>(orders));
+        let pages = 2 * G::GROUP_PAGES as u64 + 5;
+        let space = region(&rig, pages);
+        advise(&rig, &space, (0, pages), Advice::PageOut);
+        assert_eq!(rig.count("swap_out"), pages);
+        advise(&rig, &space, (1, pages - 1), Advice::WillNeed);
+        assert_eq!(rig.count("swap_in"), pages - 1, "all but the first, which nobody asked for");
+        assert_eq!(rig.count("swap_in_folios"), if orders.is_none() { 1 } else { 0 });
+        check(&rig, &space, 1..pages);
+        assert_eq!(rig.count("swap_in"), pages - 1, "it has come");
+        check(&rig, &space, [0]);
+        rig.emu().check_all_groups();
+        rig.finish(space);
+    }
+}
+
+#[test]
+fn what_will_be_needed_is_there() {
+    comes_as_asked::<K4>();
+    comes_as_asked::<K16>();
+    comes_as_asked::<K64>();
+}
+
+/// Nothing leaves so that something comes, and that it does not come is no error.
+#[test]
+fn short_memory_brings_in_nothing() {
+    let rig = Rig::<K4>::new(setup::<K4>(SINGLE));
+    let space = region(&rig, 200);
+    advise(&rig, &space, (0, 200), Advice::PageOut);
+    let other = rig.space();
+    rig.map(&other, BASE, 512, RW);
+    rig.activate(0, &other);
+    let filler = rig.program(&other);
+    (0..512).take_while(|_| rig.count("background_wakes") == 0).for_each(|page| {
+        filler.store(at::<K4>(page), page).unwrap();
+    });
+    let out = rig.count("swap_out");
+    advise(&rig, &space, (0, 200), Advice::WillNeed);
+    assert_eq!((rig.count("swap_in"), rig.count("swap_out")), (0, out));
+    rig.destroy(other);
+    rig.activate(0, &space);
+    check(&rig, &space, 0..200);
+    rig.finish(space);
+}
+
+fn stays<G: Granule>() {
+    for orders in [None, SINGLE] {
+        let rig = Rig::<G>::new(setup::<G>(orders));
+        let group = G::GROUP_PAGES as u64;
+        let pages = 4 * group;
+        let space = region(&rig, pages);
+        let locked = 3 * group / 2..5 * group / 2;
+        // From the middle of one folio to the middle of the next.
+        space.mlock(&rig.mm, va::<G>(locked.start), group << G::SHIFT).unwrap();
+        let size = 2 * rig.mm.totals().frames;
+        press(&rig, size);
+        assert!(rig.count("locked") > 0);
+        rig.activate(0, &space);
+        let reads = rig.count("swap_in");
+        check(&rig, &space, locked.clone());
+        assert_eq!(rig.count("swap_in"), reads, "what is locked never left");
+        check(&rig, &space, 0..pages);
+        assert!(rig.count("swap_in") > reads, "the others did");
+        for advice in [Advice::DontNeed, Advice::Free, Advice::Cold, Advice::PageOut] {
+            let refused = space.advise(&rig.mm, va::<G>(0), pages << G::SHIFT, advice);
+            assert_eq!(refused, Err(MapError::Locked(va::<G>(locked.start))));
+            write(&rig, &space, 0..pages);
+        }
+        // Rights come and go, and it stays.
+        space.protect(&rig.mm, va::<G>(0), pages << G::SHIFT, Protection::READ).unwrap();
+        press(&rig, size);
+        rig.activate(0, &space);
+        let reads = rig.count("swap_in");
+        check(&rig, &space, locked.clone());
+        assert_eq!(rig.count("swap_in"), reads);
+        space.munlock(&rig.mm, va::<G>(0), pages << G::SHIFT).unwrap();
+        press(&rig, size);
+        rig.activate(0, &space);
+        check(&rig, &space, 0..pages);
+        assert!(rig.count("swap_in") >= reads + pages);
+        rig.emu().check_all_groups();
+        rig.finish(space);
+    }
+}
+
+#[test]
+fn what_is_locked_stays() {
+    stays::<K4>();
+    stays::<K16>();
+    stays::<K64>();
+}
+
+/// What comes to a locked region is locked as well: by a first touch, from a slot, as a copy. A child's is not.
+#[test]
+fn what_comes_is_locked() {
+    let rig = Rig::<K4>::new(setup::<K4>(None));
+    let space = region(&rig, 64);
+    advise(&rig, &space, (0, 32), Advice::PageOut);
+    space.mlock(&rig.mm, va::<K4>(0), 64 << 12).unwrap();
+    rig.map(&space, at::<K4>(64), 16, RWT | Protection::LOCKED);
+    write(&rig, &space, 64..80);
+    check(&rig, &space, 0..64);
+    let child = space.fork(&rig.mm).unwrap();
+    write(&rig, &space, 0..8);
+    let size = 2 * rig.mm.totals().frames;
+    press(&rig, size);
+    rig.activate(0, &space);
+    let reads = rig.count("swap_in");
+    check(&rig, &space, 0..80);
+    assert_eq!(rig.count("swap_in"), reads);
+    // The parent's copies left the child with the pages alone.
+    rig.activate(0, &child);
+    check(&rig, &child, 0..80);
+    assert!(rig.count("swap_in") >= reads + 8);
+    rig.destroy(space);
+    press(&rig, size);
+    rig.activate(0, &child);
+    let reads = rig.count("swap_in");
+    check(&rig, &child, 0..80);
+    assert!(rig.count("swap_in") > reads + 70);
+    rig.finish(child);
+}
+
+/// All that a program has is locked: another one dies for want of memory, and soon.
+#[test]
+fn all_is_locked() {
+    let rig = Rig::<K4>::new(setup::<K4>(None));
+    let pages = 200;
+    let space = region(&rig, pages);
+    space.mlock(&rig.mm, va::<K4>(0), pages << 12).unwrap();
+    let (frames, scanned) = (rig.mm.totals().frames, rig.count("scanned"));
+    let slots = rig.mm.totals().slots;
+    let stored = press(&rig, 4 * (frames + slots));
+    assert!(stored < 4 * (frames + slots), "it died");
+    assert!(rig.count("scanned") - scanned < 40 * stored.max(frames), "within few looks a page");
+    rig.activate(0, &space);
+    let reads = rig.count("swap_in");
+    check(&rig, &space, 0..pages);
+    assert_eq!(rig.count("swap_in"), reads);
+    rig.finish(space);
+}
+
+#[test]
+fn single_pages_where_they_are_asked_for() {
+    let rig = Rig::<K4>::new(setup::<K4>(None));
+    let space = rig.space();
+    rig.map(&space, BASE, 64, RWT);
+    space.prefer_folios(&rig.mm, va::<K4>(16), 32 << 12, Folios::Single).unwrap();
+    write(&rig, &space, 0..64);
+    assert_eq!((rig.count("large_folios"), rig.count("first_touches")), (2, 64));
+    advise(&rig, &space, (0, 64), Advice::DontNeed);
+    space.prefer_folios(&rig.mm, va::<K4>(16), 32 << 12, Folios::Any).unwrap();
+    write(&rig, &space, 0..64);
+    assert_eq!(rig.count("large_folios"), 6);
+    rig.finish(space);
+}
+
+#[test]
+fn a_program_is_told_what_is_there() {
+    use Residency::{Absent, Out, Resident};
+    let rig = Rig::<K4>::new(setup::<K4>(SINGLE));
+    let space = region(&rig, 20);
+    // As long as a table and more: nothing is there, not even a table.
+    rig.map(&space, at::<K4>(20), 1200, RW);
+    advise(&rig, &space, (3, 2), Advice::PageOut);
+    advise(&rig, &space, (7, 1), Advice::DontNeed);
+    rig.program(&space).store(at::<K4>(1210), 1).unwrap();
+    let mut told = Vec::new();
+    space.residency(&rig.mm, va::<K4>(0), 1220 << 12, |residency| told.push(residency)).unwrap();
+    assert_eq!(told.len(), 1220);
+    for (page, &residency) in told.iter().enumerate() {
+        let expected = match page {
+            3 | 4 => Out,
+            0..20 | 1210 if page != 7 => Resident,
+            _ => Absent,
+        };
+        assert_eq!(residency, expected, "page {page}");
+    }
+    // Kept by a device that failed: out, and in memory.
+    rig.device.fail_after(0);
+    advise(&rig, &space, (10, 1), Advice::PageOut);
+    space.residency(&rig.mm, va::<K4>(10), 1, |residency| assert_eq!(residency, Resident)).unwrap();
+    let beyond = space.residency(&rig.mm, va::<K4>(1219), 2 << 12, |_| {});
+    assert_eq!(beyond, Err(MapError::NotMapped(va::<K4>(1220))));
+    rig.finish(space);
+}
