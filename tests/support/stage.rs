@@ -7,7 +7,9 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fs;
 use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -95,8 +97,41 @@ pub fn at_step<R>(at: u64, act: impl FnOnce() + 'static, body: impl FnOnce() -> 
     (result, cue.is_some_and(|cue| cue.act.is_none()))
 }
 
-/// Longer than what another CPU does in a test, unless it waits for the interrupted one.
-const TURN: Duration = Duration::from_millis(2);
+/// More of a CPU's time than another one needs for what it does in a test: who takes more spins.
+const TURN_NS: u64 = 4_000_000;
+/// How often it is looked at.
+const TICK: Duration = Duration::from_millis(1);
+
+/// What is known of a thread from outside, where the host tells: how much of a CPU's time it had so far, in ns, and
+/// whether it sleeps.
+struct Watch(Option<PathBuf>);
+
+impl Watch {
+    fn of_this_thread() -> Self {
+        Self(fs::read_link("/proc/thread-self").ok().map(|task| Path::new("/proc").join(task)))
+    }
+
+    fn look(&self) -> Option<(u64, bool)> {
+        let read = |name| fs::read_to_string(self.0.as_ref()?.join(name)).ok();
+        let ran = read("schedstat")?.split(' ').next()?.parse().ok()?;
+        let sleeps = read("stat")?.rsplit_once(") ")?.1.starts_with(['S', 'D']);
+        Some((ran, sleeps))
+    }
+
+    /// Waits until the thread is done, or waits itself: asleep, or spinning. Not for a time, which may be over before a
+    /// busy host lets the thread begin.
+    fn wait(&self, done: &mpsc::Receiver<()>) {
+        let start = self.look().map_or(0, |(ran, _)| ran);
+        let mut before = None;
+        while done.recv_timeout(TICK) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let now = self.look();
+            match now {
+                Some((ran, sleeps)) if ran - start < TURN_NS && !(sleeps && before == now) => before = now,
+                _ => return,
+            }
+        }
+    }
+}
 
 /// Runs `call` once for each of its steps, and in each run lets `other`, on a thread of its own, go ahead before that
 /// step. When `other` waits for something that `call` holds, `call` goes on after a while. `play` makes the scene for
@@ -104,28 +139,33 @@ const TURN: Duration = Duration::from_millis(2);
 pub fn meanwhile(mut play: impl FnMut(&dyn Fn(&mut dyn FnMut(), &(dyn Fn() + Sync)))) {
     for at in 0.. {
         let again = std::cell::Cell::new(false);
-        play(&|call, other| {
-            let (go, started) = mpsc::channel::<()>();
-            let (done, finished) = mpsc::channel::<()>();
-            let interrupted = std::thread::scope(|scope| {
-                scope.spawn(move || {
-                    // An error means that the call is over, or broke down.
-                    let _ = started.recv();
-                    other();
-                    let _ = done.send(());
-                });
-                let act = move || {
-                    let _ = go.send(());
-                    let _ = finished.recv_timeout(TURN);
-                };
-                at_step(at, act, call).1
-            });
-            again.set(interrupted);
-        });
+        play(&|call, other| again.set(beside(at, call, other)));
         if !again.get() {
             return;
         }
     }
+}
+
+/// Runs `call`, and before its step number `at` lets `other` go ahead as [`meanwhile`] does; says whether there was
+/// such a step.
+pub fn beside(at: u64, call: &mut dyn FnMut(), other: &(dyn Fn() + Sync)) -> bool {
+    let (go, started) = mpsc::channel::<()>();
+    let (done, finished) = mpsc::channel::<()>();
+    let (here, known) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let _ = here.send(Watch::of_this_thread());
+            // An error means that the call is over, or broke down.
+            let _ = started.recv();
+            other();
+            let _ = done.send(());
+        });
+        let act = move || {
+            let _ = go.send(());
+            known.recv().unwrap_or(Watch(None)).wait(&finished);
+        };
+        at_step(at, act, call).1
+    })
 }
 
 // SAFETY: each function is that of `Emu`.
