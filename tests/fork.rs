@@ -11,7 +11,7 @@ use ebbtide::reclaim::Advice;
 use ebbtide::space::Protection;
 use ebbtide::swap::DeviceFlags;
 
-use support::stage::meanwhile;
+use support::stage::{in_turns, meanwhile};
 use support::{Dice, Program, RWT, Rig, Setup, Stage, tagged};
 
 const BASE: u64 = 0x4000_0000;
@@ -386,7 +386,7 @@ fn a_copy_takes_the_place_of_its_page() {
     let hog = (1..128).take_while(|&page| family.run(0).store(Family::<K4>::at(page), 9).is_ok()).count();
     assert!((20..127).contains(&hog), "{hog} pages fit");
     family.check(child, 0);
-    family.store(child, 0, 1, 8);
+    in_turns(100, || family.store(child, 0, 1, 8));
     assert_eq!(rig.count("copies"), 0);
     family.check(child, 0);
     family.advise(0, 1, 127, Advice::DontNeed);

@@ -5,7 +5,7 @@
 //! each of its steps in turn, and another CPU does something of its own in between. What two CPUs can do to each
 //! other with one change of turns is so tried in full, not by luck.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs;
 use std::mem::MaybeUninit;
@@ -38,7 +38,12 @@ struct Cue {
 
 thread_local! {
     static CUE: RefCell<Option<Cue>> = const { RefCell::new(None) };
+    /// How often this thread may wait for something new, if that is limited.
+    static TURNS: Cell<Option<u64>> = const { Cell::new(None) };
 }
+
+/// The step, in place of a number, at which a device's request that is under way is waited for.
+pub const AT_FINISH: u64 = u64::MAX;
 
 /// The emulated machine as the library sees it in these tests.
 pub struct Stage<G: Granule> {
@@ -78,10 +83,16 @@ impl<G: Granule> Stage<G> {
     }
 
     fn count(&self) {
+        self.cue(|cue| {
+            cue.steps += 1;
+            cue.steps > cue.at
+        });
+    }
+
+    fn cue(&self, is_due: impl FnOnce(&mut Cue) -> bool) {
         let act = CUE.with_borrow_mut(|cue| {
             let cue = cue.as_mut()?;
-            cue.steps += 1;
-            if cue.steps > cue.at { cue.act.take() } else { None }
+            if is_due(cue) { cue.act.take() } else { None }
         });
         if let Some(act) = act {
             act();
@@ -95,6 +106,15 @@ pub fn at_step<R>(at: u64, act: impl FnOnce() + 'static, body: impl FnOnce() -> 
     let result = body();
     let cue = CUE.take();
     (result, cue.is_some_and(|cue| cue.act.is_none()))
+}
+
+/// Runs `body`, which comes to its end without waiting more often than so many times: who goes round for ever is found
+/// at once.
+pub fn in_turns<R>(turns: u64, body: impl FnOnce() -> R) -> R {
+    TURNS.set(Some(turns));
+    let result = body();
+    TURNS.set(None);
+    result
 }
 
 /// More of a CPU's time than another one needs for what it does in a test: who takes more spins.
@@ -138,7 +158,7 @@ impl Watch {
 /// one run and checks it afterwards; it calls what it is given to raise the curtain.
 pub fn meanwhile(mut play: impl FnMut(&dyn Fn(&mut dyn FnMut(), &(dyn Fn() + Sync)))) {
     for at in 0.. {
-        let again = std::cell::Cell::new(false);
+        let again = Cell::new(false);
         play(&|call, other| again.set(beside(at, call, other)));
         if !again.get() {
             return;
@@ -292,6 +312,9 @@ unsafe impl<G: Granule> Machine for Stage<G> {
     }
 
     fn relax(&self) {
+        if let Some(left) = TURNS.get() {
+            TURNS.set(Some(left.checked_sub(1).expect("it waits for what never comes")));
+        }
         self.emu.relax();
     }
 
@@ -349,6 +372,7 @@ impl<G: Granule> SwapDevice<Stage<G>> for Port {
 
     fn finish(&self, stage: &Stage<G>, ticket: Ticket) -> Result<(), DeviceError> {
         stage.step();
+        stage.cue(|cue| cue.at == AT_FINISH);
         self.device()?.finish(&stage.emu, ticket)
     }
 }
