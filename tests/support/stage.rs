@@ -120,7 +120,7 @@ pub fn in_turns<R>(turns: u64, body: impl FnOnce() -> R) -> R {
 /// More of a CPU's time than another one needs for what it does in a test: who takes more spins.
 const TURN_NS: u64 = 4_000_000;
 /// How often it is looked at.
-const TICK: Duration = Duration::from_millis(1);
+const TICK: Duration = Duration::from_micros(250);
 
 /// What is known of a thread from outside, where the host tells: how much of a CPU's time it had so far, in ns, and
 /// whether it sleeps.
