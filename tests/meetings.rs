@@ -130,13 +130,17 @@ impl<'a> Scene<'a> {
         if told.start != Start::InMemory {
             advise(rig, &parent, 0..PAGES, Advice::PageOut);
         }
+        rig.activate(0, &child);
+        if matches!(told.start, Start::Back | Start::BackInPart) {
+            run_up(rig, &child);
+        }
         if told.start == Start::BackInPart {
             advise(rig, &parent, TAIL, Advice::DontNeed);
             parents[TAIL].fill(Page::default());
         }
-        rig.activate(0, &child);
         if matches!(told.start, Start::Back | Start::BackInPart) {
             (0..PAGES).for_each(|page| assert_eq!(rig.program(&child).load(at(page, OLD)), Ok(page as u64 + 1)));
+            assert_eq!(rig.count("swap_in_folios"), u64::from(told.orders.is_none()), "{told:?}");
         }
         rig.activate(0, &parent);
         rig.activate(1, &child);
@@ -246,6 +250,17 @@ impl<'a> Scene<'a> {
         let (now, fresh) = (rig.mm.totals(), rig.fresh);
         assert!(now == fresh || now.slots == 0 && now.frames_free == fresh.frames_free, "{now:?}: {:?}", self.told);
     }
+}
+
+/// A program that goes through memory in order, to the first of the pages: a large folio comes back as one for it. A
+/// page comes in from a region of its own, right before; then that is gone.
+fn run_up(rig: &Rig, space: &Space<Stage<K4>>) {
+    let before = BASE - PAGE;
+    rig.map(space, before, 1, RWT);
+    rig.program(space).store(before, 1).unwrap();
+    space.advise(&rig.mm, VirtAddr::new(before), PAGE, Advice::PageOut).unwrap();
+    assert_eq!(rig.program(space).load(before), Ok(1));
+    space.unmap(&rig.mm, VirtAddr::new(before), PAGE).unwrap();
 }
 
 fn advise(rig: &Rig, space: &Space<Stage<K4>>, pages: std::ops::Range<usize>, advice: Advice) {
