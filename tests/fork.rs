@@ -11,6 +11,7 @@ use ebbtide::reclaim::Advice;
 use ebbtide::space::Protection;
 use ebbtide::swap::DeviceFlags;
 
+use support::entries::{VALID, entries};
 use support::stage::{in_turns, meanwhile};
 use support::{Dice, Program, RWT, Rig, Setup, Stage, tagged};
 
@@ -350,6 +351,26 @@ fn what_one_takes_away_is_gone() {
             family.check(0, 0);
             family.finish();
         });
+    }
+}
+
+/// MADV_PAGEOUT takes pages that stand where a large folio would have them as well: copies, and pages that were given up
+/// and touched again.
+#[test]
+fn pages_in_the_place_of_a_folios_leave_too() {
+    for who in [0, 1] {
+        let rig = Rig::<K4>::new(setup::<K4>(DeviceFlags::SYNCHRONOUS));
+        let mut family = Family::new(&rig, 16);
+        (0..16).for_each(|page| family.store(0, page, 0, page as u64 + 1));
+        family.fork(0);
+        family.store(who, 5, 1, 9);
+        family.advise(who, 9, 1, Advice::DontNeed);
+        family.store(who, 9, 2, 8);
+        family.out(who);
+        let raws = entries(&rig, &family.members[who].space, BASE, 16);
+        assert_eq!(raws.iter().filter(|&&raw| raw & VALID != 0).count(), 0, "space {who} has pages in memory");
+        family.check_all();
+        family.finish();
     }
 }
 

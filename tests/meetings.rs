@@ -17,7 +17,7 @@ use ebbtide::granule::K4;
 use ebbtide::reclaim::Advice;
 use ebbtide::swap::{DeviceFlags, SwapOffError};
 
-use support::entries::check_sharing;
+use support::entries::{VALID, check_sharing, entries};
 use support::stage::meanwhile;
 use support::{RWT, Rig, Setup, Stage};
 
@@ -233,6 +233,10 @@ impl<'a> Scene<'a> {
         self.check_all();
         let all = || self.members.iter();
         all().filter_map(Member::space).for_each(|space| advise(rig, &space, 0..PAGES, Advice::PageOut));
+        for space in all().filter_map(Member::space).filter(|_| rig.mm.totals().slots > 0) {
+            let stays = entries(rig, &space, BASE, PAGES as u64).iter().filter(|&&raw| raw & VALID != 0).count();
+            assert_eq!(stays, 0, "pages that cannot leave: {:?}", self.told);
+        }
         self.check_all();
         for member in all() {
             let Some(space) = member.space() else { continue };
