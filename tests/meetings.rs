@@ -64,9 +64,18 @@ enum Call {
 
 use Call::*;
 
+/// When the pages are looked at.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+enum Look {
+    AtOnce,
+    /// They leave as the meeting left them.
+    WhenTheyHaveLeft,
+}
+
 #[derive(Copy, Clone, Debug)]
 struct Meeting {
     start: Start,
+    look: Look,
     device: DeviceFlags,
     orders: Option<FolioOrders>,
     /// What the interrupted space does, and the other.
@@ -230,8 +239,10 @@ impl<'a> Scene<'a> {
     fn finish(self) {
         let rig = self.rig;
         rig.idle(1);
-        self.check_all();
         let all = || self.members.iter();
+        if self.told.look == Look::AtOnce {
+            self.check_all();
+        }
         all().filter_map(Member::space).for_each(|space| advise(rig, &space, 0..PAGES, Advice::PageOut));
         for space in all().filter_map(Member::space).filter(|_| rig.mm.totals().slots > 0) {
             let stays = entries(rig, &space, BASE, PAGES as u64).iter().filter(|&&raw| raw & VALID != 0).count();
@@ -294,12 +305,12 @@ const EACH: [(DeviceFlags, Option<FolioOrders>); 3] = [
 const LATE: [(DeviceFlags, Option<FolioOrders>); 1] = [(DeviceFlags::STABLE_WRITES, None)];
 
 /// Lets each of `calls` be interrupted by each of `others`, from everywhere.
-fn meetings(kinds: &[(DeviceFlags, Option<FolioOrders>)], calls: &[Call], others: &[Call]) {
+fn meetings(look: Look, kinds: &[(DeviceFlags, Option<FolioOrders>)], calls: &[Call], others: &[Call]) {
     let starts = [Start::InMemory, Start::Out, Start::Back, Start::BackInPart];
     for start in starts.into_iter().filter(|&start| start != Start::InMemory || !calls.contains(&SwapOff)) {
         for &(device, orders) in kinds {
             for calls in calls.iter().flat_map(|&call| others.iter().map(move |&other| [call, other])) {
-                [0, 1].iter().for_each(|&first| meet(Meeting { start, device, orders, calls, first }));
+                [0, 1].iter().for_each(|&first| meet(Meeting { start, look, device, orders, calls, first }));
             }
         }
     }
@@ -310,25 +321,30 @@ const OTHERS: [Call; 8] = [Load, Store, LoadAll, PageOut, Drop, Fork, End, SwapO
 
 #[test]
 fn an_access_is_interrupted() {
-    meetings(&EACH, &[Load, Store], &OTHERS);
+    meetings(Look::AtOnce, &EACH, &[Load, Store], &OTHERS);
 }
 
 #[test]
 fn pageout_is_interrupted() {
-    meetings(&LATE, &[PageOut], &[Store, PageOut, End, SwapOff]);
+    meetings(Look::AtOnce, &LATE, &[PageOut], &[Store, PageOut, End, SwapOff]);
 }
 
 #[test]
 fn fork_is_interrupted() {
-    meetings(&LATE, &[Fork], &[Store, PageOut]);
+    meetings(Look::AtOnce, &LATE, &[Fork], &[Store, PageOut]);
 }
 
 #[test]
 fn the_end_is_interrupted() {
-    meetings(&LATE, &[End], &[Load, Store, PageOut]);
+    meetings(Look::AtOnce, &LATE, &[End], &[Load, Store, PageOut]);
 }
 
 #[test]
 fn swapoff_is_interrupted() {
-    meetings(&LATE, &[SwapOff], &[Store, PageOut]);
+    meetings(Look::AtOnce, &LATE, &[SwapOff], &[Store, PageOut]);
+}
+
+#[test]
+fn what_has_met_can_leave() {
+    meetings(Look::WhenTheyHaveLeft, &EACH, &[Load, Store], &[Load, Drop, End]);
 }
