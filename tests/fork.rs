@@ -354,8 +354,8 @@ fn what_one_takes_away_is_gone() {
     }
 }
 
-/// MADV_PAGEOUT takes pages that stand where a large folio would have them as well: copies, and pages that were given up
-/// and touched again.
+/// MADV_PAGEOUT takes pages that stand where a large folio would have them as well: copies, and pages that were given
+/// up and touched again.
 #[test]
 fn pages_in_the_place_of_a_folios_leave_too() {
     for who in [0, 1] {
