@@ -101,7 +101,7 @@ without_mutant() {
 build_test() {
 	local target=(--test "$1") status=0
 	[[ $1 != lib ]] || target=(--lib)
-	[[ $1 != races ]] || target+=(--features shuttle)
+	[[ $1 != races* ]] || target+=(--features shuttle)
 	"${MUTANT_CARGO[@]}" "${target[@]}" >"$WORK/build.log" 2>&1 || status=$?
 	if ((status > 128)) || grep -qE 'signal: (2|9|15),' "$WORK/build.log"; then die "the build was ended from outside"; fi
 	((status == 0)) || return 1

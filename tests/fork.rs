@@ -11,7 +11,8 @@ use ebbtide::reclaim::Advice;
 use ebbtide::space::Protection;
 use ebbtide::swap::DeviceFlags;
 
-use support::stage::meanwhile;
+use support::entries::{VALID, entries};
+use support::stage::{in_turns, meanwhile};
 use support::{Dice, Program, RWT, Rig, Setup, Stage, tagged};
 
 const BASE: u64 = 0x4000_0000;
@@ -353,6 +354,26 @@ fn what_one_takes_away_is_gone() {
     }
 }
 
+/// MADV_PAGEOUT takes pages that stand where a large folio would have them as well: copies, and pages that were given
+/// up and touched again.
+#[test]
+fn pages_in_the_place_of_a_folios_leave_too() {
+    for who in [0, 1] {
+        let rig = Rig::<K4>::new(setup::<K4>(DeviceFlags::SYNCHRONOUS));
+        let mut family = Family::new(&rig, 16);
+        (0..16).for_each(|page| family.store(0, page, 0, page as u64 + 1));
+        family.fork(0);
+        family.store(who, 5, 1, 9);
+        family.advise(who, 9, 1, Advice::DontNeed);
+        family.store(who, 9, 2, 8);
+        family.out(who);
+        let raws = entries(&rig, &family.members[who].space, BASE, 16);
+        assert_eq!(raws.iter().filter(|&&raw| raw & VALID != 0).count(), 0, "space {who} has pages in memory");
+        family.check_all();
+        family.finish();
+    }
+}
+
 /// Without memory at any point fork leaves everything as it was.
 #[test]
 fn fork_without_memory_changes_nothing() {
@@ -386,7 +407,7 @@ fn a_copy_takes_the_place_of_its_page() {
     let hog = (1..128).take_while(|&page| family.run(0).store(Family::<K4>::at(page), 9).is_ok()).count();
     assert!((20..127).contains(&hog), "{hog} pages fit");
     family.check(child, 0);
-    family.store(child, 0, 1, 8);
+    in_turns(100, || family.store(child, 0, 1, 8));
     assert_eq!(rig.count("copies"), 0);
     family.check(child, 0);
     family.advise(0, 1, 127, Advice::DontNeed);

@@ -16,8 +16,8 @@ const BASE: u64 = 0x4000_0000;
 
 fn setup<G: Granule>(orders: Option<FolioOrders>) -> Setup {
     let frames = 256 + 6 * G::GROUP_PAGES as u64;
-    let (slots, tag_rooms) = (512 + 4 * G::GROUP_PAGES as u32, 256);
-    Setup { frames, slots, tag_rooms, orders, adversary: Adversary::Full, ..Setup::default() }
+    let slots = 512 + 4 * G::GROUP_PAGES as u32;
+    Setup { frames, slots, tag_rooms: slots, orders, adversary: Adversary::Full, ..Setup::default() }
 }
 
 const SINGLE: Option<FolioOrders> = Some(FolioOrders::SINGLE);

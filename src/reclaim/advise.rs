@@ -199,7 +199,7 @@ fn isolate<M: Machine>(mm: &Mm<M>, node: NodeId, table: LeafTable, part: VpnRang
     let mut flush = Flush::new(mm);
     let Some(mut cursor) = table.lock(mm) else { return VpnRange::new(part.end(), 0) };
     while page < part.end() && !batch.is_full() {
-        let found = within(mm, &mut cursor, page, part, node, &mut flush);
+        let found = within(mm, &mut cursor, page, (part, &*batch), node, &mut flush);
         let next = found.map_or(page.offset(1), |(_, end)| end);
         batch.extend(found.map(|(frame, _)| frame));
         page = next;
@@ -208,13 +208,13 @@ fn isolate<M: Machine>(mm: &Mm<M>, node: NodeId, table: LeafTable, part: VpnRang
     VpnRange::between(page, part.end())
 }
 
-/// The folio that `page` maps, and the end of its pages: one of `range` alone, split off if it was part of a larger
-/// one. `None` when nothing is mapped there, or somebody else looks at the larger folio.
+/// The folio that `page` maps, if it is not in `batch` yet, and the page to go on with: a folio of `range` alone, split
+/// off if it was part of a larger one. `None` when nothing is mapped there, or somebody else looks at the larger folio.
 fn within<M: Machine>(
     mm: &Mm<M>,
     cursor: &mut Cursor<'_, M>,
     page: Vpn,
-    range: VpnRange,
+    (range, batch): (VpnRange, &Batch),
     node: NodeId,
     flush: &mut Flush<'_, M>,
 ) -> Option<(Frame, Vpn)> {
@@ -225,7 +225,12 @@ fn within<M: Machine>(
     let record = frames.record(head);
     let pages = VpnRange::new(Home::load(&record.home).page(), 1 << record.order());
     if range.covers(pages) {
-        return Some((head, pages.end()));
+        // Who has a page alone has all that anybody maps of its folio.
+        if pages.pages() == 1 || leaf.is_exclusive() && u64::from(record.count.maps()) == pages.pages() {
+            return Some((head, pages.end()));
+        }
+        // Others may stand in the places of its pages: copies, or what was touched after it had been given up.
+        return (!batch.contains(&head)).then_some((head, page.offset(1)));
     }
     if frames.get(head) {
         let folio = frames.try_lock(mm.machine(), head);

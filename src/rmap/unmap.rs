@@ -215,9 +215,10 @@ fn unmap_at<'a, M: Machine>(
     }
     let is_whole = seen.mapped == run.pages();
     if record.has(flag::BACKED) {
-        if !seen.is_dirty && is_whole && return_to_slots(mm, cursor, run, folio) {
+        // In part as well: while the space's other entries name its slots, it could not leave for others.
+        if !seen.is_dirty && return_to_slots(mm, cursor, run, folio) {
             flush.note(id, run);
-            let _ = frames.put(frame, MAP * run.pages());
+            let _ = frames.put(frame, MAP * seen.mapped);
             return Unmapped::Returned;
         }
         if unback(mm, cursor, folio).is_none() {

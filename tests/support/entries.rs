@@ -1,8 +1,10 @@
 //! The entries behind a program's pages, as memory holds them: what a test says of folding and of history.
 
+use std::fmt::Debug;
+
 use ebbtide::Space;
 use ebbtide::addr::{Pfn, VirtAddr};
-use ebbtide::granule::Granule;
+use ebbtide::granule::{Granule, K4};
 use ebbtide::machine::EntryAt;
 
 use super::{Rig, Stage};
@@ -48,4 +50,32 @@ pub fn entries<G: Granule>(rig: &Rig<G>, space: &Space<Stage<G>>, start: u64, pa
 pub fn folded<G: Granule>(raws: &[u64]) -> Vec<bool> {
     let has = |raw: &u64| raw & (VALID | CONTIGUOUS) == VALID | CONTIGUOUS;
     raws.chunks(G::GROUP_PAGES).map(|group| group.iter().all(has)).collect()
+}
+
+/// The frame of a leaf of single pages of 4 KiB, and of what else has an address there.
+pub const fn frame_of(raw: u64) -> u64 {
+    (raw & 0xffff_ffff_f000) >> 12
+}
+
+/// Bit of a swap entry: no other space names its slot.
+const OUT_EXCLUSIVE: u64 = 1 << 2;
+
+/// Looks at the entries of `spaces` for a run of pages, as memory holds them: nobody may store to a frame that another
+/// has as well, or believes a slot to be its own that another names.
+pub fn check_sharing(rig: &Rig, spaces: &[&Space<Stage<K4>>], start: u64, pages: u64, told: &dyn Debug) {
+    let raws: Vec<_> = spaces.iter().map(|space| entries(rig, space, start, pages)).collect();
+    let may_store = |raw: u64| raw & READ_ONLY == 0 || raw & WRITABLE != 0;
+    for (index, raw) in raws.iter().enumerate() {
+        for (&one, &other) in raws[index + 1..].iter().flat_map(|others| raw.iter().zip(others)) {
+            let wrong = match (one & VALID, other & VALID) {
+                (1, 1) => frame_of(one) == frame_of(other) && (may_store(one) || may_store(other)),
+                (0, 0) => {
+                    let is_one = one != 0 && one | OUT_EXCLUSIVE == other | OUT_EXCLUSIVE;
+                    is_one && (one | other) & OUT_EXCLUSIVE != 0
+                }
+                _ => false,
+            };
+            assert!(!wrong, "{one:#x} and {other:#x} are shared, and not: {told:?}");
+        }
+    }
 }

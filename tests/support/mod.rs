@@ -7,6 +7,7 @@ pub mod entries;
 #[cfg(feature = "shuttle")]
 pub mod explore;
 pub mod folding;
+pub mod kin;
 pub mod op;
 pub mod script;
 pub mod small;

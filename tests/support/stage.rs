@@ -5,9 +5,11 @@
 //! each of its steps in turn, and another CPU does something of its own in between. What two CPUs can do to each
 //! other with one change of turns is so tried in full, not by luck.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::fs;
 use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -36,7 +38,12 @@ struct Cue {
 
 thread_local! {
     static CUE: RefCell<Option<Cue>> = const { RefCell::new(None) };
+    /// How often this thread may wait for something new, if that is limited.
+    static TURNS: Cell<Option<u64>> = const { Cell::new(None) };
 }
+
+/// The step, in place of a number, at which a device's request that is under way is waited for.
+pub const AT_FINISH: u64 = u64::MAX;
 
 /// The emulated machine as the library sees it in these tests.
 pub struct Stage<G: Granule> {
@@ -76,10 +83,16 @@ impl<G: Granule> Stage<G> {
     }
 
     fn count(&self) {
+        self.cue(|cue| {
+            cue.steps += 1;
+            cue.steps > cue.at
+        });
+    }
+
+    fn cue(&self, is_due: impl FnOnce(&mut Cue) -> bool) {
         let act = CUE.with_borrow_mut(|cue| {
             let cue = cue.as_mut()?;
-            cue.steps += 1;
-            if cue.steps > cue.at { cue.act.take() } else { None }
+            if is_due(cue) { cue.act.take() } else { None }
         });
         if let Some(act) = act {
             act();
@@ -95,37 +108,84 @@ pub fn at_step<R>(at: u64, act: impl FnOnce() + 'static, body: impl FnOnce() -> 
     (result, cue.is_some_and(|cue| cue.act.is_none()))
 }
 
-/// Longer than what another CPU does in a test, unless it waits for the interrupted one.
-const TURN: Duration = Duration::from_millis(2);
+/// Runs `body`, which comes to its end without waiting more often than so many times: who goes round for ever is found
+/// at once.
+pub fn in_turns<R>(turns: u64, body: impl FnOnce() -> R) -> R {
+    TURNS.set(Some(turns));
+    let result = body();
+    TURNS.set(None);
+    result
+}
+
+/// More of a CPU's time than another one needs for what it does in a test: who takes more spins.
+const TURN_NS: u64 = 4_000_000;
+/// How often it is looked at.
+const TICK: Duration = Duration::from_micros(250);
+
+/// What is known of a thread from outside, where the host tells: how much of a CPU's time it had so far, in ns, and
+/// whether it sleeps.
+struct Watch(Option<PathBuf>);
+
+impl Watch {
+    fn of_this_thread() -> Self {
+        Self(fs::read_link("/proc/thread-self").ok().map(|task| Path::new("/proc").join(task)))
+    }
+
+    fn look(&self) -> Option<(u64, bool)> {
+        let read = |name| fs::read_to_string(self.0.as_ref()?.join(name)).ok();
+        let ran = read("schedstat")?.split(' ').next()?.parse().ok()?;
+        let sleeps = read("stat")?.rsplit_once(") ")?.1.starts_with(['S', 'D']);
+        Some((ran, sleeps))
+    }
+
+    /// Waits until the thread is done, or waits itself: asleep, or spinning. Not for a time, which may be over before a
+    /// busy host lets the thread begin.
+    fn wait(&self, done: &mpsc::Receiver<()>) {
+        let start = self.look().map_or(0, |(ran, _)| ran);
+        let mut before = None;
+        while done.recv_timeout(TICK) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let now = self.look();
+            match now {
+                Some((ran, sleeps)) if ran - start < TURN_NS && !(sleeps && before == now) => before = now,
+                _ => return,
+            }
+        }
+    }
+}
 
 /// Runs `call` once for each of its steps, and in each run lets `other`, on a thread of its own, go ahead before that
 /// step. When `other` waits for something that `call` holds, `call` goes on after a while. `play` makes the scene for
 /// one run and checks it afterwards; it calls what it is given to raise the curtain.
 pub fn meanwhile(mut play: impl FnMut(&dyn Fn(&mut dyn FnMut(), &(dyn Fn() + Sync)))) {
     for at in 0.. {
-        let again = std::cell::Cell::new(false);
-        play(&|call, other| {
-            let (go, started) = mpsc::channel::<()>();
-            let (done, finished) = mpsc::channel::<()>();
-            let interrupted = std::thread::scope(|scope| {
-                scope.spawn(move || {
-                    // An error means that the call is over, or broke down.
-                    let _ = started.recv();
-                    other();
-                    let _ = done.send(());
-                });
-                let act = move || {
-                    let _ = go.send(());
-                    let _ = finished.recv_timeout(TURN);
-                };
-                at_step(at, act, call).1
-            });
-            again.set(interrupted);
-        });
+        let again = Cell::new(false);
+        play(&|call, other| again.set(beside(at, call, other)));
         if !again.get() {
             return;
         }
     }
+}
+
+/// Runs `call`, and before its step number `at` lets `other` go ahead as [`meanwhile`] does; says whether there was
+/// such a step.
+pub fn beside(at: u64, call: &mut dyn FnMut(), other: &(dyn Fn() + Sync)) -> bool {
+    let (go, started) = mpsc::channel::<()>();
+    let (done, finished) = mpsc::channel::<()>();
+    let (here, known) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let _ = here.send(Watch::of_this_thread());
+            // An error means that the call is over, or broke down.
+            let _ = started.recv();
+            other();
+            let _ = done.send(());
+        });
+        let act = move || {
+            let _ = go.send(());
+            known.recv().unwrap_or(Watch(None)).wait(&finished);
+        };
+        at_step(at, act, call).1
+    })
 }
 
 // SAFETY: each function is that of `Emu`.
@@ -252,6 +312,9 @@ unsafe impl<G: Granule> Machine for Stage<G> {
     }
 
     fn relax(&self) {
+        if let Some(left) = TURNS.get() {
+            TURNS.set(Some(left.checked_sub(1).expect("it waits for what never comes")));
+        }
         self.emu.relax();
     }
 
@@ -309,6 +372,7 @@ impl<G: Granule> SwapDevice<Stage<G>> for Port {
 
     fn finish(&self, stage: &Stage<G>, ticket: Ticket) -> Result<(), DeviceError> {
         stage.step();
+        stage.cue(|cue| cue.at == AT_FINISH);
         self.device()?.finish(&stage.emu, ticket)
     }
 }
