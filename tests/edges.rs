@@ -22,7 +22,7 @@ use ebbtide::reclaim::Advice;
 use ebbtide::space::{FaultError, Protection};
 
 use support::entries::{ACCESSED, UXN, VALID, entries, folded, is_dirty, lasting};
-use support::{Dice, Ended, Program, RW, Rig, Setup, Stage, refusal};
+use support::{Dice, Ended, Program, RW, RWXT, Rig, Setup, Stage, refusal};
 
 /// The first page of the first group, at every granule.
 const BASE: u64 = 0x4000_0000;
@@ -76,7 +76,7 @@ impl Act {
             Self::Read => Some(Protection::READ),
             Self::Shut => Some(Protection::empty()),
             Self::ReadThenWrite => Some(RW),
-            Self::Tag => Some(Protection::all()),
+            Self::Tag => Some(RWXT),
             _ => None,
         }
     }
@@ -124,7 +124,7 @@ impl<'a, G: Granule> Case<'a, G> {
 
     fn new(rig: &'a Rig<G>, state: State, act: Act, run: Range<usize>) -> Self {
         let space = rig.space();
-        let all = Protection::all();
+        let all = RWXT;
         let protection = if act == Act::Tag { all - Protection::TAGGED } else { all };
         rig.map(&space, BASE, Self::PAGES as u64, protection);
         let known = Known { protection: Some(protection), word: 0, tag: 0 };

@@ -139,7 +139,7 @@ impl<'a, G: Granule> Family<'a, G> {
             match advice {
                 Advice::DontNeed => *page = Page::default(),
                 Advice::Free => page.may_go = true,
-                Advice::Cold | Advice::PageOut => {}
+                Advice::Cold | Advice::PageOut | Advice::WillNeed => {}
             }
         }
     }

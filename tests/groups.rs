@@ -14,7 +14,7 @@ use ebbtide::swap::DeviceFlags;
 use ebbtide::{Space, Totals};
 
 use support::entries::{CONTIGUOUS, VALID, entries, folded, is_dirty};
-use support::{Program, RW, RWT, Rig, Setup, Stage, refusal, tagged};
+use support::{Program, RW, RWT, RWXT, Rig, Setup, Stage, refusal, tagged};
 
 const BASE: u64 = 0x4000_0000;
 /// Where that is which presses on memory.
@@ -316,7 +316,7 @@ fn cold_folios_leave_before_others() {
 fn a_split_keeps_tags_and_code() {
     for seed in 1..=8 {
         let adversary = [Adversary::Quiet, Adversary::Full][seed as usize % 2];
-        let scene = Scene::<K4>::new(Protection::all(), Setup { seed, adversary, ..ROOMY });
+        let scene = Scene::<K4>::new(RWXT, Setup { seed, adversary, ..ROOMY });
         let program = scene.program();
         let place = |page: u64| tagged(Scene::<K4>::at(page), page as u8 & 0xf);
         let check = |round: u64| {

@@ -316,7 +316,7 @@ impl World {
         match advice {
             Advice::Free => member.change(pages.clone(), Page::give_up),
             Advice::DontNeed => member.change(pages.clone(), |page| *page = Page::default()),
-            Advice::Cold | Advice::PageOut => {}
+            Advice::Cold | Advice::PageOut | Advice::WillNeed => {}
         }
         let done = member.space.advise(&self.rig.mm, VirtAddr::new(at(pages.start)), bytes, advice);
         assert!(done.is_ok() || ALL.into_iter().any(|page| member.page(page).is_unmapped), "{done:?}: {self:?}");

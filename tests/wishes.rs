@@ -256,6 +256,11 @@ fn a_program_is_told_what_is_there() {
     rig.device.fail_after(0);
     advise(&rig, &space, (10, 1), Advice::PageOut);
     space.residency(&rig.mm, va::<K4>(10), 1, |residency| assert_eq!(residency, Resident)).unwrap();
+    let all = (va::<K4>(0), 1220 << 12);
+    assert_eq!(space.region_from(&rig.mm, VirtAddr::new(0)).map(|(start, _)| start), Some(all.0));
+    let second = space.region_from(&rig.mm, va::<K4>(1219)).map(|(start, bytes)| start.bytes() + bytes);
+    assert_eq!(second, Some(all.0.bytes() + all.1));
+    assert_eq!(space.region_from(&rig.mm, va::<K4>(1220)), None);
     let beyond = space.residency(&rig.mm, va::<K4>(1219), 2 << 12, |_| {});
     assert_eq!(beyond, Err(MapError::NotMapped(va::<K4>(1220))));
     rig.finish(space);

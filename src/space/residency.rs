@@ -1,7 +1,8 @@
-//! What of a program's memory is there: for mincore.
+//! What of a program's memory is there: for mincore, and whoever goes through its regions.
 
 use super::{MapError, Space};
 use crate::addr::VirtAddr;
+use crate::granule::Granule;
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::pte::Decoded;
@@ -18,6 +19,12 @@ pub enum Residency {
 }
 
 impl<M: Machine> Space<M> {
+    /// The first region that reaches beyond `from`: its first byte and its length in bytes. `None` when there is none.
+    pub fn region_from(&self, mm: &Mm<M>, from: VirtAddr) -> Option<(VirtAddr, u64)> {
+        let region = self.lock(mm).regions.at_or_after(mm, from.vpn::<M::Granule>())?;
+        Some((region.pages.start().base::<M::Granule>(), region.pages.pages() << M::Granule::SHIFT))
+    }
+
     /// Tells `each` of the pages of a range, in order, where they are: at some moment of the call each.
     ///
     /// # Errors

@@ -34,6 +34,8 @@ pub use stage::{Port, Stage};
 pub const RW: Protection = Protection::READ.union(Protection::WRITE);
 /// Loads, stores and allocation tags.
 pub const RWT: Protection = RW.union(Protection::TAGGED);
+/// All that may be done.
+pub const RWXT: Protection = RWT.union(Protection::EXEC);
 
 /// The frames that a test machine has beside its programs': the empty root, and the nodes.
 pub const OWN_FRAMES: u64 = 3;

@@ -21,7 +21,21 @@ pub struct Memory {
     /// Where the break starts, and where it is.
     break_start: AtomicU64,
     break_now: AtomicU64,
+    /// What becomes of regions that are made from now on.
+    future: AtomicU32,
     users: AtomicU32,
+}
+
+/// Whether new regions stay in memory (mlockall).
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+#[repr(u32)]
+pub enum Future {
+    /// As reclaim likes.
+    Pageable,
+    /// What is there stays.
+    Locked,
+    /// All of it is there from the start, and stays.
+    Populated,
 }
 
 impl Memory {
@@ -38,6 +52,20 @@ impl Memory {
     /// Moves the break.
     pub fn set_program_break(&self, to: u64) {
         self.break_now.store(to, Ordering::Relaxed);
+    }
+
+    /// What becomes of regions that are made from now on.
+    pub fn future(&self) -> Future {
+        match self.future.load(Ordering::Relaxed) {
+            0 => Future::Pageable,
+            1 => Future::Locked,
+            _ => Future::Populated,
+        }
+    }
+
+    /// Says what becomes of regions that are made from now on. A copy, or another program, begins anew.
+    pub fn set_future(&self, future: Future) {
+        self.future.store(future as u32, Ordering::Relaxed);
     }
 
     /// A copy; none when there is no room for it. Under [`lock_spaces`], until it is some task's.
@@ -76,6 +104,7 @@ impl MemoryRef {
             space,
             break_start: AtomicU64::new(break_start),
             break_now: AtomicU64::new(break_now),
+            future: AtomicU32::new(Future::Pageable as u32),
             users: AtomicU32::new(1),
         };
         // SAFETY: the type is not of size zero.

@@ -19,7 +19,7 @@ mod table;
 mod wait;
 
 pub use clone::{Kind as CloneKind, Request as CloneRequest, begin, clone};
-pub use memory::{Memory, MemoryRef, with_every_space};
+pub use memory::{Future, Memory, MemoryRef, with_every_space};
 pub use program::{Program, exec};
 pub use signal::{Cause, Fatal, Signal, Target, WaitStatus, send};
 pub use wait::{Patience, Whom, sleep_until, wait};

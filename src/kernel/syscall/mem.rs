@@ -6,10 +6,11 @@
 use ebbtide::addr::VirtAddr;
 use ebbtide::machine::{Features, Machine};
 use ebbtide::reclaim::Advice;
-use ebbtide::space::{Access, Fault, FaultError, Growth, MapError, MapRequest, Placement, Protection};
+use ebbtide::space::{Access, Fault, FaultError, Folios, Growth, MapError, MapRequest, Placement, Protection};
 
 use super::{Errno, Outcome};
 use crate::kernel::page::PAGE;
+use crate::kernel::process::Future;
 use crate::kernel::{elf, global, process};
 
 /// The end of user addresses: 39 bits.
@@ -42,9 +43,9 @@ mod flag {
 }
 
 /// The error number of a refusal.
-fn map_errno(error: MapError) -> Errno {
+pub(super) fn map_errno(error: MapError) -> Errno {
     match error {
-        MapError::Misaligned(_) | MapError::Empty => Errno::EINVAL,
+        MapError::Misaligned(_) | MapError::Empty | MapError::Locked(_) => Errno::EINVAL,
         MapError::Occupied(_) => Errno::EEXIST,
         MapError::OutOfRange(_) | MapError::NotMapped(_) | MapError::NoRoom(_) | MapError::NoMemory => Errno::ENOMEM,
     }
@@ -67,18 +68,18 @@ fn has_tags() -> bool {
 }
 
 /// Length rounded up to pages; 0 when there is no such number.
-fn round_up(bytes: u64) -> u64 {
+pub(super) fn round_up(bytes: u64) -> u64 {
     bytes.checked_next_multiple_of(PAGE).unwrap_or(0)
 }
 
 /// A pointer's address without its tag: munmap, mprotect and madvise take tagged pointers, mmap and brk do not (Linux's
 /// Documentation/arch/arm64/tagged-address-abi.rst). Bit 55 says which half it is in, as for the CPU.
-fn untagged(pointer: u64) -> u64 {
+pub(super) fn untagged(pointer: u64) -> u64 {
     ((pointer << 8).cast_signed() >> 8).cast_unsigned()
 }
 
 /// The start of a range that lies within the user's half.
-fn in_user_half(start: u64, length: u64) -> Option<VirtAddr> {
+pub(super) fn in_user_half(start: u64, length: u64) -> Option<VirtAddr> {
     (start <= USER_END && length <= USER_END - start).then(|| VirtAddr::new(start))
 }
 
@@ -95,10 +96,14 @@ pub fn brk(wanted: u64) -> u64 {
         let request = MapRequest {
             placement: Placement::FixedNoReplace(VirtAddr::new(old)),
             bytes: new - old,
-            protection: Protection::READ | Protection::WRITE,
+            protection: Protection::READ | Protection::WRITE | locked(memory.future()),
             growth: Growth::Fixed,
         };
-        space.map(mm, request).is_ok()
+        let mapped = space.map(mm, request);
+        if let (Ok(start), Future::Populated) = (mapped, memory.future()) {
+            let _ = populate(start, new - old, Access::Write);
+        }
+        mapped.is_ok()
     } else {
         new == old || space.unmap(mm, VirtAddr::new(new), old - new).is_ok()
     };
@@ -107,6 +112,11 @@ pub fn brk(wanted: u64) -> u64 {
     }
     memory.set_program_break(wanted);
     wanted
+}
+
+/// What a region is asked for that is made while such is to become of it.
+fn locked(future: Future) -> Protection {
+    if future == Future::Pageable { Protection::empty() } else { Protection::LOCKED }
 }
 
 /// Maps anonymous private memory.
@@ -123,7 +133,7 @@ pub fn mmap(hint: u64, bytes: u64, bits: u64, flags: u64, offset: u64) -> Outcom
         flag::SHARED | flag::SHARED_VALIDATE => return Err(Errno::EOPNOTSUPP),
         _ => return Err(Errno::EINVAL),
     }
-    if flags & (flag::HUGETLB | flag::LOCKED) != 0 {
+    if flags & flag::HUGETLB != 0 {
         return Err(Errno::EOPNOTSUPP);
     }
     if bytes == 0 {
@@ -150,14 +160,15 @@ pub fn mmap(hint: u64, bytes: u64, bits: u64, flags: u64, offset: u64) -> Outcom
     };
     let growth =
         if flags & flag::GROWSDOWN != 0 { Growth::Down { limit_bytes: elf::STACK_LIMIT } } else { Growth::Fixed };
-    let protection = protection(bits);
+    let future = if flags & flag::LOCKED != 0 { Future::Populated } else { process::memory().future() };
+    let protection = protection(bits) | locked(future);
     let request = MapRequest { placement, bytes: length, protection, growth };
     let start = process::space().map(global::mm(), request).map_err(|error| match error {
         // Below the user's half's end, so it is below the lowest address: Linux's vm.mmap_min_addr.
         MapError::OutOfRange(_) if fixed => Errno::EPERM,
         other => map_errno(other),
     })?;
-    if flags & flag::POPULATE != 0
+    if (flags & flag::POPULATE != 0 || future == Future::Populated)
         && let Some(access) = access_of(protection)
     {
         // As in Linux nothing that goes wrong here is an error of the call.
@@ -166,8 +177,8 @@ pub fn mmap(hint: u64, bytes: u64, bits: u64, flags: u64, offset: u64) -> Outcom
     Ok(start.bytes())
 }
 
-/// The access that mmap populates a mapping for.
-fn access_of(protection: Protection) -> Option<Access> {
+/// The access that a mapping is populated for.
+pub(super) fn access_of(protection: Protection) -> Option<Access> {
     if protection.contains(Protection::WRITE) {
         Some(Access::Write)
     } else {
@@ -212,14 +223,18 @@ enum Wanted {
     Nothing,
     Advice(Advice),
     Populated(Access),
+    Folios(Folios),
 }
 
 /// Takes advice about a range.
 pub fn madvise(pointer: u64, bytes: u64, advice: u64) -> Outcome {
-    // Numbers of include/uapi/asm-generic/mman-common.h. `None` are hints that change nothing here: NORMAL, RANDOM,
-    // SEQUENTIAL, WILLNEED, HUGEPAGE, NOHUGEPAGE.
+    // Numbers of include/uapi/asm-generic/mman-common.h. NORMAL, RANDOM and SEQUENTIAL are hints that change nothing
+    // here: how a program goes is seen by its faults.
     let advice = match advice {
-        0..=3 | 14 | 15 => Wanted::Nothing,
+        0..=2 => Wanted::Nothing,
+        3 => Wanted::Advice(Advice::WillNeed),
+        14 => Wanted::Folios(Folios::Any),
+        15 => Wanted::Folios(Folios::Single),
         4 => Wanted::Advice(Advice::DontNeed),
         8 => Wanted::Advice(Advice::Free),
         20 => Wanted::Advice(Advice::Cold),
@@ -240,12 +255,15 @@ pub fn madvise(pointer: u64, bytes: u64, advice: u64) -> Outcome {
         Wanted::Advice(advice) => process::space().advise(global::mm(), start, length, advice).map_err(map_errno)?,
         Wanted::Nothing => process::space().check_mapped(global::mm(), start, length).map_err(map_errno)?,
         Wanted::Populated(access) => populate(start, length, access)?,
+        Wanted::Folios(folios) => {
+            process::space().prefer_folios(global::mm(), start, length, folios).map_err(map_errno)?;
+        }
     }
     Ok(0)
 }
 
 /// Makes every page of a range ready for an access, as if the program had made it.
-fn populate(start: VirtAddr, bytes: u64, access: Access) -> Result<(), Errno> {
+pub(super) fn populate(start: VirtAddr, bytes: u64, access: Access) -> Result<(), Errno> {
     for offset in (0..bytes).step_by(PAGE as usize) {
         let address = VirtAddr::new(start.bytes() + offset);
         process::space().handle_fault(global::mm(), Fault { address, access }).map_err(|error| match error {

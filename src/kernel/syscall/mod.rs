@@ -3,6 +3,7 @@
 //! The vectors call [`el0_system_call`] with the saved registers; the result goes to x0. A number that is not here is
 //! -ENOSYS and is logged the first time.
 
+mod lock;
 mod mem;
 mod misc;
 mod path;
@@ -99,9 +100,15 @@ mod number {
     pub const SWAPON: u64 = 224;
     pub const SWAPOFF: u64 = 225;
     pub const MPROTECT: u64 = 226;
+    pub const MLOCK: u64 = 228;
+    pub const MUNLOCK: u64 = 229;
+    pub const MLOCKALL: u64 = 230;
+    pub const MUNLOCKALL: u64 = 231;
+    pub const MINCORE: u64 = 232;
     pub const MADVISE: u64 = 233;
     pub const WAIT4: u64 = 260;
     pub const GETRANDOM: u64 = 278;
+    pub const MLOCK2: u64 = 284;
     /// Counters: `stats(buffer, words) -> words that there are`.
     pub const STATS: u64 = 0x6501;
     /// Whether the counter counts instructions.
@@ -146,6 +153,12 @@ extern "C" fn el0_system_call(frame: &Frame) -> u64 {
         number::SWAPOFF => swap::swapoff(a),
         number::MPROTECT => mem::mprotect(a, b, c),
         number::MADVISE => mem::madvise(a, b, c),
+        number::MLOCK => lock::mlock2(a, b, 0),
+        number::MLOCK2 => lock::mlock2(a, b, c),
+        number::MUNLOCK => lock::munlock(a, b),
+        number::MLOCKALL => lock::mlockall(a),
+        number::MUNLOCKALL => lock::munlockall(),
+        number::MINCORE => lock::mincore(a, b, c),
         number::GETRANDOM => misc::getrandom(a, b, c),
         number::STATS => misc::stats(a, b),
         number::ICOUNT => Ok(misc::icount()),
