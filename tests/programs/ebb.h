@@ -46,8 +46,9 @@ enum {
 	SYS_set_tid_address = 96, SYS_clock_gettime = 113, SYS_sched_yield = 124, SYS_kill = 129,
 	SYS_uname = 160, SYS_prctl = 167, SYS_getpid = 172, SYS_getppid = 173, SYS_gettid = 178,
 	SYS_sysinfo = 179, SYS_brk = 214, SYS_munmap = 215, SYS_mremap = 216, SYS_clone = 220, SYS_execve = 221,
-	SYS_mmap = 222, SYS_swapon = 224, SYS_swapoff = 225, SYS_mprotect = 226, SYS_madvise = 233, SYS_wait4 = 260,
-	SYS_getrandom = 278,
+	SYS_mmap = 222, SYS_swapon = 224, SYS_swapoff = 225, SYS_mprotect = 226, SYS_mlock = 228,
+	SYS_munlock = 229, SYS_mlockall = 230, SYS_munlockall = 231, SYS_mincore = 232, SYS_madvise = 233,
+	SYS_wait4 = 260, SYS_getrandom = 278, SYS_mlock2 = 284,
 };
 
 enum {
@@ -60,7 +61,7 @@ enum { CLONE_VM = 0x100, CLONE_VFORK = 0x4000, WNOHANG = 1 };
 enum { PROT_NONE = 0, PROT_READ = 1, PROT_WRITE = 2, PROT_EXEC = 4, PROT_MTE = 0x20, PROT_SEM = 8, RW = 3, RX = 5 };
 enum {
 	MAP_SHARED = 1, MAP_PRIVATE = 2, MAP_FIXED = 0x10, MAP_ANONYMOUS = 0x20,
-	MAP_GROWSDOWN = 0x100, MAP_NORESERVE = 0x4000, MAP_FIXED_NOREPLACE = 0x100000,
+	MAP_GROWSDOWN = 0x100, MAP_LOCKED = 0x2000, MAP_NORESERVE = 0x4000, MAP_FIXED_NOREPLACE = 0x100000,
 	ANON = MAP_PRIVATE | MAP_ANONYMOUS,
 };
 enum {
@@ -68,6 +69,7 @@ enum {
 	MADV_NOHUGEPAGE = 15, MADV_FREE = 8, MADV_COLD = 20, MADV_PAGEOUT = 21,
 	MADV_POPULATE_READ = 22, MADV_POPULATE_WRITE = 23,
 };
+enum { MLOCK_ONFAULT = 1, MCL_CURRENT = 1, MCL_FUTURE = 2, MCL_ONFAULT = 4 };
 enum {
 	PR_SET_TAGGED_ADDR_CTRL = 55, PR_GET_TAGGED_ADDR_CTRL = 56,
 	PR_TAGGED_ADDR_ENABLE = 1, PR_MTE_TCF_NONE = 0, PR_MTE_TCF_SYNC = 2,
@@ -211,7 +213,7 @@ __attribute__((unused)) static void *map(u64 len, int prot)
 	return p;
 }
 
-/* Is all of [p, p + len) mapped? WILLNEED asks and changes nothing. */
+/* Is all of [p, p + len) mapped? WILLNEED asks, and at most brings in what is out. */
 __attribute__((unused)) static int mapped(const void *p, u64 len)
 {
 	return call(SYS_madvise, p, len, MADV_WILLNEED) == 0;
