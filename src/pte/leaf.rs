@@ -32,9 +32,6 @@ const WRITABLE_OVER_READ_ONLY: u32 = WRITABLE.trailing_zeros() - AP_READ_ONLY.tr
 const SOFT_DIRTY_OVER_WRITABLE: u32 = SOFT_DIRTY.trailing_zeros() - WRITABLE.trailing_zeros();
 const SOFT_DIRTY_OVER_READ_ONLY: u32 = SOFT_DIRTY.trailing_zeros() - AP_READ_ONLY.trailing_zeros();
 
-/// From a protection's bit to a leaf's.
-const LOCKED_OVER_PROTECTION: u32 = LOCKED.trailing_zeros() - Protection::LOCKED.bits().trailing_zeros();
-
 bitflags::bitflags! {
     /// What a program may do with a region, and what it asked for it. WRITE and EXEC imply READ, as on Linux for
     /// AArch64; none is PROT_NONE.
@@ -103,8 +100,8 @@ impl Leaf {
             | PXN
             | UXN
             | EXCLUSIVE;
-        let locked = u64::from((protection & Protection::LOCKED).bits()) << LOCKED_OVER_PROTECTION;
-        Self(bits | locked).with_protection(protection)
+        let leaf = Self(bits).with_protection(protection);
+        if protection.contains(Protection::LOCKED) { leaf.locked() } else { leaf }
     }
 
     /// The leaf that `raw` is; the caller has decoded it.
@@ -171,6 +168,13 @@ impl Leaf {
     #[inline]
     pub const fn is_locked(self) -> bool {
         self.0 & LOCKED != 0
+    }
+
+    /// The leaf that reclaim leaves alone. Rare: a branch not taken is all that it costs the others.
+    #[cold]
+    #[inline(never)]
+    const fn locked(self) -> Self {
+        Self(self.0 | LOCKED)
     }
 
     /// The leaf as `protection` asks reclaim to treat it.
