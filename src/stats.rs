@@ -140,6 +140,8 @@ counters! {
     raced,
     /// Faults and calls that reclaimed for themselves.
     direct_reclaims,
+    /// Faults that reclaimed from their own space, which was at its cap.
+    cap_reclaims,
     /// Times the background reclaimer was woken.
     background_wakes,
     /// Programs that died for want of memory; counted by the kernel.

@@ -7,10 +7,10 @@ use ebbtide::addr::VirtAddr;
 use ebbtide::frame::FolioOrders;
 use ebbtide::granule::{Granule, K4, K16, K64};
 use ebbtide::machine::emu::Adversary;
-use ebbtide::reclaim::Advice;
-use ebbtide::space::{Folios, MapError, Protection, Residency};
+use ebbtide::reclaim::{Advice, LEAST_CAP_PAGES};
+use ebbtide::space::{FaultError, Folios, MapError, MemoryCap, Protection, Residency};
 
-use support::{RW, RWT, Rig, Setup, Stage, tagged};
+use support::{RW, RWT, Rig, Setup, Stage, refusal, tagged};
 
 const BASE: u64 = 0x4000_0000;
 
@@ -263,5 +263,87 @@ fn a_program_is_told_what_is_there() {
     assert_eq!(space.region_from(&rig.mm, va::<K4>(1220)), None);
     let beyond = space.residency(&rig.mm, va::<K4>(1219), 2 << 12, |_| {});
     assert_eq!(beyond, Err(MapError::NotMapped(va::<K4>(1220))));
+    rig.finish(space);
+}
+
+fn resident<G: Granule>(rig: &Rig<G>, space: &Space<Stage<G>>, pages: u64) -> u64 {
+    let mut resident = 0;
+    let count = |residency| resident += u64::from(residency == Residency::Resident);
+    space.residency(&rig.mm, va::<G>(0), pages << G::SHIFT, count).unwrap();
+    resident
+}
+
+/// A space at its cap makes room for itself; nobody else's pages leave for it.
+fn stays_below<G: Granule>() {
+    for orders in [None, SINGLE] {
+        let (pages, cap) = (3 * LEAST_CAP_PAGES, LEAST_CAP_PAGES);
+        let (frames, slots) = (4 * pages, 4 * pages as u32);
+        let rig = Rig::<G>::new(Setup { frames, slots, tag_rooms: slots, ..setup::<G>(orders) });
+        let other = region(&rig, 64);
+        let space = rig.space();
+        rig.activate(0, &space);
+        rig.map(&space, BASE, pages, RWT);
+        space.set_cap(&rig.mm, MemoryCap::Pages(0));
+        assert_eq!(space.cap(&rig.mm), MemoryCap::Pages(cap));
+        for page in 0..pages {
+            write(&rig, &space, [page]);
+            assert!(page % 64 > 0 || resident(&rig, &space, pages) <= cap);
+        }
+        assert!(resident(&rig, &space, pages) > cap / 2, "what is allowed is used");
+        check(&rig, &space, (0..pages).rev());
+        check(&rig, &space, 0..pages);
+        assert!(resident(&rig, &space, pages) <= cap);
+        // A pin finds its page all the same.
+        let pin = space.pin(&rig.mm, va::<G>(7), ebbtide::space::Access::Read).unwrap();
+        check(&rig, &space, 0..pages);
+        rig.mm.unpin(pin);
+        let child = space.fork(&rig.mm).unwrap();
+        assert_eq!(child.cap(&rig.mm), MemoryCap::Pages(cap));
+        rig.activate(0, &child);
+        check(&rig, &child, 0..pages);
+        assert!(resident(&rig, &child, pages) <= cap);
+        rig.destroy(child);
+        rig.activate(0, &space);
+        check(&rig, &space, 0..pages);
+        assert_eq!(resident(&rig, &other, 64), 64);
+        assert_eq!((rig.count("direct_reclaims"), rig.count("background_wakes")), (0, 0));
+        space.set_cap(&rig.mm, MemoryCap::None);
+        check(&rig, &space, 0..pages);
+        assert_eq!(resident(&rig, &space, pages), pages);
+        rig.emu().check_all_groups();
+        rig.destroy(other);
+        rig.finish(space);
+    }
+}
+
+#[test]
+fn a_space_stays_below_its_cap() {
+    stays_below::<K4>();
+    stays_below::<K16>();
+    stays_below::<K64>();
+}
+
+/// Nothing of it can leave: its faults are refused, and others go on.
+#[test]
+fn a_space_at_its_cap_without_slots() {
+    let rig = Rig::<K4>::new(Setup { frames: 2048, slots: 0, ..setup::<K4>(None) });
+    let (space, other) = (rig.space(), rig.space());
+    rig.map(&space, BASE, 1024, RW);
+    rig.map(&other, BASE, 64, RW);
+    space.set_cap(&rig.mm, MemoryCap::Pages(400));
+    rig.activate(0, &space);
+    let program = rig.program(&space);
+    let stored = (0..1024).take_while(|&page| program.store(at::<K4>(page), page).is_ok()).count() as u64;
+    assert!((380..=400).contains(&stored), "{stored}");
+    assert_eq!(refusal(program.store(at::<K4>(1000), 1)), FaultError::NoMemory);
+    (0..stored).for_each(|page| assert_eq!(program.load(at::<K4>(page)), Ok(page)));
+    rig.activate(0, &other);
+    let program = rig.program(&other);
+    (0..64).for_each(|page| program.store(at::<K4>(page), page).unwrap());
+    // It gives some up, and goes on.
+    space.advise(&rig.mm, va::<K4>(0), 64 << 12, Advice::DontNeed).unwrap();
+    rig.activate(0, &space);
+    rig.program(&space).store(at::<K4>(1000), 1).unwrap();
+    rig.destroy(other);
     rig.finish(space);
 }

@@ -193,7 +193,13 @@ fn page_out<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange) {
 
 /// Isolates the folios of the first pages of `part`, up to a batch; returns the pages after. Large ones that are not
 /// covered are split.
-fn isolate<M: Machine>(mm: &Mm<M>, node: NodeId, table: LeafTable, part: VpnRange, batch: &mut Batch) -> VpnRange {
+pub(super) fn isolate<M: Machine>(
+    mm: &Mm<M>,
+    node: NodeId,
+    table: LeafTable,
+    part: VpnRange,
+    batch: &mut Batch,
+) -> VpnRange {
     batch.clear();
     let mut page = part.start();
     let mut flush = Flush::new(mm);

@@ -24,10 +24,13 @@
 mod advise;
 mod evict;
 mod list;
+mod own;
 mod watermarks;
 
 pub use advise::Advice;
 pub(crate) use list::Reclaim;
+pub(crate) use own::Hand;
+pub use own::LEAST_CAP_PAGES;
 pub use watermarks::Watermarks;
 
 use arrayvec::ArrayVec;

@@ -117,7 +117,7 @@ impl<M: Machine> Space<M> {
         page: Vpn,
         access: Access,
     ) -> Result<(), FaultError> {
-        let Guarded { regions, near, streams } = guarded;
+        let Guarded { regions, near, streams, cap } = guarded;
         if !regions.is_near(page) && regions.find(mm, page).is_none() && !self.grow(mm, regions, page, access) {
             return Err(FaultError::NotMapped);
         }
@@ -130,7 +130,11 @@ impl<M: Machine> Space<M> {
             Some(table) if table.holds::<M::Granule>(page) => table,
             _ => {
                 let found = table::find_or_make(mm, self.root, self.node, page).ok_or(FaultError::NoMemory)?;
-                *near = Some(found);
+                match cap {
+                    None => *near = Some(found),
+                    // Each of its faults comes this way.
+                    Some(cap) => self.stay_below(mm, cap)?,
+                }
                 found
             }
         };

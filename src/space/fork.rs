@@ -17,7 +17,7 @@
 use core::convert::Infallible;
 
 use super::copy::copy_contents;
-use super::{Guarded, Protection, Space, SpaceError};
+use super::{Cap, Guarded, Protection, Space, SpaceError};
 use crate::addr::{PfnRange, Vpn, VpnRange};
 use crate::frame::{Kind, MAP, OwnedFrame, Spares, flag};
 use crate::machine::Machine;
@@ -51,6 +51,7 @@ impl<M: Machine> Space<M> {
     fn prepare_fork<'a>(&self, mm: &'a Mm<M>, guarded: &Guarded, child: &mut Self) -> Option<Spares<'a>> {
         child.guarded.get_mut().regions = guarded.regions.duplicate(mm)?;
         child.guarded.get_mut().regions.unlock(mm);
+        child.guarded.get_mut().cap = guarded.cap.as_ref().map(Cap::anew);
         let mut copies = Spares::new(mm.frames());
         table::for_each_leaf_table(mm.machine(), self.root, self.pages(mm), |table, part| {
             let (is_empty, fits, pinned) = {

@@ -14,6 +14,7 @@
 //! **Ending.** [`Space::destroy`] marks the node dead under the family lock, so that reclaim stays out, takes every
 //! entry away, then the tables, behind one invalidation of the whole ASID.
 
+mod cap;
 mod copy;
 mod dump;
 mod explain;
@@ -32,6 +33,7 @@ mod swap_off;
 mod unmap;
 mod will_need;
 
+pub use cap::MemoryCap;
 pub use dump::Dump;
 pub use explain::Explanation;
 pub use fault::{Access, Fault, FaultError};
@@ -41,6 +43,7 @@ pub use protect::Folios;
 pub use residency::Residency;
 
 pub use crate::pte::Protection;
+pub(crate) use cap::Cap;
 pub(crate) use unmap::{Unused, give_up};
 
 use core::convert::Infallible;
@@ -76,9 +79,11 @@ impl fmt::Display for SpaceError {
 /// What the space's lock guards, beside the tables.
 struct Guarded {
     regions: Regions,
-    /// The leaf table of the last fault: the next fault is mostly near. Forgotten when tables are taken away.
+    /// The leaf table of the last fault: the next fault is mostly near. Forgotten when tables are taken away. None in a
+    /// space with a cap.
     near: Option<LeafTable>,
     streams: Streams,
+    cap: Option<Cap>,
 }
 
 /// The part of a range that lies in one region.
@@ -124,7 +129,7 @@ impl<M: Machine> Space<M> {
         Ok(Self {
             node,
             root: pfn,
-            guarded: Sleep::new(Guarded { regions: Regions::new(), near: None, streams: Streams::new() }),
+            guarded: Sleep::new(Guarded { regions: Regions::new(), near: None, streams: Streams::new(), cap: None }),
             machine: PhantomData,
         })
     }

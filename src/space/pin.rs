@@ -21,6 +21,7 @@ use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::pte::Decoded;
 use crate::sync::Ordering;
+use crate::table;
 
 /// A pinned page. Given back by [`Mm::unpin`]; one that is merely dropped stays pinned.
 #[must_use = "a pin is given back by `Mm::unpin`"]
@@ -56,7 +57,9 @@ impl<M: Machine> Space<M> {
         let mut guarded = self.lock(mm);
         loop {
             self.resolve_locked(mm, &mut guarded, page, access)?;
-            let (Some(table), region) = (guarded.near, *guarded.regions.near()) else { continue };
+            // A space with a cap forgets its table.
+            let table = guarded.near.or_else(|| table::find(mm.machine(), self.root, page));
+            let (Some(table), region) = (table, *guarded.regions.near()) else { continue };
             let Some(mut cursor) = table.lock(mm) else { return Err(FaultError::NotMapped.into()) };
             // Reclaim may have been there since.
             let Decoded::Leaf(leaf) = cursor.read(page) else { continue };

@@ -88,6 +88,12 @@ impl LeafTable {
         (self.entry(page), machine.load_entry(self.entry(page)))
     }
 
+    /// The leaves that it held when it was looked at.
+    pub(crate) fn leaves<M: Machine>(&self, mm: &Mm<M>) -> u64 {
+        let Some(frame) = mm.frames().frame(self.at) else { return 0 };
+        mm.frames().record(frame).count.word().load(Ordering::Relaxed) % OUT / PRESENT
+    }
+
     /// Locks the table. `None` when its frame is not one of the database's: then it is not a table of the library's.
     #[inline]
     pub(crate) fn lock<'a, M: Machine>(self, mm: &'a Mm<M>) -> Option<Cursor<'a, M>> {
