@@ -44,11 +44,11 @@ __asm__(".globl _start\n_start:\n\tmov x29, xzr\n\tmov x30, xzr\n\tmov x0, sp\n\
 enum {
 	SYS_write = 64, SYS_writev = 66, SYS_exit = 93, SYS_exit_group = 94,
 	SYS_set_tid_address = 96, SYS_clock_gettime = 113, SYS_sched_yield = 124, SYS_kill = 129,
-	SYS_uname = 160, SYS_prctl = 167, SYS_getpid = 172, SYS_getppid = 173, SYS_gettid = 178,
+	SYS_uname = 160, SYS_getrlimit = 163, SYS_setrlimit = 164, SYS_prctl = 167, SYS_getpid = 172, SYS_getppid = 173, SYS_gettid = 178,
 	SYS_sysinfo = 179, SYS_brk = 214, SYS_munmap = 215, SYS_mremap = 216, SYS_clone = 220, SYS_execve = 221,
 	SYS_mmap = 222, SYS_swapon = 224, SYS_swapoff = 225, SYS_mprotect = 226, SYS_mlock = 228,
 	SYS_munlock = 229, SYS_mlockall = 230, SYS_munlockall = 231, SYS_mincore = 232, SYS_madvise = 233,
-	SYS_wait4 = 260, SYS_getrandom = 278, SYS_mlock2 = 284,
+	SYS_wait4 = 260, SYS_prlimit64 = 261, SYS_getrandom = 278, SYS_mlock2 = 284,
 };
 
 enum {
@@ -69,6 +69,7 @@ enum {
 	MADV_NOHUGEPAGE = 15, MADV_FREE = 8, MADV_COLD = 20, MADV_PAGEOUT = 21,
 	MADV_POPULATE_READ = 22, MADV_POPULATE_WRITE = 23,
 };
+enum { RLIMIT_STACK = 3, RLIMIT_RSS = 5 };
 enum { MLOCK_ONFAULT = 1, MCL_CURRENT = 1, MCL_FUTURE = 2, MCL_ONFAULT = 4 };
 enum {
 	PR_SET_TAGGED_ADDR_CTRL = 55, PR_GET_TAGGED_ADDR_CTRL = 56,

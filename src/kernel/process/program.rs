@@ -59,6 +59,8 @@ pub fn exec(program: Program, arguments: &Arguments, frame: &mut WholeFrame) -> 
         Errno::ENOEXEC
     })?;
     let memory = MemoryRef::new().ok_or(Errno::ENOMEM)?;
+    let mm = global::mm();
+    memory.space().set_cap(mm, super::space().cap(mm));
     super::leave_id();
     drop(sched::replace_memory(Some(memory)));
     {

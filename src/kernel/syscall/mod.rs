@@ -3,6 +3,7 @@
 //! The vectors call [`el0_system_call`] with the saved registers; the result goes to x0. A number that is not here is
 //! -ENOSYS and is logged the first time.
 
+mod limit;
 mod lock;
 mod mem;
 mod misc;
@@ -87,6 +88,8 @@ mod number {
     pub const TKILL: u64 = 130;
     pub const TGKILL: u64 = 131;
     pub const UNAME: u64 = 160;
+    pub const GETRLIMIT: u64 = 163;
+    pub const SETRLIMIT: u64 = 164;
     pub const PRCTL: u64 = 167;
     pub const GETPID: u64 = 172;
     pub const GETPPID: u64 = 173;
@@ -107,6 +110,7 @@ mod number {
     pub const MINCORE: u64 = 232;
     pub const MADVISE: u64 = 233;
     pub const WAIT4: u64 = 260;
+    pub const PRLIMIT64: u64 = 261;
     pub const GETRANDOM: u64 = 278;
     pub const MLOCK2: u64 = 284;
     /// Counters: `stats(buffer, words) -> words that there are`.
@@ -153,6 +157,9 @@ extern "C" fn el0_system_call(frame: &Frame) -> u64 {
         number::SWAPOFF => swap::swapoff(a),
         number::MPROTECT => mem::mprotect(a, b, c),
         number::MADVISE => mem::madvise(a, b, c),
+        number::GETRLIMIT => limit::prlimit(0, a, 0, b),
+        number::SETRLIMIT => limit::prlimit(0, a, b, 0),
+        number::PRLIMIT64 => limit::prlimit(a, b, c, d),
         number::MLOCK => lock::mlock2(a, b, 0),
         number::MLOCK2 => lock::mlock2(a, b, c),
         number::MUNLOCK => lock::munlock(a, b),
