@@ -64,6 +64,8 @@ counters! {
     refolds,
     /// Large folios split into pages.
     splits,
+    /// Groups of single pages of which one large folio was made.
+    collapses,
     /// Pages that a program gave up (MADV_FREE) and that were made clean.
     lazy_freed,
     /// Spaces that were forked.

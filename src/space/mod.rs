@@ -15,6 +15,7 @@
 //! entry away, then the tables, behind one invalidation of the whole ASID.
 
 mod cap;
+mod collapse;
 mod copy;
 mod dump;
 mod explain;
@@ -34,6 +35,7 @@ mod unmap;
 mod will_need;
 
 pub use cap::MemoryCap;
+pub use collapse::Search;
 pub use dump::Dump;
 pub use explain::Explanation;
 pub use fault::{Access, Fault, FaultError};
