@@ -7,6 +7,7 @@
 
 use arrayvec::ArrayVec;
 
+use super::BATCH;
 use super::evict::{Ageing, evict};
 use super::list::Batch;
 use crate::addr::{VirtAddr, Vpn, VpnRange};
@@ -168,9 +169,9 @@ fn page_out<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange) {
     space.for_each_leaf_table(mm, range, |table, part| {
         let mut left = part;
         // One for all turns, which no turn moves.
-        let mut batch = Batch::new();
+        let mut batch = Batch::default();
         while !left.is_empty() {
-            let rest = isolate(mm, space.node(), table, left, &mut batch);
+            let rest = isolate(mm, space.node(), table, left, &mut batch.folios);
             // What had to be split comes again, page by page.
             if evict(mm, &batch, Ageing::Ignored).split == 0 {
                 left = rest;
@@ -181,7 +182,13 @@ fn page_out<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange) {
 
 /// Isolates the folios of the first pages of `part`, up to a batch; returns the pages after. Large ones that are not
 /// covered are split.
-fn isolate<M: Machine>(mm: &Mm<M>, node: NodeId, table: LeafTable, part: VpnRange, batch: &mut Batch) -> VpnRange {
+fn isolate<M: Machine>(
+    mm: &Mm<M>,
+    node: NodeId,
+    table: LeafTable,
+    part: VpnRange,
+    batch: &mut ArrayVec<Frame, BATCH>,
+) -> VpnRange {
     batch.clear();
     let mut page = part.start();
     let mut flush = Flush::new(mm);

@@ -24,17 +24,23 @@
 mod advise;
 mod evict;
 mod list;
+mod policy;
+mod queues;
 mod watermarks;
+#[cfg(test)]
+mod workloads;
 
 pub use advise::Advice;
 pub(crate) use list::Reclaim;
+pub use policy::Replacement;
 pub use watermarks::Watermarks;
 
 use arrayvec::ArrayVec;
 
-use evict::{Ageing, Evicted, evict};
+use evict::{Evicted, evict};
+use list::{Returned, Search};
 
-use crate::frame::{Frame, Kind, OwnedFrame, Urgency, flag};
+use crate::frame::{Class, Frame, Kind, OwnedFrame, Urgency, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::sync::Ordering;
@@ -59,23 +65,26 @@ impl<M: Machine> Mm<M> {
     fn shrink(&self) -> Progress {
         // Pages that come in or are used while we scan do not extend the scan: it is bounded by the list as it is now.
         let pass = self.reclaim().len() + BATCH as u64;
-        for (ageing, pages) in [(Ageing::SecondChance, 2 * pass), (Ageing::Ignored, pass)] {
-            let mut left = pages;
+        for (search, folios) in [(Search::Chosen, 2 * pass), (Search::All, pass)] {
+            if search == Search::All {
+                self.reclaim().line_up(self.frames());
+            }
+            let mut left = folios;
             while left > 0 {
-                let batch = self.reclaim().isolate(self.frames());
-                if batch.is_empty() {
+                let batch = self.reclaim().isolate(self.frames(), search);
+                if batch.folios.is_empty() {
                     // Others may have all of it in hand; then theirs is the progress to wait for.
                     let Some(others) = self.reclaim().isolated() else { break };
                     self.reclaim().wait_for_others(self.machine(), others);
                     left -= 1;
                     continue;
                 }
-                let Evicted { pages, split } = evict(self, &batch, ageing);
+                let Evicted { pages, split } = evict(self, &batch, search.ageing());
                 if pages > 0 {
                     return Progress::Freed(pages);
                 }
                 // The pages of a folio that was split are looked at before the next folio.
-                left = left.saturating_sub(batch.len() as u64 - split);
+                left = left.saturating_sub(batch.folios.len() as u64 - split);
             }
         }
         Progress::Nothing
@@ -149,18 +158,21 @@ impl<M: Machine> Mm<M> {
         }
     }
 
-    /// Counts pages that left, and returns the eviction clock as their slots' refault shadow.
+    /// Counts pages of a folio that left, and returns their slots' refault shadow.
     #[inline]
-    pub(crate) fn evicted(&self, pages: u64) -> u32 {
-        self.reclaim().clock.fetch_add(pages as u32, Ordering::Relaxed)
+    pub(crate) fn evicted(&self, folio: Frame, pages: u64) -> u32 {
+        self.reclaim().evicted(self.frames(), folio, pages)
     }
 
-    /// Counts the return of pages whose slots kept `shadow`.
+    /// Enters a folio of `pages` pages in the list that came back from slots which kept `shadow`.
     #[inline]
-    pub(crate) fn returned(&self, shadow: u32, pages: u64) {
-        let distance = self.reclaim().clock.load(Ordering::Relaxed).wrapping_sub(shadow);
-        if distance as u64 <= self.frames().managed_frames() {
+    pub(crate) fn returned(&self, folio: Frame, shadow: u32, pages: u64) {
+        let Returned { distance, class } = self.reclaim().insert_returned(self.frames(), folio, shadow, pages);
+        if u64::from(distance) <= self.frames().managed_frames() {
             self.stats().refaults.add(pages);
+        }
+        if class == Class::Protected {
+            self.stats().refaults_protected.add(pages);
         }
     }
 }
