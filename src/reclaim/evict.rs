@@ -59,14 +59,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
             }
             continue;
         }
-        if spared >> index & 1 != 0 {
-            let seen = match unmap(mm, &folio, &mut Err(Dry::Slots), Ageing::Spared, &mut flush, &mut site) {
-                Unmapped::Kept(refusal) => count(stats, refusal),
-                Unmapped::Discarded | Unmapped::Returned | Unmapped::Leaving(_) => Seen::Nothing,
-            };
-            kept.push((frame, seen));
-            continue;
-        }
+        let ageing = if spared >> index & 1 == 0 { ageing } else { Ageing::Spared };
         if record.has(flag::BACKED) {
             unback_dirty(mm, &folio, &mut site);
         }

@@ -5,7 +5,7 @@ use arrayvec::ArrayVec;
 use super::BATCH;
 use super::evict::Ageing;
 use super::policy::{Chosen, Looked, Policy, Replacement, Seen};
-use super::queues::{Chain, Queue, Queues};
+use super::queues::{Queue, Queues, Taken};
 use super::watermarks::Watermarks;
 use crate::frame::{Class, Frame, Frames, Left, Standing, flag};
 use crate::machine::Machine;
@@ -122,22 +122,22 @@ impl Reclaim {
     /// Enters a folio that was just mapped, and is new.
     #[inline]
     pub(crate) fn insert(&self, frames: &Frames, frame: Frame) {
-        self.list.lock().queues.push_new(frames, Queue::Entry, frame);
+        self.list.lock().queues.push_new(frames, Queue::Entry, frame, Standing::NEW);
     }
 
     /// Enters a folio of `pages` pages that was just mapped, and whose slots kept `shadow`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn insert_returned(&self, frames: &Frames, frame: Frame, shadow: u32, pages: u64) -> Returned {
         let now = self.clock.load(Ordering::Relaxed) << 1;
         let distance = now.wrapping_sub(shadow & !WAS_PROTECTED) >> 1;
         let mut list = self.list.lock();
         if distance > self.soon {
-            list.queues.push_new(frames, Queue::Entry, frame);
+            list.queues.push_new(frames, Queue::Entry, frame, Standing::NEW);
             return Returned { distance, class: Class::Probation };
         }
         let was = if shadow & WAS_PROTECTED == 0 { Class::Probation } else { Class::Protected };
         let (queue, standing) = list.policy.welcome(was, pages);
-        list.queues.push_with(frames, queue, frame, standing);
+        list.queues.push_new(frames, queue, frame, standing);
         Returned { distance, class: standing.class }
     }
 
@@ -197,18 +197,16 @@ impl Reclaim {
 
     /// Takes certain folios out, with a reference each. Those that are not in the list leave the batch.
     pub(super) fn isolate_all(&self, frames: &Frames, batch: &mut ArrayVec<Frame, BATCH>) {
-        let mut chain: Option<Chain> = None;
+        let mut taken = Taken::default();
         let mut list = self.list.lock();
         batch.retain(|&mut frame| {
             if !frames.record(frame).has(flag::LISTED) || !frames.get(frame) {
                 return false;
             }
-            list.queues.gather(frames, &mut chain, frame);
+            list.queues.gather(frames, &mut taken, frame);
             true
         });
-        if let Some(chain) = &chain {
-            list.queues.cut(frames, chain);
-        }
+        list.queues.finish(frames, taken);
         self.isolated.fetch_add(batch.len() as u32, Ordering::Relaxed);
     }
 
@@ -245,7 +243,7 @@ impl Reclaim {
         folios: &mut impl Iterator<Item = (Frame, u64)>,
         gone: &mut ArrayVec<Frame, { tlb::CAPACITY }>,
     ) {
-        let mut chain: Option<Chain> = None;
+        let mut taken = Taken::default();
         let mut list = self.list.lock();
         while !gone.is_full()
             && let Some((frame, weight)) = folios.next()
@@ -255,12 +253,10 @@ impl Reclaim {
             }
             gone.push(frame);
             if frames.record(frame).has(flag::LISTED) {
-                list.queues.gather(frames, &mut chain, frame);
+                list.queues.gather(frames, &mut taken, frame);
             }
         }
-        if let Some(chain) = &chain {
-            list.queues.cut(frames, chain);
-        }
+        list.queues.finish(frames, taken);
     }
 }
 

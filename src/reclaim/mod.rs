@@ -165,7 +165,7 @@ impl<M: Machine> Mm<M> {
     }
 
     /// Enters a folio of `pages` pages in the list that came back from slots which kept `shadow`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn returned(&self, folio: Frame, shadow: u32, pages: u64) {
         let Returned { distance, class } = self.reclaim().insert_returned(self.frames(), folio, shadow, pages);
         if u64::from(distance) <= self.frames().managed_frames() {

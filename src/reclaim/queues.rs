@@ -59,7 +59,7 @@ pub(super) struct Queues {
 }
 
 /// Neighbours in a queue: from the older end, along `prev`, to the younger.
-pub(super) struct Chain {
+struct Chain {
     old: Frame,
     young: Frame,
     len: u64,
@@ -67,13 +67,13 @@ pub(super) struct Chain {
 
 impl Chain {
     #[inline]
-    pub(super) const fn of(frame: Frame) -> Self {
+    const fn of(frame: Frame) -> Self {
         Self { old: frame, young: frame, len: 1 }
     }
 
     /// Takes `frame` into the chain if it is the next younger one; else begins another chain, and returns this one.
     #[inline]
-    pub(super) fn extend(&mut self, frames: &Frames, frame: Frame) -> Option<Self> {
+    fn extend(&mut self, frames: &Frames, frame: Frame) -> Option<Self> {
         if frames.record(frame).next.load(Ordering::Relaxed) == self.young.index() {
             self.young = frame;
             self.len += 1;
@@ -82,6 +82,13 @@ impl Chain {
             Some(mem::replace(self, Self::of(frame)))
         }
     }
+}
+
+/// Folios on their way out of the queues.
+#[derive(Default)]
+pub(super) struct Taken {
+    chain: Option<Chain>,
+    protected: u64,
 }
 
 impl Queues {
@@ -121,22 +128,7 @@ impl Queues {
 
     /// Enters a folio that reclaim did not know yet as the youngest.
     #[inline]
-    pub(super) fn push_new(&mut self, frames: &Frames, queue: Queue, frame: Frame) {
-        self.link_young(frames, queue, frame);
-        frames.record(frame).set(flag::LISTED);
-    }
-
-    /// Enters a folio that reclaim did not know yet as the youngest, with a standing.
-    #[inline]
-    pub(super) fn push_with(&mut self, frames: &Frames, queue: Queue, frame: Frame, standing: Standing) {
-        self.link_young(frames, queue, frame);
-        self.protected += u64::from(standing.class == Class::Protected);
-        frames.record(frame).set(flag::LISTED | standing.flags());
-    }
-
-    /// Links a folio that is in no queue as the youngest.
-    #[inline]
-    fn link_young(&mut self, frames: &Frames, queue: Queue, frame: Frame) {
+    pub(super) fn push_new(&mut self, frames: &Frames, queue: Queue, frame: Frame, standing: Standing) {
         let ends = &mut self.ends[queue as usize];
         let record = frames.record(frame);
         record.prev.store(queue.mark(), Ordering::Relaxed);
@@ -147,14 +139,14 @@ impl Queues {
         }
         ends.young = frame.index();
         self.len += 1;
+        self.protected += u64::from(standing.class == Class::Protected);
+        record.set(flag::LISTED | standing.flags());
     }
 
     /// Enters a folio as the youngest, with another standing than it had.
-    #[inline]
     pub(super) fn push(&mut self, frames: &Frames, queue: Queue, frame: Frame, standing: Standing) {
-        frames.record(frame).stand(standing);
-        self.protected += u64::from(standing.class == Class::Protected);
-        self.push_new(frames, queue, frame);
+        frames.record(frame).stand(Standing::NEW);
+        self.push_new(frames, queue, frame, standing);
     }
 
     /// Enters a folio as the first of all, as if it were new.
@@ -180,7 +172,7 @@ impl Queues {
 
     /// Takes a chain out; its folios' flags stay.
     #[inline]
-    pub(super) fn cut(&mut self, frames: &Frames, chain: &Chain) {
+    fn cut(&mut self, frames: &Frames, chain: &Chain) {
         let next = frames.record(chain.old).next.load(Ordering::Relaxed);
         let prev = frames.record(chain.young).prev.load(Ordering::Relaxed);
         match frames.frame_at(next) {
@@ -194,34 +186,37 @@ impl Queues {
         self.len -= chain.len;
     }
 
-    /// Notes that a folio is in no queue any more.
-    #[inline]
-    fn unlist(&mut self, frames: &Frames, frame: Frame) -> Standing {
-        let standing = frames.record(frame).unlist();
-        self.protected -= u64::from(standing.class == Class::Protected);
-        standing
-    }
-
     /// Takes the oldest folio of `queue` out, and says how it stood.
     #[inline]
     pub(super) fn pop(&mut self, frames: &Frames, queue: Queue) -> Option<(Frame, Standing)> {
         let frame = frames.frame_at(self.ends[queue as usize].old)?;
         self.cut(frames, &Chain::of(frame));
-        Some((frame, self.unlist(frames, frame)))
+        let standing = frames.record(frame).unlist();
+        self.protected -= u64::from(standing.class == Class::Protected);
+        Some((frame, standing))
     }
 
-    /// Takes a listed folio out, with its neighbours: those that come one after the other are cut as one. The caller
-    /// cuts the last `chain`.
+    /// Takes a listed folio out, with its neighbours: those that come one after the other are cut as one. The last of
+    /// `taken` are [`Queues::finish`]ed.
     #[inline]
-    pub(super) fn gather(&mut self, frames: &Frames, chain: &mut Option<Chain>, frame: Frame) {
-        let _ = self.unlist(frames, frame);
-        match chain {
-            None => *chain = Some(Chain::of(frame)),
+    pub(super) fn gather(&mut self, frames: &Frames, taken: &mut Taken, frame: Frame) {
+        taken.protected += u64::from(frames.record(frame).unlist().class == Class::Protected);
+        match &mut taken.chain {
+            None => taken.chain = Some(Chain::of(frame)),
             Some(chain) => {
                 if let Some(done) = chain.extend(frames, frame) {
                     self.cut(frames, &done);
                 }
             }
+        }
+    }
+
+    /// Ends what was begun by [`Queues::gather`].
+    #[inline]
+    pub(super) fn finish(&mut self, frames: &Frames, taken: Taken) {
+        if let Some(chain) = &taken.chain {
+            self.cut(frames, chain);
+            self.protected -= taken.protected;
         }
     }
 

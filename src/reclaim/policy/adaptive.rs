@@ -69,7 +69,7 @@ impl Policy for Adaptive {
         let is_over = probation * WHOLE > queues.len() * self.share;
         let is_flood = probation * WHOLE > queues.len() * Self::FLOOD;
         if is_flood || is_over && !self.is_stale && self.signs < PROBE {
-            self.signs = self.signs.saturating_add(1);
+            self.signs = self.signs.wrapping_add(1);
             PROBATION
         } else {
             self.signs = 0;
@@ -98,7 +98,7 @@ impl Policy for Adaptive {
         let step = self.step * pages;
         self.share = match was {
             Class::Probation => {
-                self.signs = self.signs.saturating_add(SIGNS);
+                self.signs = self.signs.wrapping_add(SIGNS);
                 (self.share + step).min(Self::MOST)
             }
             Class::Protected => self.share.saturating_sub(step).max(Self::LEAST),
