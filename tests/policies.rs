@@ -1,4 +1,5 @@
-//! Every policy of replacement on the whole library: what holds whichever is chosen, and that reclaim follows its choice.
+//! Every policy of replacement on the whole library: what holds whichever is chosen, and that reclaim follows its
+//! choice.
 //!
 //! How good the policies are is measured in `reclaim::workloads`.
 

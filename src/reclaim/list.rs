@@ -141,8 +141,8 @@ impl Reclaim {
         Returned { distance, class: standing.class }
     }
 
-    /// Counts pages of a folio that left, and returns their slots' refault shadow: the clock, modulo 2^31, and where the
-    /// folio stood.
+    /// Counts pages of a folio that left, and returns their slots' refault shadow: the clock, modulo 2^31, and where
+    /// the folio stood.
     #[inline]
     pub(super) fn evicted(&self, frames: &Frames, folio: Frame, pages: u64) -> u32 {
         let was = if frames.record(folio).has(flag::PROTECTED) { WAS_PROTECTED } else { 0 };

@@ -1,11 +1,15 @@
 //! Reclaim: which pages leave, when, and how many.
 //!
-//! **The list.** Folios that a table maps, and cached ones whose write failed, stand in one list through their
-//! records, in the order in which they came. Reclaim takes from the old end. A page used since it was last looked at
-//! (its access flag) goes to the young end with the flag cleared: second chance. One search for a page to evict looks
-//! at the list twice in this way, and a third time without regard to use: as other CPUs may use every page between
-//! two looks, only that ends for certain. So there is no livelock, and no program dies for want of memory that could
-//! be had.
+//! **The list.** Folios that a table maps, and cached ones whose write failed, stand in a few queues, linked through
+//! their records, under one lock. What is new enters without a question. From which queue reclaim takes, and where
+//! those go that stay, is the [`policy`]'s: it hears what each look at an access flag found, and what comes back soon.
+//! What a program called cold, and what was split, is looked at before all else, whatever the policy.
+//!
+//! **Every search ends.** One search for a page to evict looks at twice as many folios as the list has, as the policy
+//! chooses. A folio that was used since the last look, or that the policy spares, stays, with its flag cleared. Then
+//! all queues become one ([`Reclaim::line_up`]), and each folio is looked at once without regard to use or policy: as
+//! other CPUs may use every page between two looks, and a policy may look where nothing can leave, only that ends for
+//! certain. So there is no livelock, and no program dies for want of memory that could be had.
 //!
 //! **Watermarks**, in free frames: below *low* the background reclaimer wakes, and works until *high* are free. An
 //! ordinary allocation leaves *reserve* frames alone. A fault or call that finds nothing reclaims for itself
@@ -15,9 +19,12 @@
 //! **Batches.** Reclaim isolates folios of some [`BATCH`] pages with one hold of the list's lock, unmaps them,
 //! completes one flush, then writes them out. It takes folios by try-lock only and never a space's lock.
 //!
-//! **Refaults.** The eviction clock counts pages that left. A slot keeps the clock of its page's leaving; when the page
-//! comes back after no more evictions than there are frames, a memory of twice the size would have kept it: that is
-//! counted as a refault.
+//! **Refaults.** The eviction clock counts pages that left. A slot keeps the clock of its page's leaving, modulo 2^31,
+//! and whether the page was protected then; when the page comes back after no more evictions than there are frames, a
+//! memory of twice the size would have kept it: that is counted as a refault. After no more than three quarters of that
+//! it came back *soon*, and the policy is asked where it is to stand. A loop over twice the memory brings each page
+//! back after as many evictions as there are frames: that must not count as soon, and much less would miss pages that
+//! are worth keeping (`docs/POLICIES.md`). No record is kept beside the slot's.
 
 #![forbid(unsafe_code)]
 
@@ -56,7 +63,7 @@ pub(crate) const BATCH: usize = 32;
 enum Progress {
     /// So many pages were freed.
     Freed(u64),
-    /// Two passes over the whole list, and one that regards no use, freed nothing.
+    /// As many looks as two passes over the list take, and one pass that regards no use, freed nothing.
     Nothing,
 }
 

@@ -18,8 +18,8 @@ use crate::frame::{Frame, Left, REFERENCE};
 
 /// Memory, in pages.
 const FRAMES: usize = 2048;
-/// Accesses of a trace: 600 for each frame, enough that neither who warms up how counts, nor what the fixed set makes of
-/// knowing by what chance the trace came out.
+/// Accesses of a trace: 600 for each frame, enough that neither who warms up how counts, nor what the fixed set makes
+/// of knowing by what chance the trace came out.
 const ACCESSES: usize = 600 * FRAMES;
 /// How long a phase is.
 const PHASE: usize = 20 * FRAMES;

@@ -1,16 +1,18 @@
 //! Two queues. What is new is on *probation*; what was used twice there, or came back soon after it left, is
 //! *protected*. So a scan, of which no page is used twice, goes through the first queue and leaves the second alone.
 //!
-//! **Probation.** The first look at a folio is given away (see [`super`]), with a second round; the second look decides.
+//! **Probation.** The first look at a folio is given away (see [`super`]), with a second round; the second look
+//! decides.
 //!
-//! **Protected.** A look that finds a folio used raises its rank, one that does not lowers it, and only one without rank
-//! leaves: what is used in most rounds outlives what is used in some. As soon as [`STALE`] of a batch turn out unused
-//! the ranks tell of the past (the program has gone on to other pages): then they count for nothing, and the batches to
-//! come are of protected folios too, until enough are in use again, or seven eighths of all are on probation: looked at
-//! too often everything seems unused, and what was thrown out by mistake would come back to be thrown out again. To hear
-//! of it all, a batch of protected folios is looked at when [`PROBE`] signs have come together: one for each batch of
-//! probation, [`SIGNS`] for each page that comes back soon after it left from there. A scan that is longer than memory
-//! gives few, and what is in use beside it is seldom looked at; a program that goes on to other pages gives many.
+//! **Protected.** A look that finds a folio used raises its rank, one that does not lowers it, and only one without
+//! rank leaves: what is used in most rounds outlives what is used in some. As soon as [`STALE`] of a batch turn out
+//! unused the ranks tell of the past (the program has gone on to other pages): then they count for nothing, and the
+//! batches to come are of protected folios too, until enough are in use again, or seven eighths of all are on
+//! probation: looked at too often everything seems unused, and what was thrown out by mistake would come back to be
+//! thrown out again. To hear of it all, a batch of protected folios is looked at when [`PROBE`] signs have come
+//! together: one for each batch of probation, [`SIGNS`] for each page that comes back soon after it left from there. A
+//! scan that is longer than memory gives few, and what is in use beside it is seldom looked at; a program that goes on
+//! to other pages gives many.
 //!
 //! **Shares.** Otherwise a batch comes from probation if that has more than its share of the folios. A page that left
 //! from there and comes back soon says that the share was too small, one that left from the protected says that it was

@@ -1,17 +1,17 @@
 //! Which folio leaves next: the part of reclaim that is a matter of taste, and of the workload.
 //!
-//! A policy sees a folio's use only when reclaim looks at its access flag, never the access itself: between two looks one
-//! use and a thousand are the same. As the access that makes a page sets the flag as well, the first look at a page says
-//! nothing, and every policy here gives it away.
+//! A policy sees a folio's use only when reclaim looks at its access flag, never the access itself: between two looks
+//! one use and a thousand are the same. As the access that makes a page sets the flag as well, the first look at a page
+//! says nothing, and every policy here gives it away.
 //!
 //! **What a policy decides.** From which queue the next batch comes ([`Policy::choose`]); which of its folios stay this
 //! time whatever the look finds ([`Policy::spares`]); where those go that stay ([`Policy::place`]), and those that come
-//! back soon after they left ([`Policy::welcome`]). It keeps three bits in a folio's record ([`Standing`]) and a few words
-//! of its own; all of it runs under the list's lock, in constant time a folio.
+//! back soon after they left ([`Policy::welcome`]). It keeps three bits in a folio's record ([`Standing`]) and a few
+//! words of its own; all of it runs under the list's lock, in constant time a folio.
 //!
-//! **What it does not.** What is new, or comes back late, stands in [`Queue::Entry`], and what a program calls cold, or was split, in
-//! [`Queue::First`], which comes before all: no policy is asked. No policy keeps a folio for good: that every search
-//! ends, and finds whatever there is, is [`Mm::shrink`](crate::Mm)'s, which in the end asks none (law 18).
+//! **What it does not.** What is new, or comes back late, stands in [`Queue::Entry`], and what a program calls cold, or
+//! was split, in [`Queue::First`], which comes before all: no policy is asked. No policy keeps a folio for good: that
+//! every search ends, and finds whatever there is, is [`Mm::shrink`](crate::Mm)'s, which in the end asks none (law 18).
 //!
 //! One is chosen when the [`Mm`](crate::Mm) is made ([`Replacement`]). To add one: a type with [`Policy`], a name in
 //! `Replacement`, and a line of the table in `super::workloads`, which `docs/POLICIES.md` shows.
@@ -93,8 +93,8 @@ pub(super) trait Policy {
     fn hear(&mut self, looked: Looked);
 }
 
-/// The one that was chosen. An enum, as [`Mm`](crate::Mm) has no parameter for it; nothing that asks it runs when a page
-/// is first touched, and what runs once a batch does not count.
+/// The one that was chosen. An enum, as [`Mm`](crate::Mm) has no parameter for it; nothing that asks it runs when a
+/// page is first touched, and what runs once a batch does not count.
 pub(super) enum Chosen {
     Clock(Clock),
     Generations(Generations),
