@@ -259,3 +259,106 @@ impl Queues {
         ends.young = young.index();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::frame::desk::Desk;
+
+    /// Old ends first.
+    #[derive(Default)]
+    struct Model {
+        queues: [VecDeque<Frame>; 4],
+        protected: Vec<Frame>,
+    }
+
+    impl Model {
+        fn take(&mut self, frame: Frame) {
+            self.queues.iter_mut().for_each(|queue| queue.retain(|&other| other != frame));
+            self.protected.retain(|&other| other != frame);
+        }
+    }
+
+    /// Every folio leaves from where it came to stand, from the middle of any queue as well, and the counts agree.
+    #[test]
+    fn queues_are_as_a_plain_model_has_them() {
+        let desk = Desk::new(64);
+        let mut out: Vec<Frame> = core::iter::from_fn(|| desk.folio()).collect();
+        let (mut queues, mut model) = (Queues::new(), Model::default());
+        let mut seed = 88_172_645_463_325_252u64;
+        let mut dice = |bound: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed >> 11) as usize % bound
+        };
+        for _ in 0..100_000 {
+            let queue = Queue::ALL[dice(4)];
+            let standing = Standing { class: [Class::Probation, Class::Protected][dice(2)], rank: dice(4) as u8 };
+            match dice(7) {
+                0 | 1 if !out.is_empty() => {
+                    let frame = out.swap_remove(dice(out.len()));
+                    queues.push(&desk, queue, frame, standing);
+                    assert_eq!(desk.record(frame).standing(), standing);
+                    model.queues[queue as usize].push_back(frame);
+                    model.protected.extend((standing.class == Class::Protected).then_some(frame));
+                }
+                2 if !out.is_empty() => {
+                    let frame = out.swap_remove(dice(out.len()));
+                    queues.push_first(&desk, frame);
+                    model.queues[Queue::First as usize].push_front(frame);
+                }
+                3 => {
+                    let oldest = queues.pop(&desk, queue).map(|(frame, _)| frame);
+                    assert_eq!(oldest, model.queues[queue as usize].front().copied());
+                    oldest.into_iter().for_each(|frame| {
+                        model.take(frame);
+                        out.push(frame);
+                    });
+                }
+                4 => {
+                    // A run of one queue, and others.
+                    let mut taken = Taken::default();
+                    let from = &model.queues[queue as usize];
+                    let mut frames: Vec<Frame> = from.iter().copied().skip(dice(8)).take(dice(5)).collect();
+                    frames.extend(
+                        model.queues[Queue::Entry as usize].iter().filter(|&frame| !from.contains(frame)).nth(2),
+                    );
+                    for &frame in &frames {
+                        queues.gather(&desk, &mut taken, frame);
+                    }
+                    queues.finish(&desk, taken);
+                    frames.into_iter().for_each(|frame| {
+                        model.take(frame);
+                        out.push(frame);
+                    });
+                }
+                5 => {
+                    let frames: Vec<Frame> =
+                        model.queues[queue as usize].iter().copied().skip(1).take(dice(5)).collect();
+                    queues.move_first(&desk, &frames);
+                    frames.iter().for_each(|&frame| model.take(frame));
+                    frames.iter().rev().for_each(|&frame| model.queues[Queue::First as usize].push_front(frame));
+                    // A chain goes in front of the chain before; this is one.
+                }
+                _ if dice(20) == 0 => {
+                    let to = Queue::ALL[dice(4)];
+                    if queue != to {
+                        queues.append(&desk, queue, to);
+                        let moved = core::mem::take(&mut model.queues[queue as usize]);
+                        model.queues[to as usize].extend(moved);
+                    }
+                }
+                _ => {}
+            }
+            assert_eq!(queues.len() as usize, model.queues.iter().map(VecDeque::len).sum::<usize>());
+            assert_eq!(queues.protected() as usize, model.protected.len());
+            Queue::ALL
+                .iter()
+                .for_each(|&each| assert_eq!(queues.is_empty(each), model.queues[each as usize].is_empty()));
+        }
+    }
+}
