@@ -6,11 +6,11 @@ use core::ptr::NonNull;
 use crate::addr::{Pfn, PfnRange};
 use crate::frame::slab::Slab;
 use crate::frame::{
-    FolioOrders, Frame, FrameRecord, Frames, Kind, MAP, Maps, OwnedFrame, Pressure, REFERENCE, Urgency,
+    FolioOrders, Frame, FrameRecord, Frames, Kind, MAP, MOST_FRAMES, Maps, OwnedFrame, Pressure, REFERENCE, Urgency,
 };
 use crate::machine::{Asid, MAX_CPUS, Machine, Tags};
 use crate::node::{Asids, Node, NodeId};
-use crate::reclaim::Reclaim;
+use crate::reclaim::{Reclaim, Replacement};
 use crate::stats::Stats;
 use crate::swap::{AreaId, Swap, SwapArea, SwapOnError};
 use crate::sync::{AtomicU32, Ordering};
@@ -28,7 +28,7 @@ pub struct Memory<'a> {
 /// Why an [`Mm`] could not be made.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub enum SetupError {
-    /// The span has more than 2^32 - 1 frames.
+    /// The span has more than 2^32 - 4 frames.
     SpanTooLarge,
     /// The free runs hold too few frames to work with.
     TooFewFrames,
@@ -83,7 +83,7 @@ pub struct Mm<M: Machine> {
 const FEWEST_FRAMES: u64 = 64;
 
 impl<M: Machine> Mm<M> {
-    /// Takes over `memory`.
+    /// Takes over `memory`, with the usual policy of replacement.
     ///
     /// # Errors
     /// [`SetupError`] when the memory cannot be managed; nothing was changed then.
@@ -94,7 +94,19 @@ impl<M: Machine> Mm<M> {
     /// 2. The frames of `memory.free` are the library's alone, lie within the span, and do not overlap.
     /// 3. The machine answers for all of them.
     pub unsafe fn new(machine: M, memory: Memory<'_>) -> Result<Self, SetupError> {
-        if memory.span.pages() >= u32::MAX as u64 {
+        // SAFETY: the same promises.
+        unsafe { Self::with_policy(machine, memory, Replacement::default()) }
+    }
+
+    /// Takes over `memory`, with a policy of replacement that the caller chooses.
+    ///
+    /// # Errors
+    /// As [`Mm::new`].
+    ///
+    /// # Safety
+    /// As [`Mm::new`].
+    pub unsafe fn with_policy(machine: M, memory: Memory<'_>, replacement: Replacement) -> Result<Self, SetupError> {
+        if memory.span.pages() > MOST_FRAMES {
             return Err(SetupError::SpanTooLarge);
         }
         let usable = memory.free.iter().map(|run| run.intersection(memory.span).pages()).sum::<u64>();
@@ -121,7 +133,7 @@ impl<M: Machine> Mm<M> {
         directory.publish();
         // The first frame of nodes lasts for the first 64 spaces (4 KiB / 64 B).
         nodes.grow(&machine, zeroed(Kind::Records)?).ok_or(SetupError::TooFewFrames)?;
-        let reclaim = Reclaim::new(frames.managed_frames());
+        let reclaim = Reclaim::new(frames.managed_frames(), replacement);
         frames.set_watermarks(reclaim.watermarks().reserve, reclaim.watermarks().low);
         Ok(Self {
             machine,

@@ -102,6 +102,8 @@ counters! {
     swap_in_ahead,
     /// Swap-ins of pages that a larger memory would have kept (see `reclaim`).
     refaults,
+    /// Swap-ins of pages that came back so soon that the policy protects them from what comes once.
+    refaults_protected,
     /// Pages that left again as they had come, by no request: their slots still had them.
     swap_out_clean,
     /// Faults that found their page still in memory, on its way out or kept after a failed write.
@@ -134,6 +136,8 @@ counters! {
     scanned,
     /// Pages that reclaim passed over as recently used.
     referenced,
+    /// Pages that reclaim found unused and passed over, as earlier looks had found them used.
+    spared,
     /// Pages that reclaim passed over as locked or pinned by somebody else.
     busy,
     /// Pages that reclaim passed over as locked in memory.

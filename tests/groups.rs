@@ -8,7 +8,7 @@ use ebbtide::frame::FolioOrders;
 use ebbtide::granule::{Granule, K4, K16, K64};
 use ebbtide::machine::Features;
 use ebbtide::machine::emu::{Adversary, Death};
-use ebbtide::reclaim::Advice;
+use ebbtide::reclaim::{Advice, Replacement};
 use ebbtide::space::{FaultError, MapError, Protection};
 use ebbtide::swap::DeviceFlags;
 use ebbtide::{Space, Totals};
@@ -35,6 +35,7 @@ const DRY: Setup = Setup {
     asid_bits: 8,
     orders: None,
     device: DeviceFlags::SYNCHRONOUS,
+    replacement: Replacement::Adaptive,
 };
 
 /// A program with a region of three groups, in a memory that has room for five.

@@ -12,7 +12,7 @@ use ebbtide::frame::FolioOrders;
 use ebbtide::granule::{Granule, K4, K16, K64};
 use ebbtide::machine::Features;
 use ebbtide::machine::emu::Adversary;
-use ebbtide::reclaim::Advice;
+use ebbtide::reclaim::{Advice, Replacement};
 use ebbtide::space::{FaultError, Growth, MapError, MapRequest, Placement, Protection};
 use ebbtide::swap::DeviceFlags;
 use proptest::collection::vec;
@@ -86,6 +86,7 @@ const TIGHT: Setup = Setup {
     asid_bits: 16,
     orders: None,
     device: DeviceFlags::SYNCHRONOUS,
+    replacement: Replacement::Adaptive,
 };
 
 /// Room for large folios beside all that comes and goes.

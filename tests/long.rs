@@ -8,6 +8,7 @@ use ebbtide::frame::FolioOrders;
 use ebbtide::granule::{Granule, K4, K16, K64};
 use ebbtide::machine::Features;
 use ebbtide::machine::emu::Adversary;
+use ebbtide::reclaim::Replacement;
 use ebbtide::swap::DeviceFlags;
 
 use support::op::{Op, What};
@@ -57,6 +58,7 @@ const SINGLE: Setup = Setup {
     asid_bits: 16,
     orders: Some(FolioOrders::SINGLE),
     device: DeviceFlags::SYNCHRONOUS,
+    replacement: Replacement::Adaptive,
 };
 const LARGE: Setup = Setup { orders: None, ..SINGLE };
 

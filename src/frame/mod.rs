@@ -18,9 +18,12 @@
 mod buddy;
 mod count;
 mod database;
+#[cfg(test)]
+pub(crate) mod desk;
 mod folio;
 mod orders;
 pub mod slab;
+mod standing;
 
 pub use buddy::{MAX_ORDER, Urgency};
 pub(crate) use count::{Count, Left, MAP, PIN, REFERENCE};
@@ -28,6 +31,7 @@ pub use database::{Frames, OwnedFrame};
 pub(crate) use database::{Freeing, Pressure, Spares};
 pub use folio::FolioLock;
 pub use orders::FolioOrders;
+pub(crate) use standing::{Class, Standing};
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
@@ -46,6 +50,9 @@ impl Frame {
 
 /// "No frame" in the 32-bit links.
 pub(crate) const NO_FRAME: u32 = u32::MAX;
+
+/// Most frames of a database: the four highest indices mark the ends of reclaim's queues in its links.
+pub(crate) const MOST_FRAMES: u64 = NO_FRAME as u64 - 3;
 
 /// Counts of leaf entries of one folio, named by its head.
 #[derive(Copy, Clone)]
@@ -90,14 +97,15 @@ impl Kind {
 const KIND_MASK: u32 = 0xf;
 const ORDER_SHIFT: u32 = 4;
 const ORDER_MASK: u32 = 0xf << ORDER_SHIFT;
-// Bits 9:8 hold the generation of the ageing policy.
+const RANK_SHIFT: u32 = 8;
+const RANK_MASK: u32 = 3 << RANK_SHIFT;
 const AREA_SHIFT: u32 = 10;
 const AREA_MASK: u32 = 0x1f << AREA_SHIFT;
 
 /// State bits of [`FrameRecord::flags`].
 pub(crate) mod flag {
-    // Of a folio, in its head's record: LOCKED, WAITED, LISTED, CACHED, KEPT, BACKED. Of a page, in each page's own
-    // record: TAGS_VALID, CODE_SYNCED.
+    // Of a folio, in its head's record: LOCKED, WAITED, LISTED, PROTECTED, CACHED, KEPT, BACKED. Of a page, in each page's
+    // own record: TAGS_VALID, CODE_SYNCED.
 
     /// The folio lock.
     pub const LOCKED: u32 = 1 << 16;
@@ -115,6 +123,8 @@ pub(crate) mod flag {
     pub const KEPT: u32 = 1 << 23;
     /// Cached, mapped, and the slots have the page as good as memory: see [`crate::swap`], "backed".
     pub const BACKED: u32 = 1 << 24;
+    /// The ageing policy's: see [`Class`](super::Class).
+    pub const PROTECTED: u32 = 1 << 25;
     /// The lock of a leaf table.
     pub const TABLE_LOCKED: u32 = 1 << 22;
 }
@@ -127,7 +137,7 @@ pub struct FrameRecord {
     /// Folio: maps in bits 31:0, references in 47:32, pins in 63:48. Leaf table: present entries in bits 31:0, swap
     /// entries in 63:32, under the table's lock. Another table: the tables linked in it, under the space's lock.
     pub(crate) count: Count,
-    /// Kind in bits 3:0, order in 7:4, generation in 9:8, swap area in 14:10, state bits from 16 up.
+    /// Kind in bits 3:0, order in 7:4, the policy's rank in 9:8, swap area in 14:10, state bits from 16 up.
     pub(crate) flags: AtomicU32,
     /// Folio with `CACHED`: its first slot. Under the folio lock.
     pub(crate) slot: AtomicU32,

@@ -7,6 +7,7 @@
 
 use arrayvec::ArrayVec;
 
+use super::BATCH;
 use super::evict::{Ageing, evict};
 use super::list::Batch;
 use crate::addr::{VirtAddr, Vpn, VpnRange};
@@ -180,9 +181,9 @@ fn page_out<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange) {
     space.for_each_leaf_table(mm, range, |table, part| {
         let mut left = part;
         // One for all turns, which no turn moves.
-        let mut batch = Batch::new();
+        let mut batch = Batch::default();
         while !left.is_empty() {
-            let rest = isolate(mm, space.node(), table, left, &mut batch);
+            let rest = isolate(mm, space.node(), table, left, &mut batch.folios);
             // What had to be split comes again, page by page.
             if evict(mm, &batch, Ageing::Ignored).split == 0 {
                 left = rest;
@@ -198,7 +199,7 @@ pub(super) fn isolate<M: Machine>(
     node: NodeId,
     table: LeafTable,
     part: VpnRange,
-    batch: &mut Batch,
+    batch: &mut ArrayVec<Frame, BATCH>,
 ) -> VpnRange {
     batch.clear();
     let mut page = part.start();
@@ -220,7 +221,7 @@ fn within<M: Machine>(
     mm: &Mm<M>,
     cursor: &mut Cursor<'_, M>,
     page: Vpn,
-    (range, batch): (VpnRange, &Batch),
+    (range, batch): (VpnRange, &[Frame]),
     node: NodeId,
     flush: &mut Flush<'_, M>,
 ) -> Option<(Frame, Vpn)> {

@@ -3,11 +3,13 @@
 use arrayvec::ArrayVec;
 
 use super::BATCH;
-use super::list::Batch;
-use crate::frame::{FolioLock, Frames, Freeing, Left, REFERENCE, flag};
+use super::list::{Batch, Kept};
+use super::policy::Seen;
+use crate::frame::{FolioLock, Frame, Frames, Freeing, Left, REFERENCE, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::rmap::{Refusal, Site, Unmapped, unback_dirty, unmap};
+use crate::stats::Stats;
 use crate::swap::{Dry, Late, Leaving, Prepared, Saved, Written};
 use crate::tlb::Flush;
 
@@ -26,10 +28,10 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
     let frames = mm.frames();
     let cpu = mm.machine().cpu();
     let stats = mm.stats();
-    stats.scanned.add(batch.len() as u64);
+    stats.scanned.add(batch.folios.len() as u64);
 
-    let mut kept = Batch::new();
-    let mut split = Batch::new();
+    let mut kept = Kept::new();
+    let mut split: ArrayVec<Frame, BATCH> = ArrayVec::new();
     let mut clean: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
     // Two arrays in step: entries that small are moved by registers.
     let mut leaving: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
@@ -38,10 +40,11 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
     let mut spare: Result<Prepared<'_, M>, Dry> = Err(Dry::Slots);
     let mut site: Option<Site<'_, M>> = None;
     let mut flush = Flush::new(mm);
-    for (index, &frame) in batch.iter().enumerate() {
+    let spared = batch.spared(ageing);
+    for (index, &frame) in batch.folios.iter().enumerate() {
         let Some(folio) = frames.try_lock(mm.machine(), frame) else {
             stats.busy.bump();
-            kept.push(frame);
+            kept.push((frame, Seen::Nothing));
             continue;
         };
         let record = frames.record(frame);
@@ -52,10 +55,11 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
                     leaving.push(folio);
                     ways.push(again);
                 }
-                None => kept.push(frame),
+                None => kept.push((frame, Seen::Nothing)),
             }
             continue;
         }
+        let ageing = if spared >> index & 1 == 0 { ageing } else { Ageing::Spared };
         if record.has(flag::BACKED) {
             unback_dirty(mm, &folio, &mut site);
         }
@@ -65,12 +69,12 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
             // For those after it as well: all of them, when their use does not count; else as many more as have left
             // so far, as most may stay.
             let others = match ageing {
-                Ageing::Ignored => batch.len() - index,
-                Ageing::SecondChance => leaving.len() + 1,
+                Ageing::Ignored => batch.folios.len() - index,
+                Ageing::SecondChance | Ageing::Spared => leaving.len() + 1,
             };
             // What is left goes back first: it may be what there is.
             drop(core::mem::replace(&mut spare, Err(Dry::Slots)));
-            let others = others.min(batch.len() - index) as u32;
+            let others = others.min(batch.folios.len() - index) as u32;
             let prepare = || mm.swap().prepare(cpu, order, tagged, others);
             spare = prepare();
             if let Err(Dry::Slots) = spare
@@ -88,21 +92,8 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
                 leaving.push(folio);
                 ways.push(way);
             }
-            Unmapped::Kept(refusal) => {
-                match refusal {
-                    Refusal::Referenced => stats.referenced.bump(),
-                    Refusal::Pinned => stats.busy.bump(),
-                    Refusal::Locked => stats.locked.bump(),
-                    Refusal::Raced => stats.raced.bump(),
-                    Refusal::Split => {
-                        split.push(frame);
-                        continue;
-                    }
-                    Refusal::Dry(Dry::Slots) => stats.no_slot.bump(),
-                    Refusal::Dry(Dry::Rooms) => stats.no_tag_room.bump(),
-                }
-                kept.push(frame);
-            }
+            Unmapped::Kept(Refusal::Split) => split.push(frame),
+            Unmapped::Kept(refusal) => kept.push((frame, count(stats, refusal))),
         }
     }
     drop(site);
@@ -143,28 +134,50 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
     }
     drop(freeing);
     saved.count(stats);
+    mm.reclaim().put_back(frames, batch, &kept);
     if !kept.is_empty() {
-        mm.reclaim().insert_all(frames, &kept);
-        mm.release(kept.iter().map(|&frame| (frame, REFERENCE)));
+        mm.release(kept.iter().map(|&(frame, _)| (frame, REFERENCE)));
     }
     if !split.is_empty() {
         mm.reclaim().insert_old(frames, split.iter().copied());
         mm.release(split.iter().map(|&frame| (frame, REFERENCE)));
     }
-    mm.reclaim().settled(mm.machine(), batch.len());
+    mm.reclaim().settled(mm.machine(), batch.folios.len());
     Evicted { pages: freed, split: split.len() as u64 }
+}
+
+/// Counts why a folio stays, and says what that tells of its use.
+fn count(stats: &Stats, refusal: Refusal) -> Seen {
+    match refusal {
+        Refusal::Referenced => {
+            stats.referenced.bump();
+            return Seen::Used;
+        }
+        Refusal::Spared => {
+            stats.spared.bump();
+            return Seen::Unused;
+        }
+        Refusal::Pinned => stats.busy.bump(),
+        Refusal::Locked => stats.locked.bump(),
+        Refusal::Raced => stats.raced.bump(),
+        Refusal::Dry(Dry::Slots) => stats.no_slot.bump(),
+        Refusal::Dry(Dry::Rooms) => stats.no_tag_room.bump(),
+        // Counted where it is done.
+        Refusal::Split => {}
+    }
+    Seen::Nothing
 }
 
 /// The cache keeps a reference of its own to a folio that the device refused; reclaim's goes back with the others of
 /// `kept`.
 #[cold]
-fn keep<M: Machine>(frames: &Frames, folio: &FolioLock<'_, M>, kept: &mut Batch) {
+fn keep<M: Machine>(frames: &Frames, folio: &FolioLock<'_, M>, kept: &mut Kept) {
     let record = frames.record(folio.frame());
     if !record.has(flag::KEPT) {
         record.set(flag::KEPT);
         record.count.add(REFERENCE);
     }
-    kept.push(folio.frame());
+    kept.push((folio.frame(), Seen::Nothing));
 }
 
 /// Gives back reclaim's reference to a folio of `pages` pages that nobody maps any more, and frees it unless somebody

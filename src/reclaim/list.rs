@@ -1,21 +1,21 @@
-//! The reclaim list, and what leaves it.
-
-use core::mem;
+//! Reclaim's state: the list of folios, and what leaves it.
 
 use arrayvec::ArrayVec;
 
 use super::BATCH;
+use super::evict::Ageing;
+use super::policy::{Chosen, Looked, Policy, Replacement, Seen};
+use super::queues::{Queue, Queues, Taken};
 use super::watermarks::Watermarks;
-use crate::frame::{Frame, Frames, Left, NO_FRAME, flag};
+use crate::frame::{Class, Frame, Frames, Left, Standing, flag};
 use crate::machine::Machine;
 use crate::sync::{AtomicU32, Ordering, Spin};
 use crate::tlb;
 
-/// The two ends, and the length. Links run from young to old through `next`.
+/// The folios that reclaim may take, in the policy's queues.
 struct List {
-    young: u32,
-    old: u32,
-    len: u64,
+    queues: Queues,
+    policy: Chosen,
 }
 
 /// Reclaim's state.
@@ -27,116 +27,77 @@ pub struct Reclaim {
     /// Folios isolated and not settled yet, by all CPUs. Who finds the list empty meanwhile sleeps on this word.
     isolated: AtomicU32,
     /// Pages evicted so far, modulo 2^32.
-    pub(super) clock: AtomicU32,
+    clock: AtomicU32,
+    /// A page that comes back after no more evictions than this came back soon.
+    soon: u32,
 }
 
 /// Folios out of the list, with one reference each.
-pub(super) type Batch = ArrayVec<Frame, BATCH>;
-
-/// Neighbours in the list: from the older end, along `prev`, to the younger.
-struct Chain {
-    old: Frame,
-    young: Frame,
-    len: u64,
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) folios: ArrayVec<Frame, BATCH>,
+    /// Which of them the policy spares, where use counts.
+    spared: u32,
+    /// How many of them are protected, to tell the policy how they were found.
+    protected: u32,
 }
 
-impl Chain {
-    #[inline]
-    const fn of(frame: Frame) -> Self {
-        Self { old: frame, young: frame, len: 1 }
-    }
+const _: () = assert!(BATCH <= u32::BITS as usize);
 
-    /// Takes `frame` into the chain if it is the next younger one; else begins another chain, and returns this one.
+impl Batch {
+    /// Which folios stay, used or not: one bit each, the first lowest.
     #[inline]
-    fn extend(&mut self, frames: &Frames, frame: Frame) -> Option<Self> {
-        if frames.record(frame).next.load(Ordering::Relaxed) == self.young.index() {
-            self.young = frame;
-            self.len += 1;
-            None
-        } else {
-            Some(mem::replace(self, Self::of(frame)))
+    pub(super) fn spared(&self, ageing: Ageing) -> u32 {
+        match ageing {
+            Ageing::SecondChance => self.spared,
+            Ageing::Spared => u32::MAX,
+            Ageing::Ignored => 0,
         }
     }
 }
 
-impl List {
-    #[inline]
-    fn push(&mut self, frames: &Frames, frame: Frame) {
-        let record = frames.record(frame);
-        record.prev.store(NO_FRAME, Ordering::Relaxed);
-        record.next.store(self.young, Ordering::Relaxed);
-        match frames.frame_at(self.young) {
-            Some(young) => frames.record(young).prev.store(frame.index(), Ordering::Relaxed),
-            None => self.old = frame.index(),
-        }
-        self.young = frame.index();
-        self.len += 1;
-        record.set(flag::LISTED);
-    }
+/// Folios of a batch that stay, and what the look at them found.
+pub(super) type Kept = ArrayVec<(Frame, Seen), BATCH>;
 
-    /// Links a chain that is in no list as the oldest.
-    fn link_old(&mut self, frames: &Frames, chain: &Chain) {
-        frames.record(chain.old).next.store(NO_FRAME, Ordering::Relaxed);
-        frames.record(chain.young).prev.store(self.old, Ordering::Relaxed);
-        match frames.frame_at(self.old) {
-            Some(old) => frames.record(old).next.store(chain.young.index(), Ordering::Relaxed),
-            None => self.young = chain.young.index(),
-        }
-        self.old = chain.old.index();
-        self.len += chain.len;
-    }
+/// Which folios to look at.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(super) enum Search {
+    /// Those that the policy chooses.
+    Chosen,
+    /// All, one after the other, after [`Reclaim::line_up`].
+    All,
+}
 
-    /// Takes a chain out; its folios' flags stay.
-    #[inline]
-    fn cut(&mut self, frames: &Frames, chain: &Chain) {
-        let next = frames.record(chain.old).next.load(Ordering::Relaxed);
-        let prev = frames.record(chain.young).prev.load(Ordering::Relaxed);
-        match frames.frame_at(next) {
-            Some(next) => frames.record(next).prev.store(prev, Ordering::Relaxed),
-            None => self.old = prev,
+impl Search {
+    /// What a use counts in it.
+    pub(super) const fn ageing(self) -> Ageing {
+        match self {
+            Self::Chosen => Ageing::SecondChance,
+            Self::All => Ageing::Ignored,
         }
-        match frames.frame_at(prev) {
-            Some(prev) => frames.record(prev).next.store(next, Ordering::Relaxed),
-            None => self.young = next,
-        }
-        self.len -= chain.len;
-    }
-
-    #[inline]
-    fn unlink(&mut self, frames: &Frames, frame: Frame) {
-        self.cut(frames, &Chain::of(frame));
-        frames.record(frame).clear(flag::LISTED);
-    }
-
-    /// Takes a listed folio out, with its neighbours: those that come one after the other are cut as one. The caller
-    /// cuts the last `chain`.
-    #[inline]
-    fn gather(&mut self, frames: &Frames, chain: &mut Option<Chain>, frame: Frame) {
-        frames.record(frame).clear(flag::LISTED);
-        match chain {
-            None => *chain = Some(Chain::of(frame)),
-            Some(chain) => {
-                if let Some(done) = chain.extend(frames, frame) {
-                    self.cut(frames, &done);
-                }
-            }
-        }
-    }
-
-    fn move_old(&mut self, frames: &Frames, chain: &Chain) {
-        self.cut(frames, chain);
-        self.link_old(frames, chain);
     }
 }
+
+/// What was made of a page's return.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(super) struct Returned {
+    /// Pages that left since it did.
+    pub(super) distance: u32,
+    pub(super) class: Class,
+}
+
+/// The lowest bit of a refault shadow: the page was protected when it left. Those above are the eviction clock's.
+const WAS_PROTECTED: u32 = 1;
 
 impl Reclaim {
-    pub(crate) fn new(frames: u64) -> Self {
+    pub(crate) fn new(frames: u64, replacement: Replacement) -> Self {
         Self {
-            list: Spin::new(List { young: NO_FRAME, old: NO_FRAME, len: 0 }),
+            list: Spin::new(List { queues: Queues::new(), policy: Chosen::new(replacement, frames) }),
             watermarks: Watermarks::of(frames),
             request: AtomicU32::new(0),
             isolated: AtomicU32::new(0),
             clock: AtomicU32::new(0),
+            soon: (frames - frames / 4) as u32,
         }
     }
 
@@ -147,38 +108,74 @@ impl Reclaim {
 
     /// Folios in the list.
     pub(super) fn len(&self) -> u64 {
-        self.list.lock().len
+        self.list.lock().queues.len()
     }
 
-    /// Enters the pages of a folio that was split, as the oldest: what reclaim chose once, it looks at again soon.
+    /// Enters the pages of a folio that was split, as the first: what reclaim chose once, it looks at again soon.
     pub(crate) fn insert_old(&self, frames: &Frames, folios: impl Iterator<Item = Frame>) {
         let mut list = self.list.lock();
         for frame in folios {
-            list.link_old(frames, &Chain::of(frame));
-            frames.record(frame).set(flag::LISTED);
+            list.queues.push_first(frames, frame);
         }
     }
 
-    /// Enters a folio that was just mapped, as the youngest.
+    /// Enters a folio that was just mapped, and is new.
     #[inline]
     pub(crate) fn insert(&self, frames: &Frames, frame: Frame) {
-        self.list.lock().push(frames, frame);
+        self.list.lock().queues.push_new(frames, Queue::Entry, frame, Standing::NEW);
     }
 
-    /// Takes the oldest folios out, of [`BATCH`] pages or a little more, with a reference each.
-    pub(super) fn isolate(&self, frames: &Frames) -> Batch {
-        let mut batch = Batch::new();
-        let mut pages = 0;
+    /// Enters a folio of `pages` pages that was just mapped, and whose slots kept `shadow`.
+    #[inline(always)]
+    pub(super) fn insert_returned(&self, frames: &Frames, frame: Frame, shadow: u32, pages: u64) -> Returned {
+        let now = self.clock.load(Ordering::Relaxed) << 1;
+        let distance = now.wrapping_sub(shadow & !WAS_PROTECTED) >> 1;
         let mut list = self.list.lock();
-        while let Some(frame) = frames.frame_at(list.old).filter(|_| pages < BATCH) {
-            list.unlink(frames, frame);
-            pages += 1 << frames.record(frame).order();
-            // Never refused: who drops a listed folio's last count unlinks it under the same hold of the list's lock.
-            if frames.get(frame) {
-                batch.push(frame);
-            }
+        if distance > self.soon {
+            list.queues.push_new(frames, Queue::Entry, frame, Standing::NEW);
+            return Returned { distance, class: Class::Probation };
         }
-        self.isolated.fetch_add(batch.len() as u32, Ordering::Relaxed);
+        let was = if shadow & WAS_PROTECTED == 0 { Class::Probation } else { Class::Protected };
+        let (queue, standing) = list.policy.welcome(was, pages);
+        list.queues.push_new(frames, queue, frame, standing);
+        Returned { distance, class: standing.class }
+    }
+
+    /// Counts pages of a folio that left, and returns their slots' refault shadow: the clock, modulo 2^31, and where
+    /// the folio stood.
+    #[inline]
+    pub(super) fn evicted(&self, frames: &Frames, folio: Frame, pages: u64) -> u32 {
+        let was = if frames.record(folio).has(flag::PROTECTED) { WAS_PROTECTED } else { 0 };
+        self.clock.fetch_add(pages as u32, Ordering::Relaxed) << 1 | was
+    }
+
+    /// Puts all folios into one queue, for a search that leaves out none: those first of whom most is known to be cold.
+    pub(super) fn line_up(&self, frames: &Frames) {
+        let List { queues, .. } = &mut *self.list.lock();
+        queues.append(frames, Queue::Entry, Queue::Third);
+        queues.append(frames, Queue::Second, Queue::Third);
+        queues.append(frames, Queue::Third, Queue::Entry);
+    }
+
+    /// Takes folios out, of [`BATCH`] pages or a little more, with a reference each: the first in line, and those of
+    /// one other queue.
+    pub(super) fn isolate(&self, frames: &Frames, search: Search) -> Batch {
+        let mut batch = Batch::default();
+        let mut pages = 0;
+        let List { queues, policy } = &mut *self.list.lock();
+        if queues.len() == 0 {
+            return batch;
+        }
+        take(queues, policy, frames, Queue::First, &mut batch, &mut pages);
+        if pages < BATCH && queues.len() > 0 {
+            let chosen = match search {
+                Search::Chosen => policy.choose(queues, frames),
+                Search::All => Queue::Entry,
+            };
+            let queue = core::iter::once(chosen).chain(Queue::ALL).find(|&queue| !queues.is_empty(queue));
+            take(queues, policy, frames, queue.unwrap_or(chosen), &mut batch, &mut pages);
+        }
+        self.isolated.fetch_add(batch.folios.len() as u32, Ordering::Relaxed);
         batch
     }
 
@@ -199,42 +196,50 @@ impl Reclaim {
     }
 
     /// Takes certain folios out, with a reference each. Those that are not in the list leave the batch.
-    pub(super) fn isolate_all(&self, frames: &Frames, batch: &mut Batch) {
-        let mut chain: Option<Chain> = None;
+    pub(super) fn isolate_all(&self, frames: &Frames, batch: &mut ArrayVec<Frame, BATCH>) {
+        let mut taken = Taken::default();
         let mut list = self.list.lock();
         batch.retain(|&mut frame| {
             if !frames.record(frame).has(flag::LISTED) || !frames.get(frame) {
                 return false;
             }
-            list.gather(frames, &mut chain, frame);
+            list.queues.gather(frames, &mut taken, frame);
             true
         });
-        if let Some(chain) = &chain {
-            list.cut(frames, chain);
-        }
+        list.queues.finish(frames, taken);
         self.isolated.fetch_add(batch.len() as u32, Ordering::Relaxed);
     }
 
-    /// Puts isolated folios back as the youngest. Their references are still the caller's to give back.
-    pub(crate) fn insert_all(&self, frames: &Frames, folios: &[Frame]) {
+    /// Enters folios that were just mapped, and are new.
+    pub(super) fn insert_all(&self, frames: &Frames, folios: &[Frame]) {
         let mut list = self.list.lock();
         for &frame in folios {
-            list.push(frames, frame);
+            list.queues.push_new(frames, Queue::Entry, frame, Standing::NEW);
         }
     }
 
-    /// Moves folios to the old end: they are the first that reclaim looks at. Those that are not listed stay so.
-    pub(super) fn make_old(&self, frames: &Frames, folios: &[Frame]) {
-        let mut list = self.list.lock();
-        let mut listed = folios.iter().filter(|&&frame| frames.record(frame).has(flag::LISTED));
-        let Some(&first) = listed.next() else { return };
-        let mut chain = Chain::of(first);
-        for &frame in listed {
-            if let Some(done) = chain.extend(frames, frame) {
-                list.move_old(frames, &done);
-            }
+    /// Puts isolated folios back that stay, and tells the policy how those of `batch` were found. Their references are
+    /// still the caller's to give back.
+    pub(super) fn put_back(&self, frames: &Frames, batch: &Batch, kept: &Kept) {
+        if kept.is_empty() && batch.protected == 0 {
+            return;
         }
-        list.move_old(frames, &chain);
+        let List { queues, policy } = &mut *self.list.lock();
+        let mut looked = Looked { folios: batch.protected, used: 0 };
+        for &(frame, seen) in kept {
+            let was = frames.record(frame).standing();
+            looked.used += u32::from(was.class == Class::Protected && seen == Seen::Used);
+            let (queue, standing) = policy.place(was, seen);
+            queues.push(frames, queue, frame, standing);
+        }
+        if looked.folios > 0 {
+            policy.hear(looked);
+        }
+    }
+
+    /// Makes folios the first that reclaim looks at. Those that are not listed stay so.
+    pub(super) fn make_old(&self, frames: &Frames, folios: &[Frame]) {
+        self.list.lock().queues.move_first(frames, folios);
     }
 
     /// Gives back counts of folios, and takes those that nobody holds any more out of the list and into `gone`, until
@@ -246,7 +251,7 @@ impl Reclaim {
         folios: &mut impl Iterator<Item = (Frame, u64)>,
         gone: &mut ArrayVec<Frame, { tlb::CAPACITY }>,
     ) {
-        let mut chain: Option<Chain> = None;
+        let mut taken = Taken::default();
         let mut list = self.list.lock();
         while !gone.is_full()
             && let Some((frame, weight)) = folios.next()
@@ -256,11 +261,24 @@ impl Reclaim {
             }
             gone.push(frame);
             if frames.record(frame).has(flag::LISTED) {
-                list.gather(frames, &mut chain, frame);
+                list.queues.gather(frames, &mut taken, frame);
             }
         }
-        if let Some(chain) = &chain {
-            list.cut(frames, chain);
+        list.queues.finish(frames, taken);
+    }
+}
+
+/// Takes the oldest folios of a queue into a batch, until that has enough pages.
+fn take(queues: &mut Queues, policy: &Chosen, frames: &Frames, queue: Queue, batch: &mut Batch, pages: &mut usize) {
+    while *pages < BATCH
+        && let Some((frame, Standing { class, rank })) = queues.pop(frames, queue)
+    {
+        *pages += 1 << frames.record(frame).order();
+        // Never refused: who drops a listed folio's last count unlinks it under the same hold of the list's lock.
+        if frames.get(frame) {
+            batch.spared |= u32::from(policy.spares(Standing { class, rank })) << batch.folios.len();
+            batch.protected += u32::from(class == Class::Protected);
+            batch.folios.push(frame);
         }
     }
 }

@@ -1,11 +1,15 @@
 //! Reclaim: which pages leave, when, and how many.
 //!
-//! **The list.** Folios that a table maps, and cached ones whose write failed, stand in one list through their
-//! records, in the order in which they came. Reclaim takes from the old end. A page used since it was last looked at
-//! (its access flag) goes to the young end with the flag cleared: second chance. One search for a page to evict looks
-//! at the list twice in this way, and a third time without regard to use: as other CPUs may use every page between
-//! two looks, only that ends for certain. So there is no livelock, and no program dies for want of memory that could
-//! be had.
+//! **The list.** Folios that a table maps, and cached ones whose write failed, stand in a few queues, linked through
+//! their records, under one lock. What is new enters without a question. From which queue reclaim takes, and where
+//! those go that stay, is the [`policy`]'s: it hears what each look at an access flag found, and what comes back soon.
+//! What a program called cold, and what was split, is looked at before all else, whatever the policy.
+//!
+//! **Every search ends.** One search for a page to evict looks at twice as many folios as the list has, as the policy
+//! chooses. A folio that was used since the last look, or that the policy spares, stays, with its flag cleared. Then
+//! all queues become one ([`Reclaim::line_up`]), and each folio is looked at once without regard to use or policy: as
+//! other CPUs may use every page between two looks, and a policy may look where nothing can leave, only that ends for
+//! certain. So there is no livelock, and no program dies for want of memory that could be had.
 //!
 //! **Watermarks**, in free frames: below *low* the background reclaimer wakes, and works until *high* are free. An
 //! ordinary allocation leaves *reserve* frames alone. A fault or call that finds nothing reclaims for itself
@@ -15,9 +19,12 @@
 //! **Batches.** Reclaim isolates folios of some [`BATCH`] pages with one hold of the list's lock, unmaps them,
 //! completes one flush, then writes them out. It takes folios by try-lock only and never a space's lock.
 //!
-//! **Refaults.** The eviction clock counts pages that left. A slot keeps the clock of its page's leaving; when the page
-//! comes back after no more evictions than there are frames, a memory of twice the size would have kept it: that is
-//! counted as a refault.
+//! **Refaults.** The eviction clock counts pages that left. A slot keeps the clock of its page's leaving, modulo 2^31,
+//! and whether the page was protected then; when the page comes back after no more evictions than there are frames, a
+//! memory of twice the size would have kept it: that is counted as a refault. After no more than three quarters of that
+//! it came back *soon*, and the policy is asked where it is to stand. A loop over twice the memory brings each page
+//! back after as many evictions as there are frames: that must not count as soon, and much less would miss pages that
+//! are worth keeping (`docs/POLICIES.md`). No record is kept beside the slot's.
 
 #![forbid(unsafe_code)]
 
@@ -25,19 +32,25 @@ mod advise;
 mod evict;
 mod list;
 mod own;
+mod policy;
+mod queues;
 mod watermarks;
+#[cfg(test)]
+mod workloads;
 
 pub use advise::Advice;
 pub(crate) use list::Reclaim;
 pub(crate) use own::Hand;
 pub use own::LEAST_CAP_PAGES;
+pub use policy::Replacement;
 pub use watermarks::Watermarks;
 
 use arrayvec::ArrayVec;
 
-use evict::{Ageing, Evicted, evict};
+use evict::{Evicted, evict};
+use list::{Returned, Search};
 
-use crate::frame::{Frame, Kind, OwnedFrame, Urgency, flag};
+use crate::frame::{Class, Frame, Kind, OwnedFrame, Urgency, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::sync::Ordering;
@@ -53,7 +66,7 @@ pub(crate) const BATCH: usize = 32;
 enum Progress {
     /// So many pages were freed.
     Freed(u64),
-    /// Two passes over the whole list, and one that regards no use, freed nothing.
+    /// As many looks as two passes over the list take, and one pass that regards no use, freed nothing.
     Nothing,
 }
 
@@ -62,23 +75,26 @@ impl<M: Machine> Mm<M> {
     fn shrink(&self) -> Progress {
         // Pages that come in or are used while we scan do not extend the scan: it is bounded by the list as it is now.
         let pass = self.reclaim().len() + BATCH as u64;
-        for (ageing, pages) in [(Ageing::SecondChance, 2 * pass), (Ageing::Ignored, pass)] {
-            let mut left = pages;
+        for (search, folios) in [(Search::Chosen, 2 * pass), (Search::All, pass)] {
+            if search == Search::All {
+                self.reclaim().line_up(self.frames());
+            }
+            let mut left = folios;
             while left > 0 {
-                let batch = self.reclaim().isolate(self.frames());
-                if batch.is_empty() {
+                let batch = self.reclaim().isolate(self.frames(), search);
+                if batch.folios.is_empty() {
                     // Others may have all of it in hand; then theirs is the progress to wait for.
                     let Some(others) = self.reclaim().isolated() else { break };
                     self.reclaim().wait_for_others(self.machine(), others);
                     left -= 1;
                     continue;
                 }
-                let Evicted { pages, split } = evict(self, &batch, ageing);
+                let Evicted { pages, split } = evict(self, &batch, search.ageing());
                 if pages > 0 {
                     return Progress::Freed(pages);
                 }
                 // The pages of a folio that was split are looked at before the next folio.
-                left = left.saturating_sub(batch.len() as u64 - split);
+                left = left.saturating_sub(batch.folios.len() as u64 - split);
             }
         }
         Progress::Nothing
@@ -152,18 +168,34 @@ impl<M: Machine> Mm<M> {
         }
     }
 
-    /// Counts pages that left, and returns the eviction clock as their slots' refault shadow.
+    /// Counts pages of a folio that left, and returns their slots' refault shadow.
     #[inline]
-    pub(crate) fn evicted(&self, pages: u64) -> u32 {
-        self.reclaim().clock.fetch_add(pages as u32, Ordering::Relaxed)
+    pub(crate) fn evicted(&self, folio: Frame, pages: u64) -> u32 {
+        self.reclaim().evicted(self.frames(), folio, pages)
     }
 
-    /// Counts the return of pages whose slots kept `shadow`.
-    #[inline]
-    pub(crate) fn returned(&self, shadow: u32, pages: u64) {
-        let distance = self.reclaim().clock.load(Ordering::Relaxed).wrapping_sub(shadow);
-        if distance as u64 <= self.frames().managed_frames() {
+    /// Enters single pages that came back together from slots of which the first kept `shadow`: that one, which was
+    /// asked for, as [`Mm::returned`] does, the others as new ones, of which nobody knows yet whether they will be used.
+    pub(crate) fn returned_together(&self, folios: &[Frame], shadow: u32) {
+        let Some((&first, others)) = folios.split_first() else { return };
+        let returned = self.reclaim().insert_returned(self.frames(), first, shadow, 1);
+        self.count_return(returned, folios.len() as u64);
+        self.reclaim().insert_all(self.frames(), others);
+    }
+
+    /// Enters a folio of `pages` pages in the list that came back from slots which kept `shadow`.
+    #[inline(always)]
+    pub(crate) fn returned(&self, folio: Frame, shadow: u32, pages: u64) {
+        self.count_return(self.reclaim().insert_returned(self.frames(), folio, shadow, pages), pages);
+    }
+
+    #[inline(always)]
+    fn count_return(&self, Returned { distance, class }: Returned, pages: u64) {
+        if u64::from(distance) <= self.frames().managed_frames() {
             self.stats().refaults.add(pages);
+        }
+        if class == Class::Protected {
+            self.stats().refaults_protected.add(pages);
         }
     }
 }

@@ -34,8 +34,8 @@ impl<M: Machine> Space<M> {
                     for part in chunks(part) {
                         let mut left = part;
                         while !left.is_empty() && gone < wanted {
-                            let mut batch = Batch::new();
-                            let rest = isolate(mm, self.node(), table, left, &mut batch);
+                            let mut batch = Batch::default();
+                            let rest = isolate(mm, self.node(), table, left, &mut batch.folios);
                             let Evicted { pages, split } = evict(mm, &batch, ageing);
                             gone += pages;
                             // What had to be split comes again, page by page.

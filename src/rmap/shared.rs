@@ -82,7 +82,7 @@ pub(super) fn unmap_shared<'a, M: Machine>(
     let mut tables = 0;
     for_each_table(mm, &place, |id, cursor| {
         let here = survey(mm, cursor, place.run, folio);
-        if ageing == Ageing::SecondChance && here.is_accessed {
+        if ageing != Ageing::Ignored && here.is_accessed {
             age(cursor, place.run, place.ours, id, flush);
         }
         tables += u64::from(here.mapped > 0);
@@ -98,8 +98,10 @@ pub(super) fn unmap_shared<'a, M: Machine>(
     if seen.is_locked {
         return Unmapped::Kept(Refusal::Locked);
     }
-    if ageing == Ageing::SecondChance && seen.is_accessed {
-        return Unmapped::Kept(Refusal::Referenced);
+    match ageing {
+        Ageing::SecondChance | Ageing::Spared if seen.is_accessed => return Unmapped::Kept(Refusal::Referenced),
+        Ageing::Spared => return Unmapped::Kept(Refusal::Spared),
+        Ageing::SecondChance | Ageing::Ignored => {}
     }
     if tables > MOST_USERS {
         // A slot cannot count so many.

@@ -29,6 +29,8 @@ use crate::tlb::Flush;
 pub(crate) enum Ageing {
     /// A page used since the last look stays, and its access flag is cleared.
     SecondChance,
+    /// It stays, used or not; its access flag is cleared.
+    Spared,
     /// It goes all the same: the program asked for it.
     Ignored,
 }
@@ -38,6 +40,8 @@ pub(crate) enum Ageing {
 pub(crate) enum Refusal {
     /// Used since the last look.
     Referenced,
+    /// Not used since, and spared.
+    Spared,
     /// Somebody holds a pin.
     Pinned,
     /// A space that maps it asked for it to stay.
@@ -209,9 +213,14 @@ fn unmap_at<'a, M: Machine>(
     if seen.is_locked {
         return Unmapped::Kept(Refusal::Locked);
     }
-    if ageing == Ageing::SecondChance && seen.is_accessed {
-        age(cursor, run, ours, id, flush);
-        return Unmapped::Kept(Refusal::Referenced);
+    if ageing != Ageing::Ignored {
+        if seen.is_accessed {
+            age(cursor, run, ours, id, flush);
+            return Unmapped::Kept(Refusal::Referenced);
+        }
+        if ageing == Ageing::Spared {
+            return Unmapped::Kept(Refusal::Spared);
+        }
     }
     let is_whole = seen.mapped == run.pages();
     if record.has(flag::BACKED) {

@@ -130,10 +130,9 @@ impl<M: Machine> Space<M> {
             }
             area.put(missing.first.slot(), pages, |_| {});
         }
-        mm.reclaim().insert_all(frames, &singles);
         mm.stats().swap_in.add(pages);
         mm.stats().swap_in_ahead.add(pages - 1);
-        mm.returned(shadow, pages);
+        mm.returned_together(&singles, shadow);
         missing.at.streams.note(missing.run);
         Some(Step::Done)
     }

@@ -251,9 +251,8 @@ impl<M: Machine> Space<M> {
                 area.put(missing.first.slot(), pages, cached);
             }
         }
-        mm.reclaim().insert(mm.frames(), folio.publish());
+        mm.returned(folio.publish(), shadow, pages);
         mm.stats().swap_in.add(pages);
-        mm.returned(shadow, pages);
         missing.at.streams.note(missing.run);
         Some(step)
     }
@@ -286,9 +285,8 @@ impl<M: Machine> Space<M> {
             cursor.map_back(missing.run, missing.leaf::<M::Granule>(folio.pfn(), Sharing::Alone).with_dirty());
             mm.put_slots(entry, 1, |entry| unused = Some(entry));
         }
-        mm.reclaim().insert(mm.frames(), folio.publish());
+        mm.returned(folio.publish(), shadow, 1);
         mm.stats().swap_in.add(1);
-        mm.returned(shadow, 1);
         if let Some(entry) = unused {
             mm.drop_unused(entry);
         }

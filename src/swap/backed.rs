@@ -110,7 +110,7 @@ impl<M: Machine> Mm<M> {
         let Some(area) = self.swap().area(frames.record(folio.frame()).area()) else { return };
         let slots = slots_of(frames, folio);
         self.stats().swap_out_clean.add(slots.pages());
-        area.wrote(frames, folio, slots, self.evicted(slots.pages()));
+        area.wrote(frames, folio, slots, self.evicted(folio.frame(), slots.pages()));
     }
 
     /// Frees the slots of a backed folio whose leaves are dirty. Under the lock of their table.
@@ -129,6 +129,6 @@ impl<M: Machine> Mm<M> {
         let Some(folio) = frames.try_lock(self.machine(), head) else { return };
         let Some(area) = self.swap().area(frames.record(head).area()) else { return };
         self.end_backing(head);
-        area.wrote(frames, &folio, slots_of(frames, &folio), self.evicted(0));
+        area.wrote(frames, &folio, slots_of(frames, &folio), self.evicted(head, 0));
     }
 }

@@ -299,7 +299,7 @@ impl<'a, M: Machine> Leaving<'a, M> {
         let pages = self.slots.pages();
         saved.pages += pages;
         saved.folios += u64::from(pages > 1);
-        self.area.wrote(mm.frames(), folio, self.slots, mm.evicted(pages));
+        self.area.wrote(mm.frames(), folio, self.slots, mm.evicted(folio.frame(), pages));
         Written::Gone
     }
 }

@@ -24,6 +24,7 @@ use ebbtide::frame::{FolioOrders, FrameRecord};
 use ebbtide::granule::{Granule, K4};
 use ebbtide::machine::Features;
 use ebbtide::machine::emu::{self, Adversary, Death, Emu, EmuConfig, TagCheck, TestDevice};
+use ebbtide::reclaim::Replacement;
 use ebbtide::space::{Access, Fault, FaultError, Growth, MapError, MapRequest, Placement, Protection, SpaceError};
 use ebbtide::swap::{AreaId, DeviceFlags, SwapArea, SwapOnError, memory_needed};
 use ebbtide::{Memory, Mm, Space, Totals};
@@ -66,6 +67,7 @@ pub struct Setup {
     pub orders: Option<FolioOrders>,
     /// What the swap device says of itself.
     pub device: DeviceFlags,
+    pub replacement: Replacement,
 }
 
 impl Default for Setup {
@@ -82,6 +84,7 @@ impl Default for Setup {
             asid_bits: 8,
             orders: None,
             device: DeviceFlags::SYNCHRONOUS,
+            replacement: Replacement::default(),
         }
     }
 }
@@ -122,7 +125,8 @@ impl<G: Granule> Rig<G> {
         let records = Lent::new(setup.frames as usize * size_of::<FrameRecord>());
         let memory = Memory { span, records: records.first().cast(), free: &[span] };
         // SAFETY: the records are zeroed and stay longer than `mm`; all of the emulator's frames are the library's.
-        let mm = unsafe { Mm::new(Stage::new(emu), memory) }.expect("the memory is large enough");
+        let mm =
+            unsafe { Mm::with_policy(Stage::new(emu), memory, setup.replacement) }.expect("the memory is large enough");
         for cpu in 0..setup.cpus {
             mm.machine().emu.on_cpu(cpu, || mm.deactivate());
         }
