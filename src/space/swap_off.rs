@@ -42,7 +42,8 @@ impl<M: Machine> Mm<M> {
             for space in spaces.iter().filter(|_| self.swap().some_are_backed()) {
                 space.unback(self, area.number());
             }
-            match busy {
+            // Who began to reclaim since may look at a folio that nobody maps by now, whose slots go when that is done.
+            match busy.or_else(|| self.reclaim().isolated()) {
                 Some(seen) if area.in_use().is_some() => self.reclaim().wait_for_others(self.machine(), seen),
                 _ => return Ok(()),
             }

@@ -9,6 +9,7 @@ const NANOSLEEP: usize = 101;
 const SCHED_YIELD: usize = 124;
 const KILL: usize = 129;
 const PRCTL: usize = 167;
+const SETRLIMIT: usize = 164;
 const SYSINFO: usize = 179;
 const MUNMAP: usize = 215;
 const CLONE: usize = 220;
@@ -282,6 +283,14 @@ pub fn sleep() -> ! {
         // SAFETY: the kernel reads the two words.
         let _ = unsafe { call(NANOSLEEP, [TIME.as_ptr() as usize, 0, 0, 0, 0, 0]) };
     }
+}
+
+/// Says how many bytes this program may have in memory (RLIMIT_RSS, by which Linux does nothing); `None` for no limit.
+pub fn limit_memory(bytes: Option<u64>) -> Result<(), Errno> {
+    const RSS: usize = 5;
+    let limit = [bytes.unwrap_or(u64::MAX), u64::MAX];
+    // SAFETY: the kernel reads the two words.
+    unsafe { call(SETRLIMIT, [RSS, limit.as_ptr() as usize, 0, 0, 0, 0]) }.map(drop)
 }
 
 /// Bytes of RAM that the kernel tells.

@@ -67,6 +67,9 @@ use Floor::{
 /// A change of a live entry, and such a change by a call of its own.
 const CHANGE: &[Floor] = &[Descriptor, Invalidate];
 const CALL: &[Floor] = &[RoundTrip, Descriptor, Invalidate];
+/// What is touched comes, and as much leaves.
+const OUT_AND_IN: &[Floor] = &[Copy, Descriptor, Invalidate, Copy, RoundTrip, Descriptor];
+const OUT_AND_IN_TAGGED: &[Floor] = &[Copy, SaveTags, Descriptor, Invalidate, Copy, RestoreTags, RoundTrip, Descriptor];
 /// The parent's entry loses a right, the child gets one.
 const FORK: &[Floor] = &[Descriptor, Invalidate, Descriptor];
 /// And the child's is taken out. No address of it is in a TLB by then.
@@ -158,6 +161,27 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "mprotect_ro", run: mprotect_ro, unit: Unit::FourKib, floor: CHANGE, floor_tagged: CHANGE },
     Measurement { name: "mprotect_rw", run: mprotect_rw, unit: Unit::FourKib, floor: CHANGE, floor_tagged: CHANGE },
     Measurement { name: "mprotect_1_in_16", run: mprotect_1_in_16, unit: Unit::Call, floor: CALL, floor_tagged: CALL },
+    Measurement {
+        name: "pressure_store_seq",
+        run: |bench| under_pressure(bench, Region::touch_store, |page| words_stored(Pattern::Text, page)),
+        unit: Unit::FourKib,
+        floor: OUT_AND_IN,
+        floor_tagged: OUT_AND_IN_TAGGED,
+    },
+    Measurement {
+        name: "pressure_load_random",
+        run: pressure_load_random,
+        unit: Unit::FourKib,
+        floor: OUT_AND_IN,
+        floor_tagged: OUT_AND_IN_TAGGED,
+    },
+    Measurement {
+        name: "reclaim_lazyfree",
+        run: reclaim_lazyfree,
+        unit: Unit::FourKib,
+        floor: CHANGE,
+        floor_tagged: CHANGE,
+    },
 ];
 
 fn run(env: &Env) -> i32 {
@@ -285,11 +309,7 @@ impl Bench {
 
     /// The same after [`Region::touch_store`].
     fn verify_stored(&self, region: &Region, pattern: Pattern) {
-        self.verify_pages(region, |page| {
-            let mut words = words(pattern, page);
-            words[0] = page as u64;
-            words
-        });
+        self.verify_pages(region, |page| words_stored(pattern, page));
     }
 
     fn verify_pages(&self, region: &Region, words: impl Fn(usize) -> Words) {
@@ -325,6 +345,23 @@ impl Bench {
     fn tags(&self) -> Prot {
         if self.tagged { Prot::MTE } else { Prot::NONE }
     }
+}
+
+/// The numbers of all pages, in no order.
+fn shuffled() -> [u16; PAGES] {
+    let mut order = core::array::from_fn(|page| page as u16);
+    let mut state = 1;
+    for last in (1..PAGES).rev() {
+        order.swap(last, (pattern::next(&mut state) >> 32) as usize % (last + 1));
+    }
+    order
+}
+
+/// What a page holds after [`Region::touch_store`].
+fn words_stored(pattern: Pattern, page: usize) -> Words {
+    let mut words = words(pattern, page);
+    words[0] = page as u64;
+    words
 }
 
 fn words(pattern: Pattern, page: usize) -> Words {
@@ -454,6 +491,28 @@ fn munmap_swapped(bench: &Bench) -> Interval {
 fn madv_free(bench: &Bench) -> Interval {
     let region = bench.filled(Pattern::Random);
     bench.time(PAGES, || region.advise(0..PAGES, Advice::Free).expect("madvise"))
+}
+
+/// One pass over twice the memory that the program may have.
+fn under_pressure(bench: &Bench, pass: impl FnOnce(&Region), words: impl Fn(usize) -> Words) -> Interval {
+    sys::limit_memory(Some((PAGES * PAGE / 2) as u64)).expect("setrlimit");
+    let region = bench.filled(Pattern::Text);
+    let interval = bench.time(PAGES, || pass(&region));
+    sys::limit_memory(None).expect("setrlimit");
+    bench.verify_pages(&region, words);
+    interval
+}
+
+fn pressure_load_random(bench: &Bench) -> Interval {
+    let order = shuffled();
+    under_pressure(bench, |region| region.touch_load_in(&order), |page| words(Pattern::Text, page))
+}
+
+/// One call of madvise(MADV_PAGEOUT) over the resident region, which was given up before.
+fn reclaim_lazyfree(bench: &Bench) -> Interval {
+    let region = bench.filled(Pattern::Random);
+    region.advise(0..PAGES, Advice::Free).expect("madvise");
+    bench.time(PAGES, || region.advise(0..PAGES, Advice::PageOut).expect("madvise"))
 }
 
 /// One call of madvise(MADV_COLD) over the resident region.
