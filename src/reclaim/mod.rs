@@ -40,7 +40,6 @@ mod workloads;
 
 pub use advise::Advice;
 pub(crate) use list::Reclaim;
-pub(crate) use own::Hand;
 pub use own::LEAST_CAP_PAGES;
 pub use policy::Replacement;
 pub use watermarks::Watermarks;

@@ -1,5 +1,7 @@
 //! Eviction from one space, by a hand that goes round its tables: for a space at its cap.
 
+use core::ops::ControlFlow;
+
 use super::BATCH;
 use super::advise::isolate;
 use super::evict::{Ageing, Evicted, evict};
@@ -7,49 +9,63 @@ use super::list::Batch;
 use crate::addr::{Vpn, VpnRange};
 use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::space::Space;
-use crate::table::chunks;
+use crate::space::{Regions, Space};
+use crate::table::{LeafTable, chunks};
 
-/// The least that a space can be capped at, in pages: two batches, and twice the largest group beside.
-pub const LEAST_CAP_PAGES: u64 = 2 * BATCH as u64 + 2 * 128;
+/// The least that a space can be capped at, in pages: four batches, and the largest group beside.
+pub const LEAST_CAP_PAGES: u64 = 4 * BATCH as u64 + 128;
 
-/// Where in a space the next page is looked for.
-pub(crate) struct Hand {
-    pub(crate) at: Vpn,
-    /// All of the space.
-    pub(crate) all: VpnRange,
-}
+/// Rounds of the hand: pages used since the one before stay in the first two.
+const ROUNDS: [Ageing; 3] = [Ageing::SecondChance, Ageing::SecondChance, Ageing::Ignored];
 
 impl<M: Machine> Space<M> {
-    /// Evicts `pages` pages or somewhat more of what the space maps, or what can be had in three rounds: pages used
-    /// since the round before stay in the first two. Under the space's lock.
-    pub(crate) fn evict_own(&self, mm: &Mm<M>, hand: &mut Hand, pages: u64) {
-        let wanted = pages + BATCH as u64;
-        let mut gone = 0;
-        for ageing in [Ageing::SecondChance, Ageing::SecondChance, Ageing::Ignored] {
-            let ahead = VpnRange::between(hand.at, hand.all.end());
-            let behind = VpnRange::between(hand.all.start(), hand.at);
-            for part in [ahead, behind] {
-                self.for_each_leaf_table(mm, part, |table, part| {
-                    for part in chunks(part) {
-                        let mut left = part;
-                        while !left.is_empty() && gone < wanted {
-                            let mut batch = Batch::default();
-                            let rest = isolate(mm, self.node(), table, left, &mut batch.folios);
-                            let Evicted { pages, split } = evict(mm, &batch, ageing);
-                            gone += pages;
-                            // What had to be split comes again, page by page.
-                            if split == 0 {
-                                left = rest;
-                                hand.at = rest.start();
-                            }
-                        }
+    /// Evicts `pages` pages or somewhat more of what the space maps from `hand` on, and leaves that where the next is to
+    /// be looked for. As much as can be had in three rounds. Under the space's lock.
+    pub(crate) fn evict_own(&self, mm: &Mm<M>, regions: &Regions, hand: &mut Vpn, pages: u64) {
+        let mut wanted = pages + 2 * BATCH as u64;
+        for ageing in ROUNDS {
+            // To the end of the space, then from its start on: a round and somewhat more.
+            for _ in 0..2 {
+                while let Some(region) = regions.at_or_after(mm, *hand) {
+                    let part = region.pages.intersection(VpnRange::between(*hand, region.pages.end()));
+                    let done = self.try_each_leaf_table(mm, part, |table, part| {
+                        self.evict_run(mm, (table, part), ageing, hand, &mut wanted)
+                    });
+                    if done.is_break() {
+                        return;
                     }
-                });
-                if gone >= wanted {
-                    return;
+                    *hand = region.pages.end();
+                }
+                *hand = Vpn::new(0);
+            }
+        }
+    }
+
+    fn evict_run(
+        &self,
+        mm: &Mm<M>,
+        (table, part): (LeafTable, VpnRange),
+        ageing: Ageing,
+        hand: &mut Vpn,
+        wanted: &mut u64,
+    ) -> ControlFlow<()> {
+        let mut batch = Batch::default();
+        for part in chunks(part) {
+            let mut left = part;
+            while !left.is_empty() {
+                let rest = isolate(mm, self.node(), table, left, &mut batch.folios);
+                let Evicted { pages, split } = evict(mm, &batch, ageing);
+                *wanted = wanted.saturating_sub(pages);
+                // What had to be split comes again, page by page.
+                if split == 0 {
+                    left = rest;
+                    *hand = rest.start();
+                }
+                if *wanted == 0 {
+                    return ControlFlow::Break(());
                 }
             }
         }
+        ControlFlow::Continue(())
     }
 }

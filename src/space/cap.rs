@@ -7,11 +7,11 @@
 //! Spaces without a cap pay nothing for this: one that has a cap does not remember the table of its last fault, so that
 //! each fault takes the longer way, which looks at the cap.
 
-use super::fault::FaultError;
-use super::{Space, Vpn};
+use super::fault::{Access, FaultError, Found};
+use super::{Regions, Space, Vpn};
 use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::reclaim::{Hand, LEAST_CAP_PAGES};
+use crate::reclaim::LEAST_CAP_PAGES;
 use crate::space::read_ahead::AHEAD_PAGES;
 
 /// See the module's head.
@@ -58,35 +58,59 @@ impl<M: Machine> Space<M> {
     }
 
     /// Pages that the space has in memory, at some moment of the call.
-    fn resident_pages(&self, mm: &Mm<M>) -> u64 {
-        let mut pages = 0;
-        self.for_each_leaf_table(mm, self.pages(mm), |table, _| pages += table.leaves(mm));
+    fn resident_pages(&self, mm: &Mm<M>, regions: &Regions) -> u64 {
+        let (mut pages, mut next, mut last) = (0, Vpn::new(0), None);
+        while let Some(region) = regions.at_or_after(mm, next) {
+            self.for_each_leaf_table(mm, region.pages, |table, _| {
+                // Neighbours among the regions may have one table.
+                let first = Some(table.pages::<M::Granule>().start());
+                if last != first {
+                    pages += table.leaves(mm);
+                }
+                last = first;
+            });
+            next = region.pages.end();
+        }
         pages
     }
 
-    /// Makes room for what one fault may map.
+    /// Resolves a fault of a space with a cap.
     ///
     /// # Errors
-    /// [`FaultError::NoMemory`]: the space is at its cap, and nothing of it can leave.
+    /// As [`Space::handle_fault`]; also [`FaultError::NoMemory`] when the space is at its cap, and nothing of it can
+    /// leave.
     #[cold]
-    pub(super) fn stay_below(&self, mm: &Mm<M>, cap: &mut Cap) -> Result<(), FaultError> {
+    pub(super) fn resolve_below(
+        &self,
+        mm: &Mm<M>,
+        (cap, regions): (&mut Cap, &Regions),
+        at: &Found<'_>,
+        access: Access,
+    ) -> Result<(), FaultError> {
+        self.stay_below(mm, regions, cap)?;
+        // A fault maps pages of one table. What reclaim takes from there meanwhile makes as much room.
+        let before = at.table.leaves(mm);
+        let resolved = self.look_again(mm, at, access);
+        cap.room = cap.room.saturating_sub(at.table.leaves(mm).saturating_sub(before));
+        resolved
+    }
+
+    /// Makes room for what one fault may map.
+    fn stay_below(&self, mm: &Mm<M>, regions: &Regions, cap: &mut Cap) -> Result<(), FaultError> {
         let most = (1 << mm.folio_orders().largest()).max(AHEAD_PAGES as u64).min(cap.pages / 2);
         if cap.room < most {
-            let resident = self.resident_pages(mm);
+            let resident = self.resident_pages(mm, regions);
             let is_above = resident + most > cap.pages;
             if is_above {
                 mm.stats().cap_reclaims.bump();
-                let mut hand = Hand { at: cap.hand, all: self.pages(mm) };
-                self.evict_own(mm, &mut hand, resident + most - cap.pages);
-                cap.hand = hand.at;
+                self.evict_own(mm, regions, &mut cap.hand, resident + most - cap.pages);
             }
-            let resident = if is_above { self.resident_pages(mm) } else { resident };
+            let resident = if is_above { self.resident_pages(mm, regions) } else { resident };
             cap.room = cap.pages.saturating_sub(resident);
             if cap.room < most {
                 return Err(FaultError::NoMemory);
             }
         }
-        cap.room -= most;
         Ok(())
     }
 }

@@ -130,11 +130,12 @@ impl<M: Machine> Space<M> {
             Some(table) if table.holds::<M::Granule>(page) => table,
             _ => {
                 let found = table::find_or_make(mm, self.root, self.node, page).ok_or(FaultError::NoMemory)?;
-                match cap {
-                    None => *near = Some(found),
+                if let Some(cap) = cap {
                     // Each of its faults comes this way.
-                    Some(cap) => self.stay_below(mm, cap)?,
+                    let at = Found { page, table: found, region: region.pages, protection, streams };
+                    return self.resolve_below(mm, (cap, regions), &at, access);
                 }
+                *near = Some(found);
                 found
             }
         };
@@ -158,7 +159,7 @@ impl<M: Machine> Space<M> {
 
     /// The rare further looks: after a race, or for a fetch from a page that has just come.
     #[cold]
-    fn look_again(&self, mm: &Mm<M>, at: &Found<'_>, access: Access) -> Result<(), FaultError> {
+    pub(super) fn look_again(&self, mm: &Mm<M>, at: &Found<'_>, access: Access) -> Result<(), FaultError> {
         while self.look(mm, at, access)? == Step::Again {
             // Others may have to go on first: a folio that nobody has any more is on its way out of its slots.
             mm.machine().relax();

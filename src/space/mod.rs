@@ -51,6 +51,7 @@ pub(crate) use unmap::{Unused, give_up};
 use core::convert::Infallible;
 use core::fmt;
 use core::marker::PhantomData;
+use core::ops::ControlFlow;
 
 use crate::addr::{Pfn, VirtAddr, Vpn, VpnRange};
 use crate::granule::Granule;
@@ -61,7 +62,8 @@ use crate::sync::{Sleep, SleepGuard};
 use crate::table::{self, Hole, LeafTable};
 use crate::tlb::Flush;
 use read_ahead::Streams;
-use regions::{Region, Regions};
+use regions::Region;
+pub(crate) use regions::Regions;
 
 /// Why a space could not be made.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -197,6 +199,20 @@ impl<M: Machine> Space<M> {
             Ok(())
         });
         let Ok(()) = done;
+    }
+
+    /// The same until `visit` breaks off.
+    pub(crate) fn try_each_leaf_table(
+        &self,
+        mm: &Mm<M>,
+        range: VpnRange,
+        mut visit: impl FnMut(LeafTable, VpnRange) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let all = table::for_each_leaf_table(mm.machine(), self.root, range, |table, part| match visit(table, part) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(()),
+        });
+        if all.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 
     /// Calls `visit` with the mapped parts of a program's range, under the space's lock, until it refuses one.
