@@ -32,6 +32,7 @@ context_switch:
 kernel_task_start:
     mov     x29, xzr
     mov     x30, xzr
+    bl      task_switched
     blr     x19
     brk     #0                          // a kernel task does not return
 

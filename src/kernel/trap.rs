@@ -217,10 +217,11 @@ extern "C" fn el0_late_tag_fault(esr: u64, far: u64) -> ! {
     process::kill(Signal::SEGV, format_args!("asynchronous tag check fault, found at {entry}, pc {pc:#x}"))
 }
 
-/// The timer, while a program ran.
+/// The timer or another CPU, while a program ran.
 #[unsafe(no_mangle)]
 extern "C" fn el0_interrupt() {
     interrupt::acknowledge();
+    panic::stop_if_asked();
     if cpu::wrong_tag_noted() {
         cpu::forget_wrong_tag();
         let pc = ELR_EL1.get();

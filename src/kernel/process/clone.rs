@@ -55,7 +55,7 @@ pub fn clone(request: &Request, frame: &WholeFrame) -> Result<u32, Errno> {
     }
     let mut frame = *frame;
     frame.frame.x[0] = 0;
-    let pid = {
+    let (pid, task) = {
         let _locked = lock_spaces();
         let memory: MemoryRef = match request.kind {
             Kind::Fork | Kind::ForkAndWait => super::memory().fork().ok_or(Errno::ENOMEM)?,
@@ -71,12 +71,14 @@ pub fn clone(request: &Request, frame: &WholeFrame) -> Result<u32, Errno> {
         let clear_id = request.clear_id.unwrap_or(0);
         let life = Life::Running;
         table.put(task, Process { pid, parent: parent.pid, life, program: parent.program, beginning, home, clear_id });
-        pid
+        drop(table);
+        (pid, task)
     };
     if let Some(at) = request.id_in_parent {
         // As on Linux a bad address is no error.
         let _ = uaccess::write(at, &pid.to_le_bytes());
     }
+    sched::begin(task);
     if request.kind != Kind::Fork {
         wait_for_home(pid);
     }

@@ -121,13 +121,14 @@ impl Drop for MemoryRef {
 
 fn end(memory: Memory) {
     if memory.space.destroy(global::mm()).is_err() {
-        unreachable!("one CPU is in use");
+        unreachable!("a CPU runs a space that no task has");
     }
 }
 
 static SPACES: Sleep<()> = Sleep::new(());
 
-/// Keeps others from making spaces that have pages in swap from the start, until the guard is dropped.
+/// Keeps others from making spaces that have pages in swap from the start, and from taking one out of its task to end
+/// it, until the guard is dropped.
 pub fn lock_spaces() -> SleepGuard<'static, (), Hardware> {
     SPACES.lock(global::mm().machine())
 }

@@ -165,7 +165,8 @@ pub fn run(mm: &'static Mm<Hardware>, files: Files, args: &BootArgs<'_>, memory:
             },
         );
     }
-    sched::run()
+    sched::begin(task);
+    sched::idle()
 }
 
 /// Loads the first program, in its own task.
@@ -285,7 +286,11 @@ fn leave_id() {
 /// Ends a process that is not the first.
 fn end(status: WaitStatus) -> ! {
     leave_id();
-    drop(sched::replace_memory(None));
+    {
+        // swapoff has it before, or finds it gone.
+        let _locked = lock_spaces();
+        drop(sched::replace_memory(None));
+    }
     {
         let mut table = TABLE.lock();
         let process = table.current();
@@ -296,15 +301,20 @@ fn end(status: WaitStatus) -> ! {
         // It may have got children that have ended already; and it may be ending itself.
         table.tell(FIRST);
     }
-    sched::die()
+    sched::die(sched::Record::Kept)
 }
 
 /// Ends the first process, and the machine: takes all spaces apart, balances the books, writes the statistics.
 fn end_machine(status: WaitStatus, last_words: Option<fmt::Arguments<'_>>) -> ! {
     let (machine, mm) = (machine(), global::mm());
     let instructions = floor::is_exact().then(time::ticks);
-    drop(sched::replace_memory(None));
+    {
+        let _locked = lock_spaces();
+        drop(sched::replace_memory(None));
+    }
     end_others();
+    // The reclaimer may still have pages in hand.
+    sched::wait_for_rest();
     let leaks = Leaks::between(&machine.before, &mm.totals());
     if leaks.any() {
         alert!("leaked: {} frames, {} slots, {} tag rooms", leaks.frames, leaks.slots, leaks.tag_rooms);

@@ -60,7 +60,10 @@ pub fn exec(program: Program, arguments: &Arguments, frame: &mut WholeFrame) -> 
     })?;
     let memory = MemoryRef::new().ok_or(Errno::ENOMEM)?;
     super::leave_id();
-    drop(sched::replace_memory(Some(memory)));
+    {
+        let _locked = super::lock_spaces();
+        drop(sched::replace_memory(Some(memory)));
+    }
     {
         let mut table = TABLE.lock();
         let process = table.current();
