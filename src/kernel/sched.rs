@@ -697,15 +697,6 @@ pub fn doomed() -> bool {
     fatal().is_some()
 }
 
-/// Forgets what is to kill the running task.
-pub fn pardon() {
-    with(|scheduler| {
-        if let Some((_, Kind::Program { fatal, .. })) = scheduler.current_program() {
-            *fatal = None;
-        }
-    });
-}
-
 /// What becomes of the record of a task that ends.
 #[derive(Copy, Clone, Eq, PartialEq)]
 pub enum Record {
