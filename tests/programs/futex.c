@@ -58,6 +58,7 @@ static void errors(void)
 	expect(call(SYS_munmap, hole, PAGE), 0);
 	expect(futex(hole, FUTEX_WAIT | PRIVATE, 0, none, 0, 0), -EFAULT);
 	expect(futex(hole, FUTEX_WAKE | PRIVATE, 1, 0, 0, 0), 0);
+	expect(futex(hole, FUTEX_WAKE, 1, 0, 0, 0), -EFAULT);
 	expect(futex((void *)(1UL << 60), FUTEX_WAIT | PRIVATE, 0, none, 0, 0), -EFAULT);
 	expect(futex((void *)-8UL, FUTEX_WAKE | PRIVATE, 1, 0, 0, 0), -EFAULT);
 	/* What was never touched, and what is out. */
@@ -151,11 +152,12 @@ static void other_process(void)
 	}
 	expect(ending(pid), 0);
 	expect(waiting(&words[0]), WAITERS);
-	expect(futex(&words[0], FUTEX_WAKE, 10, 0, 0, 0), 0 + WAITERS);
+	/* Nor is it the same to those who do not say that it is private. */
+	expect(futex(&words[0], FUTEX_WAKE, 10, 0, 0, 0), 0);
+	expect(futex(&words[0], FUTEX_WAKE | PRIVATE, 10, 0, 0, 0), WAITERS);
 	join_all();
 }
 
-/* A word that is known as private and as not is the same only to those who say the same; here nobody mixes them. */
 static u64 wait_shared(struct thread *me) { return futex(me->arg, FUTEX_WAIT, 0, 0, 0, 0); }
 
 static void shared(void)

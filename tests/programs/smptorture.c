@@ -177,7 +177,10 @@ static u64 run(u64 seed, u64 process)
 	for (u64 i = 0; i < THREADS; i++) {
 		lives[i].mine = i;
 		lives[i].state = (seed * 64 + process * THREADS + i + 1) * 0x9e3779b97f4a7c15UL;
-		if (start(&threads[i], live, &lives[i]) <= 0)
+		/* There may be too many for a while. */
+		while (start(&threads[i], live, &lives[i]) == -EAGAIN)
+			call(SYS_sched_yield);
+		if (threads[i].made <= 0)
 			return 1000;
 	}
 	for (u64 i = 0; i < THREADS; i++) {

@@ -1,7 +1,7 @@
 //! Futexes: threads that wait on a word of their program's memory.
 //!
-//! A word is known by the memory and its address there: whoever has the same memory means the same word. (No two spaces
-//! share pages that both may store to, so that is so for private futexes and for others.)
+//! A word is known by the memory and its address there: whoever has the same memory means the same word, as no two spaces
+//! share pages that both may store to. As on Linux those who say that a futex is private do not meet those who do not.
 //!
 //! The waiters of all words are one list, in order of arrival, under a spinning lock. Who wants to wait compares the word
 //! under that lock and is in the list before anybody else has it; who changes the word and wakes takes the lock after
@@ -18,17 +18,32 @@ use crate::kernel::stack::MOST_TASKS;
 use crate::kernel::syscall::Errno;
 use crate::kernel::{time, uaccess};
 
-/// A word: its memory and its address.
+/// What a program says of those who share a word.
+#[derive(Copy, Clone, Eq, PartialEq)]
+pub enum Scope {
+    /// They are threads of one process.
+    Private,
+    /// They may be of several.
+    Shared,
+}
+
+/// A word: its memory, and its address there.
 #[derive(Copy, Clone, Eq, PartialEq)]
 pub struct Key {
     memory: usize,
     address: u64,
+    scope: Scope,
 }
 
 impl Key {
     /// The word at an address of the running program. A tag of the address means nothing.
-    pub fn here(address: u64) -> Self {
-        Self { memory: sched::current_memory().addr(), address: address & !(0xff << 56) }
+    pub fn here(address: u64, scope: Scope) -> Self {
+        Self { memory: sched::current_memory().addr(), address: address & !(0xff << 56), scope }
+    }
+
+    /// Its address.
+    const fn address(self) -> u64 {
+        self.address
     }
 }
 
@@ -66,22 +81,22 @@ fn look(address: u64) -> Option<u32> {
 ///
 /// # Errors
 /// EAGAIN when the word holds something else, EFAULT, ETIMEDOUT, EINTR.
-pub fn wait(address: u64, seen: u32, bits: u32, until: Option<u64>) -> Result<(), Errno> {
+pub fn wait(key: Key, seen: u32, bits: u32, until: Option<u64>) -> Result<(), Errno> {
     let me = sched::current();
     let word = &SLEEPERS[me.number()];
     loop {
         let mut waiters = WAITERS.lock();
-        match look(address) {
+        match look(key.address()) {
             Some(found) if found != seen => return Err(Errno::EAGAIN),
             Some(_) => {
                 word.store(WAITS, Ordering::Relaxed);
                 // A task waits once.
-                waiters.push(Waiter { key: Key::here(address), task: me, bits });
+                waiters.push(Waiter { key, task: me, bits });
                 break;
             }
             None => {
                 drop(waiters);
-                uaccess::read(address, &mut [0; 4])?;
+                uaccess::read(key.address(), &mut [0; 4])?;
             }
         }
     }
@@ -122,21 +137,20 @@ fn wake_some(waiters: &mut ArrayVec<Waiter, MOST_TASKS>, key: Key, most: u32, bi
 ///
 /// # Errors
 /// EAGAIN when it holds something else, EFAULT.
-pub fn requeue(from: u64, to: u64, most: u32, most_moved: u32, seen: Option<u32>) -> Result<u32, Errno> {
+pub fn requeue(from: Key, to: Key, most: u32, most_moved: u32, seen: Option<u32>) -> Result<u32, Errno> {
     loop {
         let mut waiters = WAITERS.lock();
         if let Some(seen) = seen {
-            match look(from) {
+            match look(from.address()) {
                 Some(found) if found != seen => return Err(Errno::EAGAIN),
                 Some(_) => {}
                 None => {
                     drop(waiters);
-                    uaccess::read(from, &mut [0; 4])?;
+                    uaccess::read(from.address(), &mut [0; 4])?;
                     continue;
                 }
             }
         }
-        let (from, to) = (Key::here(from), Key::here(to));
         let woken = wake_some(&mut waiters, from, most, u32::MAX);
         let mut moved = ArrayVec::<Waiter, MOST_TASKS>::new();
         waiters.retain(|waiter| {

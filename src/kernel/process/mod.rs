@@ -22,7 +22,7 @@ mod table;
 mod wait;
 
 pub use clone::{Kind as CloneKind, Request as CloneRequest, begin, clone};
-pub use futex::{Key, requeue, wait as futex_wait, wake as futex_wake};
+pub use futex::{Key, Scope, requeue, wait as futex_wait, wake as futex_wake};
 pub use memory::{Memory, MemoryRef, with_every_space};
 pub use program::{Program, exec};
 pub use signal::{Cause, Fatal, Signal, Target, WaitStatus, send};
@@ -316,31 +316,22 @@ fn finish(status: WaitStatus) -> ! {
     end(status)
 }
 
-/// Ends the running thread; the last one ends its process.
+/// Ends the running thread; the last one ends its process, with the status that it has itself, as on Linux.
 pub fn end_thread(code: u8) -> ! {
-    let (me, leads) = {
-        let mut table = TABLE.lock();
-        let (me, here) = (sched::current(), table.here());
-        let process = table.current();
-        if me == here {
-            process.leader_status = Some(WaitStatus::Exited(code));
-        }
-        (me, me == here)
-    };
     leave_memory();
-    {
+    let leads = {
         let mut table = TABLE.lock();
         let process = *table.current();
         if process.threads == 1 {
-            // As on Linux the leader's status is that of the process.
-            let status = process.leader_status.unwrap_or(WaitStatus::Exited(code));
-            table.current().taker = Some(me);
+            table.current().taker = Some(sched::current());
             drop(table);
-            finish(status);
+            finish(WaitStatus::Exited(code));
         }
+        let leads = table.here() == sched::current();
         let _ = table.take_thread();
         table.tell(process.pid);
-    }
+        leads
+    };
     sched::die(if leads { sched::Record::Kept } else { sched::Record::Freed })
 }
 
@@ -350,7 +341,7 @@ fn leave_id() {
     if at != 0 && memory().is_shared() {
         // As on Linux a bad address is no error.
         let _ = uaccess::write(at, &0_u32.to_le_bytes());
-        futex::wake(Key::here(at), 1, u32::MAX);
+        futex::wake(Key::here(at, Scope::Shared), 1, u32::MAX);
     }
 }
 

@@ -74,7 +74,6 @@ pub fn exec(program: Program, arguments: &Arguments, frame: &mut WholeFrame) -> 
         let before = table.lead();
         let process = table.current();
         process.taker = None;
-        process.leader_status = None;
         process.program = program;
         if core::mem::replace(&mut process.home, Home::Own) == Home::Borrowed {
             let parent = process.parent;

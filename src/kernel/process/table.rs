@@ -78,8 +78,6 @@ pub struct Process {
     pub threads: u32,
     /// The one that ends the process, or puts another program in its place: the others are to end before.
     pub taker: Option<TaskId>,
-    /// The status of its leader, if that has ended.
-    pub leader_status: Option<WaitStatus>,
 }
 
 /// A thread of a process.
@@ -98,7 +96,7 @@ impl Process {
     /// One with a single thread and memory of its own.
     pub const fn new(pid: u32, parent: u32, program: Program) -> Self {
         let (life, home) = (Life::Running, Home::Own);
-        Self { pid, parent, life, program, home, threads: 1, taker: None, leader_status: None }
+        Self { pid, parent, life, program, home, threads: 1, taker: None }
     }
 
     /// What the log calls it.

@@ -2,8 +2,8 @@
 
 use super::proc::read_time;
 use super::{Errno, Outcome};
-use crate::kernel::process::{self, Key};
-use crate::kernel::time;
+use crate::kernel::process::{self, Key, Scope};
+use crate::kernel::{time, uaccess};
 
 /// Operations and their flags (include/uapi/linux/futex.h).
 mod op {
@@ -13,7 +13,6 @@ mod op {
     pub const CMP_REQUEUE: u64 = 4;
     pub const WAIT_BITSET: u64 = 9;
     pub const WAKE_BITSET: u64 = 10;
-    /// Of no meaning here: no two spaces share a page that both may store to.
     pub const PRIVATE: u64 = 128;
     /// The time counts from the machine's start, as all clocks here do.
     pub const CLOCK_REALTIME: u64 = 256;
@@ -22,15 +21,19 @@ mod op {
 /// The end of user addresses: 39 bits.
 const USER_END: u64 = 1 << 39;
 
-/// A word's address: aligned, and in the user's half. A tag of it means nothing.
-fn word(address: u64) -> Result<u64, Errno> {
+/// A word: aligned, and in the user's half. That of a shared futex must be there. A tag of its address means nothing.
+fn word(address: u64, scope: Scope) -> Result<Key, Errno> {
     if !address.is_multiple_of(4) {
         return Err(Errno::EINVAL);
     }
-    if address & !(0xff << 56) >= USER_END || address & !(0xff << 56) != address && !process::tagged_addresses() {
+    let untagged = address & !(0xff << 56);
+    if untagged >= USER_END || untagged != address && !process::tagged_addresses() {
         return Err(Errno::EFAULT);
     }
-    Ok(address)
+    if scope == Scope::Shared {
+        uaccess::read(address, &mut [0; 4])?;
+    }
+    Ok(Key::here(address, scope))
 }
 
 /// How many to wake at most. As on Linux one is woken, if there is one, where none is asked for.
@@ -50,6 +53,7 @@ fn deadline(at: u64, from: u64) -> Result<Option<u64>, Errno> {
 pub fn futex(address: u64, operation: u64, value: u64, time_or_count: u64, address2: u64, value3: u64) -> Outcome {
     let operation = operation & 0xffff_ffff;
     let command = operation & !(op::PRIVATE | op::CLOCK_REALTIME);
+    let scope = if operation & op::PRIVATE != 0 { Scope::Private } else { Scope::Shared };
     if operation & op::CLOCK_REALTIME != 0 && command != op::WAIT_BITSET {
         return Err(Errno::ENOSYS);
     }
@@ -62,21 +66,21 @@ pub fn futex(address: u64, operation: u64, value: u64, time_or_count: u64, addre
             if bits == 0 {
                 return Err(Errno::EINVAL);
             }
-            process::futex_wait(word(address)?, value as u32, bits, until)?;
+            process::futex_wait(word(address, scope)?, value as u32, bits, until)?;
             Ok(0)
         }
         op::WAKE | op::WAKE_BITSET => {
             if bits == 0 {
                 return Err(Errno::EINVAL);
             }
-            Ok(process::futex_wake(Key::here(word(address)?), most(value), bits).into())
+            Ok(process::futex_wake(word(address, scope)?, most(value), bits).into())
         }
         op::REQUEUE | op::CMP_REQUEUE => {
             let (wakes, moves) = (value as i32, time_or_count as i32);
             if wakes < 0 || moves < 0 {
                 return Err(Errno::EINVAL);
             }
-            let (from, to) = (word(address)?, word(address2)?);
+            let (from, to) = (word(address, scope)?, word(address2, scope)?);
             let seen = (command == op::CMP_REQUEUE).then_some(value3 as u32);
             Ok(process::requeue(from, to, wakes.unsigned_abs(), moves.unsigned_abs(), seen)?.into())
         }
