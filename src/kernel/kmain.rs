@@ -164,14 +164,6 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     sched::start();
     sched::spawn(reclaimer);
 
-    #[cfg(feature = "selftest")]
-    if let Some(name) = args.selftest() {
-        selftest::run(name, mm, &plan);
-    }
-    #[cfg(not(feature = "selftest"))]
-    if let Some(name) = args.selftest() {
-        cannot_start(format_args!("this kernel was built without self-tests: {name} cannot run"));
-    }
     let Some(files) = initrd else {
         cannot_start(format_args!("there is no initrd, hence no program to run"));
     };
@@ -185,8 +177,17 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     if tree.cpus_present > tree.cpus.len() {
         alert!("of {} CPUs the first {} are used", tree.cpus_present, tree.cpus.len());
     }
+    watchdog::start(args.watchdog_seconds());
     smp::start(&tree, tags);
-    watchdog::start(watchdog::LIMIT_SECONDS);
+
+    #[cfg(feature = "selftest")]
+    if let Some(name) = args.selftest() {
+        selftest::run(name, mm, &plan);
+    }
+    #[cfg(not(feature = "selftest"))]
+    if let Some(name) = args.selftest() {
+        cannot_start(format_args!("this kernel was built without self-tests: {name} cannot run"));
+    }
     for word in args.unknown() {
         alert!("boot argument {word} is unknown");
     }

@@ -476,7 +476,7 @@ pub fn idle() -> ! {
             scheduler.set_alarm();
             let stuck = scheduler.is_stuck();
             unlock();
-            assert!(!stuck, "every task waits");
+            assert!(!stuck, "lockup: every task waits");
             let before = time::counter();
             interrupt::wait_for_any();
             interrupt::acknowledge();

@@ -6,7 +6,7 @@ use ebbtide::machine::{Machine, Tags};
 
 use super::dt::Tree;
 use super::percpu;
-use super::{cannot_start, cpu, global, interrupt, mmu, sched, stack, time};
+use super::{cannot_start, cpu, global, interrupt, mmu, sched, stack, time, watchdog};
 
 unsafe extern "C" {
     fn secondary_entry();
@@ -37,7 +37,8 @@ pub fn start(tree: &Tree, tags: Tags) {
             if time::counter() > until {
                 cannot_start(format_args!("CPU {number} does not come up"));
             }
-            super::watchdog::relax();
+            watchdog::relax();
+            watchdog::beat();
         }
         percpu::add();
     }

@@ -1,11 +1,11 @@
 //! The watchdog: a machine that makes no progress ends in a panic, with the state of each CPU, instead of hanging.
 //!
 //! Every CPU gives a sign of life, a [`beat`], where it can be interrupted: when it takes an interrupt at EL0, comes out
-//! of its idle wait, or changes from one task to another. Its timer is never further away than [`TICK_SECONDS`], so
+//! of its idle wait, or changes from one task to another. Its timer is never further away than a tick, a quarter of the limit, so
 //! that a CPU which gives none for long is stuck at EL1. That is found in two ways:
 //!
 //! - by the CPU itself, if it spins: each turn of a wait for a lock or for another CPU goes through [`relax`], which
-//!   looks at the counter now and then, and gives up after [`LIMIT_SECONDS`] of spinning without a beat;
+//!   looks at the counter now and then, and gives up when it has spun for the limit without a beat;
 //! - by the others: at its own ticks each CPU looks whether every other one has given a sign since.
 //!
 //! Both count turns, or ticks, beside time: a machine that was itself stopped for a while is not taken for one that
@@ -18,15 +18,15 @@ use super::{panic, time};
 
 /// How long a CPU may go without a beat, in seconds of the virtual counter.
 pub const LIMIT_SECONDS: u64 = 40;
-/// So often each CPU comes by.
-const TICK_SECONDS: u64 = LIMIT_SECONDS / TICKS;
-/// Ticks of a CPU in which another one may be silent.
+/// The same while a self-test runs.
+pub const SELFTEST_LIMIT_SECONDS: u64 = 2;
+/// Ticks in that time: so many of one CPU another one may be silent.
 const TICKS: u64 = 4;
 
 /// Turns of a spinning loop between two looks at the counter.
 const TURNS: u64 = 1 << 16;
 
-/// Ticks of the counter in [`TICK_SECONDS`]; 0 until [`start`].
+/// The counter's way from one tick to the next; 0 until [`start`].
 static TICK: AtomicU64 = AtomicU64::new(0);
 
 /// What a CPU keeps, on its own.
@@ -87,13 +87,13 @@ pub fn alarm(wanted: Option<u64>) -> Option<u64> {
 }
 
 fn look_at_others(watch: &Watch) {
-    for other in percpu::all() {
+    for other in percpu::all().filter(|other| other.number() != percpu::number()) {
         let number = other.number();
         let beats = other.beats.load(Ordering::Relaxed);
         if watch.seen[number].swap(beats, Ordering::Relaxed) != beats {
             watch.same[number].store(0, Ordering::Relaxed);
-        } else if watch.same[number].fetch_add(1, Ordering::Relaxed) >= TICKS && number != percpu::number() {
-            panic!("lockup: CPU {number} has not come by for {} s", TICKS * TICK_SECONDS);
+        } else if watch.same[number].fetch_add(1, Ordering::Relaxed) >= TICKS {
+            panic!("lockup: CPU {number} has not come by for {TICKS} ticks of another one");
         }
     }
 }
@@ -109,6 +109,12 @@ pub fn relax() {
     if turns.is_multiple_of(TURNS) {
         look_at_time(watch, turns);
     }
+}
+
+/// The same for the library's spinning locks.
+#[unsafe(no_mangle)]
+fn ebbtide_spin() {
+    relax();
 }
 
 #[cold]

@@ -212,7 +212,8 @@ int main(int argc, char **argv, char **envp, u64 *auxv)
 	if (pages == 0 || pages > MOST_PAGES || count > MOST_PROCESSES)
 		return 97;
 	for (u64 i = 0; i < count; i++) {
-		pids[i] = call(SYS_clone, SIGCHLD);
+		while ((pids[i] = call(SYS_clone, SIGCHLD)) == -EAGAIN)
+			call(SYS_sched_yield);
 		if (pids[i] == 0)
 			leave(run(seed, i) != 0);
 	}
