@@ -198,8 +198,8 @@ pub fn tkill(thread: u64, signal: u64) -> Outcome {
     Ok(0)
 }
 
-/// Takes a list of locks that is not looked at: of nothing here a thread dies while it holds one, but of what ends the
-/// process as well.
+/// Takes a list of locks that is not looked at: a thread that dies by anything but its own exit takes its process with
+/// it.
 pub fn set_robust_list(bytes: u64) -> Outcome {
     /// Of struct robust_list_head.
     const HEAD_BYTES: u64 = 24;
