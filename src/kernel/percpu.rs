@@ -47,8 +47,9 @@ pub struct PerCpu {
     pub running: AtomicU32,
     /// How often the CPU had nothing to do and waited for an interrupt.
     pub idle_wfi: AtomicU64,
-    /// For how many ticks of the counter.
-    pub idle_ticks: AtomicU64,
+    /// For how many ticks of the counter, and since when it waits now; 0 for not at all.
+    idle_ticks: AtomicU64,
+    idle_since: AtomicU64,
     /// How often it came by where it can be interrupted: see [`watchdog`](super::watchdog).
     pub beats: AtomicU64,
     /// Its frame pointer where it stopped for another one's panic.
@@ -75,6 +76,7 @@ impl PerCpu {
             running: AtomicU32::new(0),
             idle_wfi: AtomicU64::new(0),
             idle_ticks: AtomicU64::new(0),
+            idle_since: AtomicU64::new(0),
             beats: AtomicU64::new(0),
             stopped_at: AtomicUsize::new(0),
         }
@@ -86,6 +88,27 @@ impl PerCpu {
         self.stack.store(stack, Ordering::Relaxed);
         self.emergency_stack.store(emergency_stack, Ordering::Relaxed);
         self.root.store(root, Ordering::Relaxed);
+    }
+
+    /// Notes that it waits for an interrupt, from a value of the counter on.
+    pub fn begin_idling(&self, now: u64) {
+        self.idle_wfi.fetch_add(1, Ordering::Relaxed);
+        self.idle_since.store(now, Ordering::Relaxed);
+    }
+
+    /// Notes that it does not any more.
+    pub fn end_idling(&self, now: u64) {
+        let since = self.idle_since.swap(0, Ordering::Relaxed);
+        self.idle_ticks.fetch_add(now.saturating_sub(since), Ordering::Relaxed);
+    }
+
+    /// For how long it has waited until now, in ticks of the counter.
+    pub fn idle_ticks(&self, now: u64) -> u64 {
+        let waits = match self.idle_since.load(Ordering::Relaxed) {
+            0 => 0,
+            since => now.saturating_sub(since),
+        };
+        self.idle_ticks.load(Ordering::Relaxed) + waits
     }
 
     /// Whether it has stopped for another one's panic.

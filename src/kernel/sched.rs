@@ -477,13 +477,12 @@ pub fn idle() -> ! {
             let stuck = scheduler.is_stuck();
             unlock();
             assert!(!stuck, "lockup: every task waits");
-            let before = time::counter();
+            here.begin_idling(time::counter());
             interrupt::wait_for_any();
+            here.end_idling(time::counter());
             interrupt::acknowledge();
             watchdog::beat();
             panic::stop_if_asked();
-            here.idle_wfi.fetch_add(1, Ordering::Relaxed);
-            here.idle_ticks.fetch_add(time::counter() - before, Ordering::Relaxed);
             // The timer was stopped.
             lock();
             // SAFETY: just locked; the other reference is not used any more.

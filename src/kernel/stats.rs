@@ -51,10 +51,11 @@ pub fn write_file(path: &[u8], mm: &Mm<Hardware>, leaks: &Leaks, instructions: O
     row("tag_rooms_leaked", leaks.tag_rooms);
     row("cpus", percpu::count() as u64);
     row("idle_wfi", percpu::all().map(|cpu| cpu.idle_wfi.load(Ordering::Relaxed)).sum());
+    let now = time::counter();
     for cpu in percpu::all() {
         let number = cpu.number();
         row(&format!("cpu{number}_idle_wfi"), cpu.idle_wfi.load(Ordering::Relaxed));
-        row(&format!("cpu{number}_idle_us"), time::ns_of(cpu.idle_ticks.load(Ordering::Relaxed)) / 1000);
+        row(&format!("cpu{number}_idle_us"), time::ns_of(cpu.idle_ticks(now)) / 1000);
     }
     if let Some(instructions) = instructions {
         row("instructions", instructions);
