@@ -99,8 +99,16 @@ fn look_at_others(watch: &Watch) {
 }
 
 /// One turn of a wait for another CPU, which is to go on: also under an emulator that runs one at a time.
+///
+/// By way of `boot/switch.S`, which keeps all registers: those who find their lock free shall not pay for this.
 #[inline]
 pub fn relax() {
+    // SAFETY: calls `spin_turn` below, with every register but the link kept.
+    unsafe { core::arch::asm!("bl keep_registers_and_turn", out("x30") _) };
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn spin_turn() {
     // SAFETY: a hint without operands.
     unsafe { core::arch::asm!("yield", options(nomem, nostack, preserves_flags)) };
     let watch = &WATCHES[percpu::number()];
