@@ -122,7 +122,7 @@ boot_args() {
 
 # machine_line: sets MACHINE_LINE, the QEMU command without kernel and initrd.
 machine_line() {
-	local machine=virt,gic-version=3,memory-backend=ram cpu=$CPU ram
+	local machine=virt,gic-version=$GIC,memory-backend=ram cpu=$CPU ram
 	ram=$(machine_mib)
 	if mte_wanted; then machine+=,mte=on; else machine+=,mte=off; fi
 	[[ -z $EL2 ]] || machine+=,virtualization=on
@@ -130,7 +130,7 @@ machine_line() {
 	[[ -z $ICOUNT ]] || machine+=,dtb-randomness=off cpu+=,cntfrq=1000000000
 	# The host gives memory at the first touch: a large swap space costs nothing until it is used.
 	MACHINE_LINE=("${QEMU_CMD[@]}" -object "memory-backend-ram,id=ram,size=${ram}M,reserve=off"
-		-machine "$machine" -cpu "$cpu" -smp 1 -m "$ram" -nodefaults -display none)
+		-machine "$machine" -cpu "$cpu" -smp "$CPUS" -m "$ram" -nodefaults -display none)
 	[[ -z $ICOUNT ]] || MACHINE_LINE+=(-icount "shift=0,sleep=off" -seed 1)
 }
 

@@ -1,8 +1,13 @@
-// The arm64 Image header, and the way from the boot loader's state to Rust in the upper half.
+// The arm64 Image header, and the way from the boot loader's state to Rust in the upper half; the same way again for
+// every further CPU.
 //
 // Entered at EL1 or EL2 with the MMU off and x0 = physical address of the device tree (Linux's
 // Documentation/arch/arm64/booting.rst). Leaves EL2 at once, maps the first gigabytes of physical memory with one
 // table that serves both halves, turns the MMU on, and calls kmain(x0) on the boot stack. kmain replaces the table.
+//
+// A further CPU enters at secondary_entry, by PSCI's CPU_ON, in the same state and with x0 = physical address of its
+// block (src/kernel/percpu.rs). It has the kernel's final table from the start, and calls secondary_main on a stack of
+// its own.
 //
 // The operands in braces are the build's: log2 of a page's bytes, and of a stack's.
 
@@ -34,6 +39,95 @@
 .set EARLY_TCR_LOW, 25 | (1 << 8) | (1 << 10) | (3 << 12) | (EARLY_TG0 << 14)
 .set EARLY_TCR_HIGH, (25 << 16) | (1 << 24) | (1 << 26) | (3 << 28) | (EARLY_TG1 << 30) | (1 << 38)
 
+// Offsets in a CPU's block.
+.set CPU_EMERGENCY_STACK, 16
+.set CPU_STACK, 24
+.set CPU_ROOT, 32
+
+// From EL2 to EL1, at \target. x1 = the early vectors.
+.macro leave_el2 target
+    msr     vbar_el2, x1
+    // EL1 is AArch64; pointer authentication and allocation tags are not trapped. Without ATA (bit 56) every tag
+    // reads as 0 at EL1 (Arm ARM, D24.2.53, HCR_EL2).
+    ldr     x0, =((1 << 56) | (1 << 41) | (1 << 40) | (1 << 31))
+    msr     hcr_el2, x0
+    mov     x0, #0x33ff                 // CPTR_EL2: FP and SIMD not trapped, SVE and SME are
+    msr     cptr_el2, x0
+    msr     hstr_el2, xzr
+    mov     x0, #3                      // EL1 may use the counter and the timer
+    msr     cnthctl_el2, x0
+    msr     cntvoff_el2, xzr
+    mrs     x0, midr_el1
+    msr     vpidr_el2, x0
+    mrs     x0, mpidr_el1
+    msr     vmpidr_el2, x0
+    msr     vttbr_el2, xzr
+    // ICC_SRE_EL2 exists only with a GICv3 system register interface (ID_AA64PFR0_EL1.GIC).
+    mrs     x0, id_aa64pfr0_el1
+    ubfx    x0, x0, #24, #4
+    cbz     x0, .Lno_gic\@
+    mov     x0, #0xf
+    msr     S3_4_C12_C9_5, x0           // ICC_SRE_EL2: system registers, also for EL1
+    isb
+.Lno_gic\@:
+    // Fine-grained traps off, where there are any (ID_AA64MMFR0_EL1.FGT).
+    mrs     x0, id_aa64mmfr0_el1
+    ubfx    x0, x0, #56, #4
+    cbz     x0, .Lno_traps\@
+    msr     S3_4_C1_C1_4, xzr           // HFGRTR_EL2
+    msr     S3_4_C1_C1_5, xzr           // HFGWTR_EL2
+    msr     S3_4_C1_C1_6, xzr           // HFGITR_EL2
+    msr     S3_4_C3_C1_4, xzr           // HDFGRTR_EL2
+    msr     S3_4_C3_C1_5, xzr           // HDFGWTR_EL2
+.Lno_traps\@:
+    ldr     x0, =0x30d00800             // SCTLR_EL1: the RES1 bits of Armv8.0, MMU off
+    msr     sctlr_el1, x0
+    mov     x0, #0x3c5                  // EL1h, all interrupts masked
+    msr     spsr_el2, x0
+    adr     x0, \target
+    msr     elr_el2, x0
+    eret
+.endm
+
+.macro set_translation
+    // MAIR_EL1: 0 Normal Write-Back, 1 the same with allocation tags (where there are any), 2 Device-nGnRE.
+    mrs     x0, id_aa64pfr1_el1
+    ubfx    x0, x0, #8, #4
+    cmp     x0, #2
+    mov     x1, #0xff
+    mov     x2, #0xf0
+    csel    x2, x2, x1, hs
+    orr     x1, x1, x2, lsl #8
+    mov     x2, #0x04
+    orr     x1, x1, x2, lsl #16
+    msr     mair_el1, x1
+
+    // TCR_EL1: 39 bits and one granule in both halves, walks in Normal Write-Back inner shareable memory, TBI1.
+    ldr     x0, =(EARLY_TCR_LOW | EARLY_TCR_HIGH)
+    mrs     x1, id_aa64mmfr0_el1
+    and     x1, x1, #0xf
+    mov     x2, #5                      // at most 48 bits: more would need another descriptor format
+    cmp     x1, x2
+    csel    x1, x1, x2, lo
+    orr     x0, x0, x1, lsl #32
+    msr     tcr_el1, x0
+.endm
+
+// The MMU on, with the tables of x0 in the lower and x1 in the upper half, and on to \target in the upper half.
+.macro enter_upper_half target
+    msr     ttbr0_el1, x0
+    msr     ttbr1_el1, x1
+    tlbi    vmalle1
+    ic      iallu
+    dsb     ish
+    isb
+    ldr     x0, =0x30d0181d             // RES1 bits, I, SA0, SA, C, M
+    msr     sctlr_el1, x0
+    isb
+    ldr     x0, =\target
+    br      x0
+.endm
+
 .section .head, "ax"
 .globl _start
 _start:
@@ -55,45 +149,7 @@ entry:
     cmp     x0, #(2 << 2)
     b.ne    at_el1
 
-    msr     vbar_el2, x1
-    // EL1 is AArch64; pointer authentication and allocation tags are not trapped. Without ATA (bit 56) every tag
-    // reads as 0 at EL1 (Arm ARM, D24.2.53, HCR_EL2).
-    ldr     x0, =((1 << 56) | (1 << 41) | (1 << 40) | (1 << 31))
-    msr     hcr_el2, x0
-    mov     x0, #0x33ff                 // CPTR_EL2: FP and SIMD not trapped, SVE and SME are
-    msr     cptr_el2, x0
-    msr     hstr_el2, xzr
-    mov     x0, #3                      // EL1 may use the counter and the timer
-    msr     cnthctl_el2, x0
-    msr     cntvoff_el2, xzr
-    mrs     x0, midr_el1
-    msr     vpidr_el2, x0
-    mrs     x0, mpidr_el1
-    msr     vmpidr_el2, x0
-    msr     vttbr_el2, xzr
-    // ICC_SRE_EL2 exists only with a GICv3 system register interface (ID_AA64PFR0_EL1.GIC).
-    mrs     x0, id_aa64pfr0_el1
-    ubfx    x0, x0, #24, #4
-    cbz     x0, 1f
-    mov     x0, #0xf
-    msr     S3_4_C12_C9_5, x0           // ICC_SRE_EL2: system registers, also for EL1
-    isb
-1:  // Fine-grained traps off, where there are any (ID_AA64MMFR0_EL1.FGT).
-    mrs     x0, id_aa64mmfr0_el1
-    ubfx    x0, x0, #56, #4
-    cbz     x0, 2f
-    msr     S3_4_C1_C1_4, xzr           // HFGRTR_EL2
-    msr     S3_4_C1_C1_5, xzr           // HFGWTR_EL2
-    msr     S3_4_C1_C1_6, xzr           // HFGITR_EL2
-    msr     S3_4_C3_C1_4, xzr           // HDFGRTR_EL2
-    msr     S3_4_C3_C1_5, xzr           // HDFGWTR_EL2
-2:  ldr     x0, =0x30d00800             // SCTLR_EL1: the RES1 bits of Armv8.0, MMU off
-    msr     sctlr_el1, x0
-    mov     x0, #0x3c5                  // EL1h, all interrupts masked
-    msr     spsr_el2, x0
-    adr     x0, at_el1
-    msr     elr_el2, x0
-    eret
+    leave_el2 at_el1
 
 at_el1:
     msr     vbar_el1, x1
@@ -153,42 +209,18 @@ at_el1:
     bl      bss_range
     bl      clean_and_invalidate
 
-    // MAIR_EL1: 0 Normal Write-Back, 1 the same with allocation tags (where there are any), 2 Device-nGnRE.
-    mrs     x0, id_aa64pfr1_el1
-    ubfx    x0, x0, #8, #4
-    cmp     x0, #2
-    mov     x1, #0xff
-    mov     x2, #0xf0
-    csel    x2, x2, x1, hs
-    orr     x1, x1, x2, lsl #8
-    mov     x2, #0x04
-    orr     x1, x1, x2, lsl #16
-    msr     mair_el1, x1
-
-    // TCR_EL1: 39 bits and one granule in both halves, walks in Normal Write-Back inner shareable memory, TBI1.
-    ldr     x0, =(EARLY_TCR_LOW | EARLY_TCR_HIGH)
-    mrs     x1, id_aa64mmfr0_el1
-    and     x1, x1, #0xf
-    mov     x2, #5                      // at most 48 bits: more would need another descriptor format
-    cmp     x1, x2
-    csel    x1, x1, x2, lo
-    orr     x0, x0, x1, lsl #32
-    msr     tcr_el1, x0
-    msr     ttbr0_el1, x20
-    msr     ttbr1_el1, x20
-    tlbi    vmalle1
-    ic      iallu
-    dsb     ish
-    isb
-    ldr     x0, =0x30d0181d             // RES1 bits, I, SA0, SA, C, M
-    msr     sctlr_el1, x0
-    isb
-    ldr     x0, =upper_half
-    br      x0
+    set_translation
+    mov     x0, x20
+    mov     x1, x20
+    enter_upper_half upper_half
 
 upper_half:
     ldr     x0, =vectors
     msr     vbar_el1, x0
+    ldr     x1, =CPUS
+    msr     tpidr_el1, x1
+    ldr     x0, =emergency_stack_top
+    str     x0, [x1, #CPU_EMERGENCY_STACK]
     ldr     x0, =boot_stack_top
     mov     sp, x0
     isb
@@ -196,6 +228,40 @@ upper_half:
     mov     x29, xzr
     mov     x30, xzr
     bl      kmain
+
+.globl secondary_entry
+secondary_entry:
+    mov     x19, x0                     // the CPU's block
+    adrp    x1, early_vectors
+    add     x1, x1, :lo12:early_vectors
+    mrs     x0, CurrentEL
+    cmp     x0, #(2 << 2)
+    b.ne    secondary_at_el1
+    leave_el2 secondary_at_el1
+
+secondary_at_el1:
+    msr     vbar_el1, x1
+    msr     daifset, #0xf
+    msr     spsel, #1
+    isb
+    set_translation
+    adrp    x0, early_table             // the first CPU's map once more, as this code runs at its physical address
+    add     x0, x0, :lo12:early_table
+    ldr     x1, [x19, #CPU_ROOT]
+    enter_upper_half secondary_upper_half
+
+secondary_upper_half:
+    ldr     x0, =vectors
+    msr     vbar_el1, x0
+    ldr     x0, =LINEAR_BASE
+    add     x19, x19, x0
+    msr     tpidr_el1, x19
+    ldr     x0, [x19, #CPU_STACK]
+    mov     sp, x0
+    isb
+    mov     x29, xzr
+    mov     x30, xzr
+    bl      secondary_main
 
 // x0 = start of .bss, x1 = its end.
 bss_range:
@@ -293,7 +359,8 @@ early_blocks:
     .space  1 << PAGE_SHIFT
 .endif
 
-// Stack slots: see linker.ld and vectors.S. Tasks have theirs elsewhere (src/kernel/stack.rs).
+// Stack slots of the CPU that boots: see linker.ld and vectors.S. Tasks and the other CPUs have theirs elsewhere
+// (src/kernel/stack.rs).
 .set SLOT_BYTES, 2 << STACK_SHIFT
 .section .stacks, "aw", %nobits
 .balign SLOT_BYTES

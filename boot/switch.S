@@ -32,8 +32,38 @@ context_switch:
 kernel_task_start:
     mov     x29, xzr
     mov     x30, xzr
+    bl      task_switched
     blr     x19
     brk     #0                          // a kernel task does not return
+
+// Calls spin_turn and keeps every register but x30, which is the caller's way back.
+.globl keep_registers_and_turn
+keep_registers_and_turn:
+    stp     x29, x30, [sp, #-176]!
+    mov     x29, sp
+    stp     x0, x1, [sp, #16]
+    stp     x2, x3, [sp, #32]
+    stp     x4, x5, [sp, #48]
+    stp     x6, x7, [sp, #64]
+    stp     x8, x9, [sp, #80]
+    stp     x10, x11, [sp, #96]
+    stp     x12, x13, [sp, #112]
+    stp     x14, x15, [sp, #128]
+    stp     x16, x17, [sp, #144]
+    str     x18, [sp, #160]
+    bl      spin_turn
+    ldp     x0, x1, [sp, #16]
+    ldp     x2, x3, [sp, #32]
+    ldp     x4, x5, [sp, #48]
+    ldp     x6, x7, [sp, #64]
+    ldp     x8, x9, [sp, #80]
+    ldp     x10, x11, [sp, #96]
+    ldp     x12, x13, [sp, #112]
+    ldp     x14, x15, [sp, #128]
+    ldp     x16, x17, [sp, #144]
+    ldr     x18, [sp, #160]
+    ldp     x29, x30, [sp], #176
+    ret
 
 // save_vectors(x0 = q0 to q31, FPCR, FPSR), load_vectors(x0).
 .globl save_vectors

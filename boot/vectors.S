@@ -7,8 +7,9 @@
 //
 // Interrupts are masked at EL1. One taken at EL0 is handled like any other exception from there.
 //
-// Whatever has to be done before the return to EL0 is told by the word WORK, which is one load to look at. Then x19 to
-// x29 join the frame: what is done there may make a second program of it, or another one.
+// TPIDR_EL1 names the CPU's block (src/kernel/percpu.rs). Whatever has to be done before the return to EL0 is told by
+// the block's first word, which is one load to look at. Then x19 to x29 join the frame: what is done there may make a
+// second program of it, or another one; and the task may go on on another CPU.
 //
 // A stack is the upper half of a slot whose lower half is not mapped: bit STACK_SHIFT of a good stack pointer is 1. The
 // EL1 vector looks at that bit before it stores anything, so that an overflow is reported from the emergency stack.
@@ -18,6 +19,8 @@
 
 .set STACK_SHIFT, {stack_shift}
 .arch_extension fp
+.set CPU_WORK, 0
+.set CPU_EMERGENCY_STACK, 16
 .set USER_FRAME, 160
 .set REST_FRAME, 96
 .set FULL_FRAME, 288
@@ -36,8 +39,8 @@
 .endm
 
 .macro return_to_user slow
-    adrp    x0, WORK
-    ldr     w0, [x0, :lo12:WORK]
+    mrs     x0, tpidr_el1
+    ldr     w0, [x0, #CPU_WORK]
     cbnz    w0, \slow
     ldp     x18, x30, [sp, #144]
     ldp     x16, x17, [sp, #128]
@@ -55,7 +58,7 @@
 // An exception that must not happen: number and registers, then the end.
 .macro unexpected number
     .balign 128
-    msr     tpidr_el1, x0
+    msr     tpidrro_el0, x0
     mov     x0, #\number
     b       unexpected_exception
 .endm
@@ -164,6 +167,7 @@ whole_frame_return:
 .globl user_task_start
 user_task_start:
     mov     x29, xzr
+    bl      task_switched
     mov     x0, sp
     bl      el0_start
     b       whole_frame_return
@@ -225,38 +229,39 @@ el1_synchronous:
     add     sp, sp, #FULL_FRAME
     eret
 
-// x0 = the overflowed stack pointer - FULL_FRAME, sp = that + the interrupted x0.
+// x0 = the overflowed stack pointer - FULL_FRAME, sp = that + the interrupted x0. The program's registers serve as
+// scratch: nothing returns from here.
 stack_overflow:
-    msr     tpidr_el1, x0
+    msr     sp_el0, x0
     sub     x0, sp, x0
     msr     tpidrro_el0, x0
-    adrp    x0, emergency_stack_top
-    add     x0, x0, :lo12:emergency_stack_top
+    mrs     x0, tpidr_el1
+    ldr     x0, [x0, #CPU_EMERGENCY_STACK]
     mov     sp, x0
     sub     sp, sp, #FULL_FRAME
     mrs     x0, tpidrro_el0
     save_full
-    mrs     x20, tpidr_el1
+    mrs     x20, sp_el0
     add     x20, x20, #FULL_FRAME
     stp     x30, x20, [sp, #240]
     save_system
     mov     x0, sp
     b       el1_stack_overflow
 
-// x0 = vector number, TPIDR_EL1 = the interrupted x0. The stack may be anything: the emergency stack is good.
+// x0 = vector number, TPIDRRO_EL0 = the interrupted x0. The stack may be anything: the emergency stack is good.
 unexpected_exception:
-    msr     tpidrro_el0, x0
+    msr     tpidr_el0, x0               // the program's registers are lost: nothing returns from here
     mov     x0, sp
-    msr     tpidr_el0, x0               // the program's thread pointer is lost: nothing returns from here
-    adrp    x0, emergency_stack_top
-    add     x0, x0, :lo12:emergency_stack_top
+    msr     sp_el0, x0
+    mrs     x0, tpidr_el1
+    ldr     x0, [x0, #CPU_EMERGENCY_STACK]
     mov     sp, x0
     sub     sp, sp, #FULL_FRAME
-    mrs     x0, tpidr_el1
+    mrs     x0, tpidrro_el0
     save_full
-    mrs     x20, tpidr_el0
+    mrs     x20, sp_el0
     stp     x30, x20, [sp, #240]
     save_system
     mov     x0, sp
-    mrs     x1, tpidrro_el0
+    mrs     x1, tpidr_el0
     b       el1_unexpected

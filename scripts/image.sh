@@ -95,7 +95,8 @@ build_test_program() {
 	program=$(test_program_dir)/$2
 	shift 2
 	[[ ! $program -nt $source || ! $program -nt $ROOT/tests/programs/ebb.h ||
-		! $program -nt $ROOT/tests/programs/pages.h ]] || return 0
+		! $program -nt $ROOT/tests/programs/pages.h ||
+		! $program -nt $ROOT/tests/programs/threads.h ]] || return 0
 	"$CC_AARCH64" -O2 -Wall -Wextra -Werror -ffreestanding -fno-stack-protector -nostdlib "$@" \
 		-o "$program" "$source" || die "$source does not compile"
 }

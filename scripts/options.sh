@@ -29,7 +29,8 @@ usage() {
 		  --quiet              of the kernel's log only warnings and deaths
 		  --folio-orders LIST  folios of 2^ORDER pages on first touch, e.g. 0,4, or none
 		                       (0 and the contiguous group's; for bench, both, one after the other)
-		  --cpus 1             what there is so far
+		  --cpus N             CPUs, 1 to 8 (1)
+		  --gic 2|3            interrupt controller: GICv2 or GICv3 (3)
 
 		The program's output is stdout, the kernel's log is stderr, the exit status is the
 		program's: 128+signal if killed (139 bad access, 137 out of memory), 101 kernel panic,
@@ -106,7 +107,7 @@ folio_orders() {
 }
 
 parse_command_line() {
-	MEMORY=128 SWAP='' SWAP_AREAS='' SWAP_DEVICE='' GRANULE=4k CPU=max EL2='' NO_MTE='' TAG_CHECKS='' NO_HAFDBS='' ICOUNT='' TIMEOUT='' STATS='' QUIET=''
+	CPUS=1 GIC=3 MEMORY=128 SWAP='' SWAP_AREAS='' SWAP_DEVICE='' GRANULE=4k CPU=max EL2='' NO_MTE='' TAG_CHECKS='' NO_HAFDBS='' ICOUNT='' TIMEOUT='' STATS='' QUIET=''
 	FOLIO_ORDERS='' KERNEL_ELF='' SELFTEST='' DEV='' NO_BUILD='' DRY_RUN='' DEBUG=''
 	COMMAND='' OPERAND='' PROGRAM=() MACHINE_OPTIONS=()
 	local memory_given='' words=()
@@ -115,7 +116,7 @@ parse_command_line() {
 		case $option in
 		--) break ;;
 		--el2 | --no-mte | --no-hafdbs | --icount | --quiet | --dev | --no-build | --build-only | --dry-run | --help | -h) takes_value='' ;;
-		--memory | --swap | --swap-device | --cpu | --tag-checks | --timeout | --stats | --kernel-elf | --selftest | --cpus | --granule | --folio-orders | --trace) ;;
+		--memory | --swap | --swap-device | --cpu | --tag-checks | --timeout | --stats | --kernel-elf | --selftest | --cpus | --gic | --granule | --folio-orders | --trace) ;;
 		--*=*) # the other way to write a value
 			value=${option#*=}
 			shift
@@ -166,8 +167,11 @@ parse_command_line() {
 		--stats) STATS=$(host_file "$value") ;;
 		--quiet) QUIET=1 ;;
 		--cpus)
-			value=$(number "$option" "$value" 1 512)
-			((value == 1)) || unsupported "--cpus $value"
+			CPUS=$(number "$option" "$value" 1 8)
+			;;
+		--gic)
+			[[ $value =~ ^[23]$ ]] || die "--gic wants 2 or 3, not '$value'"
+			GIC=$value
 			;;
 		--granule)
 			case $value in
@@ -191,7 +195,7 @@ parse_command_line() {
 		esac
 		# What describes the machine is handed on to the in-QEMU tests.
 		case $option in
-		--memory | --swap | --swap-device | --cpu | --granule | --folio-orders) MACHINE_OPTIONS+=("$option" "$value") ;;
+		--memory | --swap | --swap-device | --cpu | --cpus | --gic | --granule | --folio-orders) MACHINE_OPTIONS+=("$option" "$value") ;;
 		--el2 | --no-mte | --no-hafdbs | --icount) MACHINE_OPTIONS+=("$option") ;;
 		esac
 	done

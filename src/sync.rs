@@ -51,13 +51,22 @@ use core::ops::{Deref, DerefMut};
 use crate::machine::Machine;
 
 /// How a spinning CPU waits. `yield` lets a hardware thread or an emulator's round-robin go on;
-/// `core::hint::spin_loop` is ISB on AArch64, which does not.
+/// `core::hint::spin_loop` is ISB on AArch64, which does not. With feature `spin-hook` it is the porter's to say, in a
+/// function of the name `ebbtide_spin` that does the same as [`Board::relax`](crate::machine::Board::relax): there a
+/// watchdog can see that a lock is never free.
 pub struct Relax;
+
+#[cfg(all(feature = "spin-hook", target_os = "none"))]
+unsafe extern "Rust" {
+    safe fn ebbtide_spin();
+}
 
 impl spin::RelaxStrategy for Relax {
     #[inline]
     fn relax() {
-        #[cfg(all(target_arch = "aarch64", target_os = "none"))]
+        #[cfg(all(feature = "spin-hook", target_os = "none"))]
+        ebbtide_spin();
+        #[cfg(all(target_arch = "aarch64", target_os = "none", not(feature = "spin-hook")))]
         // SAFETY: `yield` is a hint without operands or effects.
         unsafe {
             core::arch::asm!("yield", options(nomem, nostack, preserves_flags));

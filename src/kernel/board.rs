@@ -7,14 +7,14 @@ use ebbtide::addr::Pfn;
 use ebbtide::machine::Board;
 
 use super::page::PageGranule;
-use super::{mmu, sched, time};
+use super::{mmu, percpu, sched, time, watchdog};
 
 /// The machine's only board.
 pub struct Virt;
 
 // SAFETY: 1. the linear map shows all of RAM once, Normal Tagged where there is MTE, never executable, from
 // `mmu::install` on and for ever; frames of the kernel's image are never given to the library. Bits 59:56 of its
-// addresses are 0xf. 2. One CPU is in use. 3. `sched::wait` sleeps only while the word holds `seen`, and
+// addresses are 0xf. 2. TPIDR_EL1 names the CPU's block, and EL1 is not preempted. 3. `sched::wait` sleeps only while the word holds `seen`, and
 // `sched::wake` makes every sleeper runnable.
 unsafe impl Board for Virt {
     type Granule = PageGranule;
@@ -27,7 +27,7 @@ unsafe impl Board for Virt {
 
     #[inline]
     fn cpu(&self) -> usize {
-        0
+        percpu::number()
     }
 
     fn now_ns(&self) -> u64 {
@@ -36,8 +36,7 @@ unsafe impl Board for Virt {
 
     #[inline]
     fn relax(&self) {
-        // SAFETY: a hint without operands.
-        unsafe { core::arch::asm!("yield", options(nomem, nostack, preserves_flags)) };
+        watchdog::relax();
     }
 
     fn wait(&self, word: &AtomicU32, seen: u32) {

@@ -7,6 +7,7 @@ use ebbtide::frame::FolioOrders;
 
 use super::cpu::TagChecks;
 use super::swap::Faults;
+use super::watchdog;
 
 /// Swap areas at most.
 pub const SWAP_AREAS: usize = 8;
@@ -89,6 +90,11 @@ impl<'a> BootArgs<'a> {
     /// `selftest=NAME`.
     pub fn selftest(&self) -> Option<&'a str> {
         self.words().find_map(|word| word.strip_prefix("selftest="))
+    }
+
+    /// How long a CPU may be stuck. A self-test does not wait as long as one must who cannot know what a program does.
+    pub fn watchdog_seconds(&self) -> u64 {
+        if self.selftest().is_some() { watchdog::SELFTEST_LIMIT_SECONDS } else { watchdog::LIMIT_SECONDS }
     }
 
     /// The words that mean nothing here.

@@ -4,12 +4,14 @@
 
 use core::fmt;
 
+use arrayvec::ArrayVec;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::standard::NodeStandard;
-use dtoolkit::{Node, Property};
+use dtoolkit::{Node, Property, ToCellInt};
 use smccc::psci;
 
 use super::mmu;
+use super::percpu::MOST_CPUS;
 
 /// How PSCI is called: `/psci/method`.
 #[derive(Copy, Clone)]
@@ -22,6 +24,17 @@ pub enum Psci {
     Absent,
 }
 
+impl Psci {
+    /// Starts a CPU at a physical address, with this in x0.
+    pub fn start_cpu(self, affinity: u64, entry: u64, argument: u64) -> Result<(), psci::Error> {
+        match self {
+            Self::Hvc => psci::cpu_on::<smccc::Hvc>(affinity, entry, argument),
+            Self::Smc => psci::cpu_on::<smccc::Smc>(affinity, entry, argument),
+            Self::Absent => Err(psci::Error::NotSupported),
+        }
+    }
+}
+
 impl fmt::Display for Psci {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -32,26 +45,33 @@ impl fmt::Display for Psci {
     }
 }
 
-/// A GICv3: physical address and length of its registers.
+/// Which interrupt controller there is.
+#[derive(Copy, Clone, Eq, PartialEq)]
+pub enum GicVersion {
+    /// A GICv2: a distributor, and the CPUs' interfaces, each at the same address.
+    V2,
+    /// A GICv3: a distributor, and the redistributors, one after the other.
+    V3,
+}
+
+/// The interrupt controller: physical addresses and lengths of its registers.
 #[derive(Copy, Clone)]
 pub struct Gic {
-    /// The distributor's.
-    pub distributor: (u64, u64),
-    /// Those of the redistributors, one after the other.
-    pub redistributors: (u64, u64),
+    /// Which one.
+    pub version: GicVersion,
+    /// The distributor's, then the others.
+    pub registers: [(u64, u64); 2],
 }
 
 impl Gic {
-    /// All of its registers.
-    pub fn registers(self) -> [(u64, u64); 2] {
-        [self.distributor, self.redistributors]
-    }
-
     fn of(tree: &Fdt<'_>) -> Option<Self> {
         let root = tree.root();
-        let node = root.find_compatible("arm,gic-v3").next()?;
+        let find = |name| root.find_compatible(name).next();
+        let (version, node) = find("arm,gic-v3")
+            .map(|node| (GicVersion::V3, node))
+            .or_else(|| Some((GicVersion::V2, find("arm,cortex-a15-gic").or_else(|| find("arm,gic-400"))?)))?;
         let mut reg = node.reg().ok()??.filter_map(|reg| Some((reg.address().ok()?, reg.size().ok()?)));
-        Some(Self { distributor: reg.next()?, redistributors: reg.next()? })
+        Some(Self { version, registers: [reg.next()?, reg.next()?] })
     }
 }
 
@@ -64,8 +84,10 @@ pub struct Tree {
     pub ram: (u64, u64),
     /// Physical start and end of the initrd.
     pub initrd: Option<(u64, u64)>,
-    /// Number of CPUs.
-    pub cpus: usize,
+    /// The CPUs' affinities, as MPIDR_EL1 has them; of more than can be used, the first ones.
+    pub cpus: ArrayVec<u64, MOST_CPUS>,
+    /// How many CPUs there are.
+    pub cpus_present: usize,
     /// Physical address of the PL011.
     pub uart: u64,
     /// The interrupt controller.
@@ -104,7 +126,15 @@ impl Tree {
 
         let memory = fdt.memory().map_err(|_| "no memory")?;
         let ram = first_reg(&memory).ok_or("no memory")?;
-        let cpus = fdt.cpus().map_err(|_| "no CPUs")?;
+        let all_cpus = fdt.cpus().map_err(|_| "no CPUs")?;
+        let mut cpus = ArrayVec::new();
+        let mut cpus_present = 0;
+        for cpu in all_cpus.cpus() {
+            let mut ids = cpu.ids().map_err(|_| "a CPU without a number")?;
+            let affinity = ids.next().and_then(|id| id.to_int().ok()).ok_or("a CPU without a number")?;
+            cpus_present += 1;
+            let _ = cpus.try_push(affinity);
+        }
         let chosen = fdt.find_node("/chosen").ok_or("no /chosen")?;
         let number = |name: &str| chosen.property(name).and_then(|property| be_number(property.value()));
         let initrd = number("linux,initrd-start").zip(number("linux,initrd-end")).filter(|(start, end)| start < end);
@@ -128,7 +158,7 @@ impl Tree {
             boot_args[..boot_args_used].copy_from_slice(&args[..boot_args_used]);
         }
         let interrupts = Gic::of(&fdt);
-        Ok(Self { ram, initrd, cpus: cpus.cpus().count(), uart, interrupts, psci, seed, boot_args, boot_args_used })
+        Ok(Self { ram, initrd, cpus, cpus_present, uart, interrupts, psci, seed, boot_args, boot_args_used })
     }
 
     /// `/chosen/bootargs`.

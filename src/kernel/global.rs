@@ -39,7 +39,7 @@ impl<T> Late<T> {
         assert!(!self.set.load(Ordering::Relaxed), "set twice");
         let place: *mut T = self.value.get().cast();
         match make() {
-            // SAFETY: not set, so nobody has a reference; one CPU, not preempted, so nobody else is setting it.
+            // SAFETY: not set, so nobody has a reference; set at boot, by the first CPU alone.
             Ok(value) => unsafe { place.write(value) },
             Err(error) => return Err(error),
         }

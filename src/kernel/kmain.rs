@@ -5,10 +5,10 @@
 //! 1. the early map, still: device tree, boot arguments, the plan of memory, the final map;
 //! 2. the CPU's control registers, and the proof that its memory tags work;
 //! 3. heap, machine, [`Mm`](ebbtide::Mm), swap area, interrupt controller, the background reclaimer's task;
-//! 4. the first process.
+//! 4. the other CPUs, which then idle;
+//! 5. the first process.
 //!
-//! The machine has one CPU in use, and no interrupt is ever taken in the kernel: its code runs until it waits or
-//! returns.
+//! No interrupt is ever taken in the kernel: its code runs until it waits or returns.
 
 mod board;
 mod bootargs;
@@ -28,11 +28,13 @@ mod mmu;
 mod mte;
 mod page;
 mod panic;
+mod percpu;
 mod process;
 mod random;
 mod sched;
 #[cfg(feature = "selftest")]
 mod selftest;
+mod smp;
 mod stack;
 mod stats;
 mod swap;
@@ -40,6 +42,7 @@ mod syscall;
 mod time;
 mod trap;
 mod uaccess;
+mod watchdog;
 
 use core::arch::global_asm;
 
@@ -125,8 +128,8 @@ extern "C" fn kmain(device_tree: u64) -> ! {
         plan.managed.pages() << page::SHIFT >> 20,
         plan.swap.pages() << page::SHIFT >> 20,
         page::PAGE >> 10,
-        tree.cpus,
-        if tree.cpus == 1 { "" } else { "s, 1 in use" },
+        tree.cpus.len(),
+        if tree.cpus.len() == 1 { "" } else { "s" },
         tree.psci_version(),
         tree.psci
     );
@@ -161,6 +164,22 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     sched::start();
     sched::spawn(reclaimer);
 
+    let Some(files) = initrd else {
+        cannot_start(format_args!("there is no initrd, hence no program to run"));
+    };
+    let Some(controller) = tree.interrupts else {
+        cannot_start(format_args!("there is no GICv2 or GICv3: -machine virt,gic-version=3"));
+    };
+    // SAFETY: the final map shows the controller's registers, and nothing else uses them.
+    if let Err(why) = unsafe { interrupt::start(controller, tree.cpus_present) } {
+        cannot_start(format_args!("{why}"));
+    }
+    if tree.cpus_present > tree.cpus.len() {
+        alert!("of {} CPUs the first {} are used", tree.cpus_present, tree.cpus.len());
+    }
+    watchdog::start(args.watchdog_seconds());
+    smp::start(&tree, tags);
+
     #[cfg(feature = "selftest")]
     if let Some(name) = args.selftest() {
         selftest::run(name, mm, &plan);
@@ -168,16 +187,6 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     #[cfg(not(feature = "selftest"))]
     if let Some(name) = args.selftest() {
         cannot_start(format_args!("this kernel was built without self-tests: {name} cannot run"));
-    }
-    let Some(files) = initrd else {
-        cannot_start(format_args!("there is no initrd, hence no program to run"));
-    };
-    let Some(controller) = tree.interrupts else {
-        cannot_start(format_args!("there is no GICv3: -machine virt,gic-version=3"));
-    };
-    // SAFETY: the final map shows the controller's registers, and nothing else uses them.
-    if let Err(why) = unsafe { interrupt::start(controller) } {
-        cannot_start(format_args!("{why}"));
     }
     for word in args.unknown() {
         alert!("boot argument {word} is unknown");

@@ -10,6 +10,7 @@
 //! like those in the image.
 
 use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{TTBR0_EL1, Writeable};
@@ -203,8 +204,11 @@ pub unsafe fn install(plan: &Plan, tree: &Tree, ground: &mut Ground, tags: Tags)
         // With the attributes of the linear map, which shows the same memory.
         map.add_new(stack.start as u64..stack.end as u64, Rights::Ram(tags));
     }
+    for stack in (1..tree.cpus.len()).flat_map(stack::of_cpu) {
+        map.add_new(stack.start as u64..stack.end as u64, Rights::Ram(tags));
+    }
     map.add(tree.uart & !(PAGE - 1)..(tree.uart & !(PAGE - 1)) + PAGE, Rights::Device);
-    for (start, bytes) in tree.interrupts.into_iter().flat_map(|controller| controller.registers()) {
+    for (start, bytes) in tree.interrupts.into_iter().flat_map(|controller| controller.registers) {
         map.add(start & !(PAGE - 1)..(start + bytes).next_multiple_of(PAGE), Rights::Device);
     }
     barrier::dsb(barrier::ISHST);
@@ -215,7 +219,31 @@ pub unsafe fn install(plan: &Plan, tree: &Tree, ground: &mut Ground, tags: Tags)
     let empty = physical(&raw const empty_root);
     // SAFETY: the new map shows the image, the stacks and all RAM where the early one did.
     unsafe { change(physical(root), empty) };
-    TTBR0_EL1.set(empty);
+    KERNEL_ROOT.store(physical(root), Ordering::Relaxed);
+    leave_early_map();
+}
+
+static KERNEL_ROOT: AtomicU64 = AtomicU64::new(0);
+
+/// The physical address of the final map's root.
+pub fn kernel_root() -> u64 {
+    KERNEL_ROOT.load(Ordering::Relaxed)
+}
+
+/// Empties the calling CPU's lower half, in which the early map was.
+pub fn leave_early_map() {
+    TTBR0_EL1.set(physical(&raw const empty_root));
     // SAFETY: invalidation removes nothing that a walk does not bring back; the identity map is not used any more.
     unsafe { core::arch::asm!("isb", "tlbi vmalle1", "dsb ish", "isb", options(nostack, preserves_flags)) };
+}
+
+/// Writes the cache lines of a value back to memory, for a CPU whose MMU is off.
+pub fn clean<T>(value: &T) {
+    const LEAST_LINE: usize = 16;
+    let start = core::ptr::from_ref(value).addr();
+    for line in (start & !(LEAST_LINE - 1)..start + size_of::<T>()).step_by(LEAST_LINE) {
+        // SAFETY: cache maintenance changes no contents.
+        unsafe { core::arch::asm!("dc cvac, {}", in(reg) line, options(nostack, preserves_flags)) };
+    }
+    barrier::dsb(barrier::SY);
 }

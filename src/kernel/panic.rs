@@ -1,13 +1,18 @@
 //! The kernel's end: registers, a backtrace by frame pointers, and exit status 101.
+//!
+//! One CPU reports. It asks the others to stop, which they do where they next look: at an interrupt from EL0, in the
+//! idle wait, or while they spin. Those that do in time are told of, with what they were doing.
 
 use core::arch::asm;
+use core::fmt;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use aarch64_cpu::registers::{Readable, SCTLR_EL1, SPSR_EL1, TTBR0_EL1};
 
 use super::console::{self, alert};
-use super::{mmu, process, stack};
+use super::percpu::{self, NO_TASK};
+use super::{interrupt, mmu, process, stack, time};
 
 /// Exit status of a panic: Rust's own.
 const STATUS: i32 = 101;
@@ -32,23 +37,79 @@ pub struct Registers {
     pub far: u64,
 }
 
-/// A second panic while one is being reported ends the machine at once.
+/// The number of the CPU that reports, plus one.
+static REPORTER: AtomicUsize = AtomicUsize::new(0);
+
+/// So long the others have time to stop.
+const PATIENCE_NS: u64 = 200_000_000;
+
+/// Begins the report, with the other CPUs stopped. A second panic of the CPU that is reporting one ends the machine at
+/// once; one of another CPU waits for that.
 fn enter() {
-    static DYING: AtomicBool = AtomicBool::new(false);
-    if DYING.swap(true, Ordering::Relaxed) {
-        console::death(format_args!("kernel panic while reporting one ({STATUS})"));
-        console::exit(STATUS);
+    let here = percpu::number() + 1;
+    match REPORTER.compare_exchange(0, here, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {}
+        Err(reporter) if reporter == here => {
+            console::death(format_args!("kernel panic while reporting one ({STATUS})"));
+            console::exit(STATUS);
+        }
+        Err(_) => stop(),
+    }
+    for other in percpu::all().filter(|other| other.number() + 1 != here) {
+        interrupt::wake(other.number());
+    }
+    let until = time::counter().saturating_add(time::ticks_of(PATIENCE_NS));
+    while time::counter() < until && percpu::all().any(|cpu| cpu.number() + 1 != here && !cpu.has_stopped()) {
+        core::hint::spin_loop();
+    }
+}
+
+/// Stops the calling CPU if another one reports a panic.
+pub fn stop_if_asked() {
+    let reporter = REPORTER.load(Ordering::Relaxed);
+    if reporter != 0 && reporter != percpu::number() + 1 {
+        stop();
+    }
+}
+
+/// Stops the calling CPU for good.
+#[inline(never)]
+fn stop() -> ! {
+    let frame: usize;
+    // SAFETY: reads the frame pointer.
+    unsafe { asm!("mov {}, x29", out(reg) frame, options(nomem, nostack, preserves_flags)) };
+    percpu::here().stopped_at.store(frame, Ordering::Release);
+    loop {
+        aarch64_cpu::asm::wfi();
+    }
+}
+
+/// What the other CPUs did.
+fn print_others() {
+    for cpu in percpu::all().filter(|cpu| cpu.number() != percpu::number()) {
+        let number = cpu.number();
+        let frame = cpu.stopped_at.load(Ordering::Acquire);
+        let task = cpu.task.load(Ordering::Relaxed);
+        let (task, has_task) = if task == NO_TASK { (0, false) } else { (task, true) };
+        let doing = if has_task { "runs task" } else { "idles, task" };
+        if frame == 0 {
+            alert!("CPU {number} {doing} {task}, and does not stop");
+        } else {
+            alert!("CPU {number} {doing} {task}, stopped in:");
+            backtrace(frame as u64);
+        }
     }
 }
 
 /// Ends the kernel for an exception at EL1.
 pub fn on_exception(what: &str, registers: &Registers) -> ! {
     enter();
-    alert!("kernel panic: {what}");
+    alert!("kernel panic: {what}{}", OnCpu);
     print(registers);
     alert!("backtrace:");
     alert!("  {:#018x}", registers.elr);
     backtrace(registers.x[29]);
+    print_others();
     if registers.far & 1 << 55 == 0 {
         process::explain(registers.far);
         process::dump(registers.far & !(AROUND - 1), (registers.far | (AROUND - 1)).saturating_add(1));
@@ -58,6 +119,15 @@ pub fn on_exception(what: &str, registers: &Registers) -> ! {
         registers.elr, registers.far, registers.esr
     ));
     console::exit(STATUS)
+}
+
+/// Which CPU it is, where there are several.
+struct OnCpu;
+
+impl fmt::Display for OnCpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if percpu::count() > 1 { write!(f, " (on CPU {})", percpu::number()) } else { Ok(()) }
+    }
 }
 
 fn print(registers: &Registers) {
@@ -126,10 +196,11 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         );
     }
     enter();
-    alert!("kernel {info}");
+    alert!("kernel {info}{}", OnCpu);
     print(&registers);
     alert!("backtrace:");
     backtrace(registers.x[29]);
+    print_others();
     match info.location() {
         Some(place) => console::death(format_args!("kernel panic: {} at {place} ({STATUS})", info.message())),
         None => console::death(format_args!("kernel panic: {} ({STATUS})", info.message())),

@@ -1,36 +1,46 @@
-//! The scheduler: one CPU, kernel tasks and programs' tasks, each on a stack of its own.
+//! The scheduler: kernel tasks and programs' tasks, each on a stack of its own, on several CPUs.
 //!
-//! **Who runs.** Code at EL1 runs until it waits or returns to EL0; it is never preempted. A kernel task that was
-//! woken runs before anything else does at EL0. Programs' tasks take turns, in the order of their numbers: a turn ends
-//! when the task waits, yields, or, while another one is ready, after [`SLICE_NS`]. What a kernel task takes of it does
-//! not end it. With one program that is ready and none that sleeps for a time, the timer is off, so that nothing
-//! disturbs what is being counted. When nobody is ready, the CPU idles on the stack of the last one that ran.
+//! **Who runs.** Code at EL1 runs until it waits or returns to EL0; it is never preempted, and stays on its CPU until
+//! then. Each CPU has a queue of its own, and takes what was there first; a kernel task goes before all programs. A CPU
+//! whose queue is empty takes from the longest of the others. So no CPU idles while a task is ready. What becomes ready
+//! goes to the CPU on which it last ran, or to one that idles, if that does not. A program's turn ends when it waits,
+//! yields, or, while another one is in its queue, after [`SLICE_NS`]; what a kernel task takes of it does not end it.
+//! With one program that is ready and none that sleeps for a time, the timer is as good as off, so that nothing disturbs
+//! what is being counted. A CPU that finds nothing waits for an interrupt on a stack of its own.
 //!
 //! **Waiting.** A task waits on a word: [`wait`] is what the library's sleeping locks come down to, and ends only by
-//! [`wake`]; [`wait_breakable`] ends also at a time, or when the task is to be killed.
+//! [`wake`]; [`wait_breakable`] ends also at a time, or when the task is to be killed. The word is compared under the
+//! scheduler's lock, which `wake` takes after the word has changed: none is lost.
 //!
 //! **Killing.** Nobody ends another task. [`doom`] notes why, which the task finds on its way to EL0, with no lock
 //! held and nothing half done.
 //!
-//! **Work.** The vectors look at [`WORK`] before they return to EL0: what it says is about the task that runs.
+//! **Work.** The vectors look at [`PerCpu::work`](super::percpu::PerCpu) before they return to EL0: what it says is about
+//! the task that runs there.
 //!
-//! **Whose state.** All of it is touched at EL1 with interrupts masked, on one CPU, and no reference to it lives across
-//! a context switch: see [`with`]. `owner` is the task whose [`UserState`] is in the CPU rather than in its record; its
-//! address space is the active one.
+//! **Whose state.** All of it is under one spinning lock, inside which nothing else is locked but the interrupt
+//! controller and the library's address space identifiers. A change of tasks holds it throughout: it is taken by the
+//! task that leaves, and given back by the one that comes, so that nobody takes up a task whose registers are not all
+//! saved. A program's registers of EL0 are in its record whenever its task does not run, and its address space is
+//! active only while it does.
+
+mod queue;
 
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::el0::{UserState, WholeFrame};
+use super::percpu::{self, MOST_CPUS, NO_TASK};
 use super::process::{Fatal, Memory, MemoryRef};
-use super::{global, interrupt, stack, time};
+use super::{global, interrupt, panic, stack, time, watchdog};
+use queue::Queue;
 
 /// The longest turn of a program while another one is ready.
 const SLICE_NS: u64 = 4_000_000;
 
-/// Bits of [`WORK`].
+/// Bits of [`PerCpu::work`](super::percpu::PerCpu).
 pub mod work {
     /// A kernel task is ready.
     pub const KERNEL_TASK: u32 = 1 << 0;
@@ -39,13 +49,6 @@ pub mod work {
     /// The running task has made a system call that needs its whole frame.
     pub const CALL: u32 = 1 << 2;
 }
-
-/// What is to be done before the return to EL0. Read by `boot/vectors.S`.
-#[unsafe(no_mangle)]
-static WORK: AtomicU32 = AtomicU32::new(0);
-
-/// The memory of the running program: for the way of a fault, on which each instruction counts.
-static CURRENT_MEMORY: AtomicPtr<Memory> = AtomicPtr::new(ptr::null_mut());
 
 /// A task, by the number of its stack.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -78,7 +81,11 @@ enum Ends {
 enum State {
     /// The record is free.
     Absent,
+    /// Made, and not started yet.
+    New,
+    /// On its CPU.
     Running,
+    /// In the queue of its CPU.
     Ready,
     /// On the word at this address.
     Waiting(*const AtomicU32, Ends),
@@ -101,19 +108,13 @@ enum Kind {
 struct Task {
     state: State,
     stack_pointer: usize,
+    /// The CPU on which it runs, ran last, or is to run.
+    cpu: usize,
     kind: Kind,
 }
 
 impl Task {
-    const ABSENT: Self = Self { state: State::Absent, stack_pointer: 0, kind: Kind::Kernel };
-
-    fn is_ready_program(&self) -> bool {
-        self.state == State::Ready && matches!(self.kind, Kind::Program { .. })
-    }
-
-    fn is_ready_kernel_task(&self) -> bool {
-        self.state == State::Ready && matches!(self.kind, Kind::Kernel)
-    }
+    const ABSENT: Self = Self { state: State::Absent, stack_pointer: 0, cpu: 0, kind: Kind::Kernel };
 
     fn wake_time(&self) -> Option<u64> {
         match self.state {
@@ -121,37 +122,77 @@ impl Task {
             _ => None,
         }
     }
+
+    /// Its memory, while it has any.
+    fn memory(&self) -> *const Memory {
+        match &self.kind {
+            Kind::Program { memory: Some(memory), .. } => memory.as_ptr(),
+            _ => ptr::null(),
+        }
+    }
+}
+
+/// What is one CPU's.
+struct Local {
+    /// None while it idles, and at boot.
+    current: Option<TaskId>,
+    /// Kernel tasks, then programs, that are ready for it.
+    kernel_tasks: Queue,
+    programs: Queue,
+    /// Whose turn it is.
+    turn: Option<TaskId>,
+    /// When the turn ends, if another task is ready by then.
+    turn_end: u64,
+    /// When the timer interrupts.
+    alarm: Option<u64>,
+    /// It waits for an interrupt, and nobody has given it anything.
+    idle: bool,
+    idle_stack_pointer: usize,
+    /// The memory whose space is active.
+    active: *const Memory,
+}
+
+impl Local {
+    const NEW: Self = Self {
+        current: None,
+        kernel_tasks: Queue::new(),
+        programs: Queue::new(),
+        turn: None,
+        turn_end: 0,
+        alarm: None,
+        idle: false,
+        idle_stack_pointer: 0,
+        active: ptr::null(),
+    };
+
+    fn take(&mut self) -> Option<TaskId> {
+        self.kernel_tasks.take().or_else(|| self.programs.take()).map(TaskId)
+    }
+
+    fn waiting(&self) -> usize {
+        self.kernel_tasks.len() + self.programs.len()
+    }
 }
 
 struct Scheduler {
     /// Up to the highest number that was ever in use.
     tasks: Vec<Task>,
-    /// None on the boot stack.
-    current: Option<TaskId>,
-    owner: Option<TaskId>,
-    /// The number of the task whose turn it is.
-    turn: usize,
-    /// When the turn ends, if another task is ready by then.
-    turn_end: u64,
-    /// When the timer interrupts.
-    alarm: Option<u64>,
+    cpus: [Local; MOST_CPUS],
     slice: u64,
 }
 
-struct Global(UnsafeCell<Scheduler>);
+struct Global {
+    held: AtomicBool,
+    state: UnsafeCell<Scheduler>,
+}
 
-// SAFETY: see the module's head: one CPU, interrupts masked, and no reference lives across a context switch.
+// SAFETY: the state is touched only by the CPU that has set `held`, with interrupts masked.
 unsafe impl Sync for Global {}
 
-static SCHEDULER: Global = Global(UnsafeCell::new(Scheduler {
-    tasks: Vec::new(),
-    current: None,
-    owner: None,
-    turn: 0,
-    turn_end: 0,
-    alarm: None,
-    slice: 0,
-}));
+static SCHEDULER: Global = Global {
+    held: AtomicBool::new(false),
+    state: UnsafeCell::new(Scheduler { tasks: Vec::new(), cpus: [const { Local::NEW }; MOST_CPUS], slice: 0 }),
+};
 
 unsafe extern "C" {
     fn context_switch(keep: *mut usize, take: usize);
@@ -159,20 +200,35 @@ unsafe extern "C" {
     fn user_task_start();
 }
 
+fn lock() {
+    while SCHEDULER.held.swap(true, Ordering::Acquire) {
+        while SCHEDULER.held.load(Ordering::Relaxed) {
+            watchdog::relax();
+        }
+    }
+}
+
+fn unlock() {
+    SCHEDULER.held.store(false, Ordering::Release);
+}
+
+/// The scheduler's state.
+///
+/// # Safety
+/// The lock is held, and no other reference to the state is in use.
+unsafe fn state<'a>() -> &'a mut Scheduler {
+    // SAFETY: the caller's promise.
+    unsafe { &mut *SCHEDULER.state.get() }
+}
+
 /// Runs `f` with the scheduler's state. `f` neither switches, nor calls anything else of this module, nor drops a
 /// [`MemoryRef`].
 fn with<R>(f: impl FnOnce(&mut Scheduler) -> R) -> R {
-    // SAFETY: no other reference exists: what `f` does not do.
-    f(unsafe { &mut *SCHEDULER.0.get() })
-}
-
-/// What is next for the CPU.
-enum Next {
-    /// Nobody is ready.
-    Idle,
-    /// The running task goes on.
-    Same,
-    Other(TaskId),
+    lock();
+    // SAFETY: just locked; no other reference exists: what `f` does not do.
+    let result = f(unsafe { state() });
+    unlock();
+    result
 }
 
 impl Scheduler {
@@ -192,80 +248,155 @@ impl Scheduler {
         }
     }
 
+    fn here(&mut self) -> &mut Local {
+        &mut self.cpus[percpu::number()]
+    }
+
+    /// Makes a task ready: see the module's head for where.
+    fn make_ready(&mut self, id: TaskId) {
+        let here = percpu::number();
+        let task = &mut self.tasks[id.0];
+        task.state = State::Ready;
+        let is_kernel_task = matches!(task.kind, Kind::Kernel);
+        let mut to = task.cpu;
+        let is_free = |cpu: usize| self.cpus[cpu].idle || cpu == here && self.cpus[cpu].current.is_none();
+        if !is_free(to) {
+            let idle = self.cpus[..percpu::count()].iter().position(|cpu| cpu.idle);
+            // A kernel task runs before the waker does.
+            to = idle.unwrap_or(if is_kernel_task { here } else { to });
+        }
+        self.tasks[id.0].cpu = to;
+        let local = &mut self.cpus[to];
+        local.idle = false;
+        if is_kernel_task { &mut local.kernel_tasks } else { &mut local.programs }.put(id.0);
+        if to != here {
+            interrupt::wake(to);
+        } else if is_kernel_task {
+            percpu::here().work.fetch_or(work::KERNEL_TASK, Ordering::Relaxed);
+        } else {
+            self.set_alarm();
+        }
+    }
+
     /// Makes the sleepers ready whose time has come.
     fn rouse(&mut self) {
         if self.tasks.iter().all(|task| task.wake_time().is_none()) {
             return;
         }
         let now = time::counter();
-        for task in &mut self.tasks {
-            if task.wake_time().is_some_and(|at| at <= now) {
-                task.state = State::Ready;
+        for number in 0..self.tasks.len() {
+            if self.tasks[number].wake_time().is_some_and(|at| at <= now) {
+                self.make_ready(TaskId(number));
             }
         }
     }
 
-    fn next(&mut self) -> Next {
+    /// Takes what is next for the calling CPU out of its queue, or out of the longest of the others.
+    fn next(&mut self) -> Option<TaskId> {
         self.rouse();
-        let tasks = &self.tasks;
-        let in_turn = || (0..tasks.len()).map(|step| (self.turn + step) % tasks.len());
-        let kernel_task = tasks.iter().position(Task::is_ready_kernel_task);
-        match kernel_task.or_else(|| in_turn().find(|&number| tasks[number].is_ready_program())) {
-            None => Next::Idle,
-            Some(number) if self.current == Some(TaskId(number)) => Next::Same,
-            Some(number) => Next::Other(TaskId(number)),
+        if let Some(next) = self.here().take() {
+            return Some(next);
         }
+        let others = self.cpus[..percpu::count()].iter_mut();
+        others.max_by_key(|cpu| cpu.waiting())?.take()
     }
 
-    /// Notes who runs from now on, and what it finds on its way to EL0.
+    /// Notes who runs on this CPU from now on, and what it finds on its way to EL0.
     fn run(&mut self, next: TaskId) {
+        let here = percpu::here();
+        let cpu = here.number();
         let task = &mut self.tasks[next.0];
         task.state = State::Running;
-        self.current = Some(next);
-        if let Kind::Program { memory, fatal, .. } = &task.kind {
-            let memory = memory.as_ref().map_or(ptr::null(), MemoryRef::as_ptr);
-            CURRENT_MEMORY.store(memory.cast_mut(), Ordering::Relaxed);
-            WORK.store(if fatal.is_some() { work::KILL } else { 0 }, Ordering::Relaxed);
-            if self.turn != next.0 {
-                self.begin_turn(next.0);
+        task.cpu = cpu;
+        here.task.store(next.0 as u32, Ordering::Relaxed);
+        here.memory.store(task.memory().cast_mut(), Ordering::Relaxed);
+        self.cpus[cpu].current = Some(next);
+        if let Kind::Program { fatal, .. } = &task.kind {
+            here.work.store(if fatal.is_some() { work::KILL } else { 0 }, Ordering::Relaxed);
+            if self.cpus[cpu].turn != Some(next) {
+                self.begin_turn(Some(next));
             }
             self.set_alarm();
         }
     }
 
-    fn begin_turn(&mut self, of: usize) {
-        self.turn = of;
-        self.turn_end = time::counter() + self.slice;
+    fn begin_turn(&mut self, of: Option<TaskId>) {
+        let end = time::counter() + self.slice;
+        let local = self.here();
+        local.turn = of;
+        local.turn_end = end;
     }
 
-    /// Sets the timer for what comes first: the turn's end, if there is somebody to be next, or a sleeper's time.
+    /// Sets the timer for what comes first: the turn's end, if there is somebody to be next, the time of a sleeper
+    /// that is to go on here, or that of the next sign of life.
     fn set_alarm(&mut self) {
-        let turn_end = self.tasks.iter().any(Task::is_ready_program).then_some(self.turn_end);
-        let alarm = self.tasks.iter().filter_map(Task::wake_time).chain(turn_end).min();
-        if alarm != self.alarm {
-            self.alarm = alarm;
+        let here = percpu::number();
+        let local = &self.cpus[here];
+        let turn_end = (!local.programs.is_empty()).then_some(local.turn_end);
+        let sleepers = self.tasks.iter().filter(|task| task.cpu == here).filter_map(Task::wake_time);
+        let alarm = sleepers.chain(turn_end).min();
+        let alarm = watchdog::alarm(alarm);
+        let local = &mut self.cpus[here];
+        if alarm != local.alarm {
+            local.alarm = alarm;
             interrupt::set_timer(alarm);
         }
     }
 
-    /// Moves the EL0 registers of `next` to the CPU, if they are not there; returns its memory to activate.
-    fn change_owner(&mut self, next: TaskId) -> Option<*const Memory> {
-        if self.owner == Some(next) || matches!(self.tasks[next.0].kind, Kind::Kernel) {
-            return None;
-        }
-        if let Some(owner) = self.owner.replace(next)
-            && let Kind::Program { user, .. } = &mut self.tasks[owner.0].kind
+    /// Takes the registers of a program that leaves the CPU.
+    fn leave(&mut self, current: TaskId) {
+        let task = &mut self.tasks[current.0];
+        if let (Kind::Program { user, .. }, false) = (&mut task.kind, matches!(task.state, State::Dead | State::Absent))
         {
             user.save();
         }
-        let Kind::Program { user, memory, .. } = &self.tasks[next.0].kind else { return None };
-        user.load();
-        Some(memory.as_ref().map_or(ptr::null(), MemoryRef::as_ptr))
+    }
+
+    /// Brings what is next to the CPU, the idle loop if there is none; returns its stack pointer.
+    fn enter(&mut self, next: Option<TaskId>) -> usize {
+        watchdog::beat();
+        let Some(next) = next else {
+            let here = percpu::here();
+            here.task.store(NO_TASK, Ordering::Relaxed);
+            here.memory.store(ptr::null_mut(), Ordering::Relaxed);
+            self.activate(ptr::null());
+            let local = self.here();
+            local.current = None;
+            return local.idle_stack_pointer;
+        };
+        let memory = self.tasks[next.0].memory();
+        self.activate(memory);
+        if let Kind::Program { user, .. } = &self.tasks[next.0].kind {
+            user.load();
+        }
+        self.run(next);
+        self.tasks[next.0].stack_pointer
+    }
+
+    /// Makes the space of this memory active, or none.
+    fn activate(&mut self, memory: *const Memory) {
+        let local = self.here();
+        if local.active == memory {
+            return;
+        }
+        local.active = memory;
+        // SAFETY: it is that of a task, which does not give it up while the lock is held, or while it is active.
+        match unsafe { memory.as_ref() } {
+            Some(memory) => memory.space().activate(global::mm()),
+            None => global::mm().deactivate(),
+        }
     }
 
     fn current_program(&mut self) -> Option<(TaskId, &mut Kind)> {
-        let current = self.current?;
+        let current = self.here().current?;
         Some((current, &mut self.tasks[current.0].kind))
+    }
+
+    /// Whether nothing will ever happen again.
+    fn is_stuck(&self) -> bool {
+        let cpus = &self.cpus[..percpu::count()];
+        cpus.iter().all(|cpu| cpu.idle && cpu.waiting() == 0)
+            && self.tasks.iter().all(|task| task.wake_time().is_none())
     }
 }
 
@@ -282,7 +413,8 @@ pub fn spawn(body: extern "C" fn() -> !) {
     with(|scheduler| {
         let Some((task, top)) = scheduler.place() else { panic!("no room for a kernel task") };
         let stack_pointer = new_stack(top, kernel_task_start, body as *const () as usize);
-        scheduler.put(task, Task { state: State::Ready, stack_pointer, kind: Kind::Kernel });
+        scheduler.put(task, Task { stack_pointer, ..Task::ABSENT });
+        scheduler.make_ready(task);
     });
 }
 
@@ -291,7 +423,7 @@ pub fn has_room() -> bool {
     with(|scheduler| scheduler.place().is_some())
 }
 
-/// Makes a program's task, which starts with these registers and this memory; none if there is no room, in
+/// Makes a program's task with these registers and this memory, which [`begin`] starts; none if there is no room, in
 /// which case the memory comes back.
 pub fn add(memory: MemoryRef, user: UserState, frame: WholeFrame) -> Result<TaskId, MemoryRef> {
     with(|scheduler| {
@@ -301,12 +433,17 @@ pub fn add(memory: MemoryRef, user: UserState, frame: WholeFrame) -> Result<Task
         unsafe { place.write(frame) };
         let stack_pointer = new_stack(place.addr(), user_task_start, 0);
         let kind = Kind::Program { memory: Some(memory), user, fatal: None };
-        scheduler.put(task, Task { state: State::Ready, stack_pointer, kind });
-        if scheduler.current.is_some() {
-            scheduler.set_alarm();
-        }
+        scheduler.put(task, Task { state: State::New, stack_pointer, cpu: percpu::number(), kind });
         Ok(task)
     })
+}
+
+/// Starts a new task.
+pub fn begin(id: TaskId) {
+    with(|scheduler| {
+        debug_assert!(scheduler.tasks[id.0].state == State::New);
+        scheduler.make_ready(id);
+    });
 }
 
 /// Writes what the first `context_switch` takes from a stack, below `top`: x19 to x30 from the top down, of which x30
@@ -321,116 +458,138 @@ fn new_stack(top: usize, start: unsafe extern "C" fn(), x19: usize) -> usize {
     place.addr()
 }
 
-/// Leaves the boot stack for ever.
-pub fn run() -> ! {
-    let mut left = 0;
-    match with(|scheduler| scheduler.next()) {
-        Next::Other(next) => resume(next, &raw mut left),
-        Next::Idle | Next::Same => {}
-    }
-    unreachable!("nobody comes back to the boot stack")
-}
-
-/// Changes to a task, from the one whose stack pointer goes to `keep`.
-fn resume(next: TaskId, keep: *mut usize) {
-    let (take, memory) = with(|scheduler| {
-        let memory = scheduler.change_owner(next);
-        scheduler.run(next);
-        (scheduler.tasks[next.0].stack_pointer, memory)
-    });
-    if let Some(memory) = memory {
-        // SAFETY: a task's memory stays while it has it, and it alone gives it up.
-        match unsafe { memory.as_ref() } {
-            Some(memory) => memory.space().activate(global::mm()),
-            None => global::mm().deactivate(),
-        }
-    }
-    // SAFETY: both stacks are the two tasks' own; `take` is what an earlier switch, `spawn` or `add` left.
-    unsafe { context_switch(keep, take) };
-}
-
-/// Gives the CPU to whoever is next, with the current task in `state`; returns when that runs again.
-fn switch(state: State) {
-    let Some(current) = with(|scheduler| {
-        let current = scheduler.current?;
-        scheduler.tasks[current.0].state = state;
-        Some(current)
-    }) else {
-        // Boot has nobody to wait for.
-        return;
-    };
+/// What a CPU does when it has no task, on the stack on which it started: for ever.
+pub fn idle() -> ! {
+    let here = percpu::here();
     loop {
-        match with(|scheduler| scheduler.next()) {
-            Next::Other(next) => {
-                let keep = with(|scheduler| &raw mut scheduler.tasks[current.0].stack_pointer);
-                return resume(next, keep);
-            }
-            Next::Same => return with(|scheduler| scheduler.run(current)),
-            Next::Idle => {
-                let alarm = with(|scheduler| {
-                    scheduler.set_alarm();
-                    scheduler.alarm
-                });
-                assert!(alarm.is_some(), "every task waits");
-                interrupt::wait_for_any();
-            }
+        lock();
+        // SAFETY: just locked.
+        let scheduler = unsafe { state() };
+        scheduler.here().idle = false;
+        if let Some(next) = scheduler.next() {
+            let keep = &raw mut scheduler.here().idle_stack_pointer;
+            let take = scheduler.enter(Some(next));
+            // SAFETY: this stack is the CPU's own, and `take` is what an earlier switch, `spawn` or `add` left.
+            unsafe { context_switch(keep, take) };
+        } else {
+            scheduler.here().idle = true;
+            scheduler.set_alarm();
+            let stuck = scheduler.is_stuck();
+            unlock();
+            assert!(!stuck, "lockup: every task waits");
+            here.begin_idling(time::counter());
+            interrupt::wait_for_any();
+            here.end_idling(time::counter());
+            interrupt::acknowledge();
+            watchdog::beat();
+            panic::stop_if_asked();
+            // The timer was stopped.
+            lock();
+            // SAFETY: just locked; the other reference is not used any more.
+            unsafe { state() }.here().alarm = None;
+        }
+        unlock();
+    }
+}
+
+/// The first thing that a new task does: what whoever changed to it would have done.
+#[unsafe(no_mangle)]
+extern "C" fn task_switched() {
+    unlock();
+}
+
+/// Where in its queue a task goes that could go on.
+#[derive(Copy, Clone, Eq, PartialEq)]
+enum Rank {
+    First,
+    Last,
+}
+
+/// Gives the CPU to whoever is next, with the current task in `to`; returns, perhaps on another CPU, when that runs
+/// again. Called with the lock held, which it gives back.
+fn switch(to: State, rank: Rank) {
+    // SAFETY: the caller holds the lock, and uses no reference of its own any more.
+    let scheduler = unsafe { state() };
+    let Some(current) = scheduler.here().current else {
+        // Boot has nobody to wait for.
+        return unlock();
+    };
+    scheduler.tasks[current.0].state = to;
+    if to == State::Ready {
+        let is_kernel_task = matches!(scheduler.tasks[current.0].kind, Kind::Kernel);
+        let local = scheduler.here();
+        let queue = if is_kernel_task { &mut local.kernel_tasks } else { &mut local.programs };
+        match rank {
+            Rank::First => queue.put_first(current.0),
+            Rank::Last => queue.put(current.0),
         }
     }
+    let next = scheduler.next();
+    if next == Some(current) {
+        scheduler.run(current);
+        return unlock();
+    }
+    scheduler.leave(current);
+    let keep = &raw mut scheduler.tasks[current.0].stack_pointer;
+    let take = scheduler.enter(next);
+    // SAFETY: both stacks are the two tasks' own; `take` is what an earlier switch, `spawn` or `add` left. Nobody takes
+    // up the current task before its registers are saved, as the lock is held.
+    unsafe { context_switch(keep, take) };
+    unlock();
 }
 
 /// Sleeps while `word` holds `seen`.
 pub fn wait(word: &AtomicU32, seen: u32) {
-    // Nothing can come between the check and the sleep: interrupts are masked, and there is one CPU.
-    if word.load(Ordering::Acquire) == seen {
-        switch(State::Waiting(word, Ends::Waking));
-    }
+    lock();
+    if word.load(Ordering::Acquire) == seen { switch(State::Waiting(word, Ends::Waking), Rank::Last) } else { unlock() }
 }
 
 /// Sleeps while `word` holds `seen`, and no longer than until the counter has the value `until`, or until somebody
 /// wants the task dead.
 pub fn wait_breakable(word: &AtomicU32, seen: u32, until: Option<u64>) {
-    if word.load(Ordering::Acquire) == seen && !doomed() {
-        switch(State::Waiting(word, until.map_or(Ends::Killing, Ends::KillingOrTime)));
+    lock();
+    // SAFETY: just locked.
+    let doomed = unsafe { state() }.fatal().is_some();
+    if word.load(Ordering::Acquire) == seen && !doomed {
+        switch(State::Waiting(word, until.map_or(Ends::Killing, Ends::KillingOrTime)), Rank::Last);
+    } else {
+        unlock();
     }
 }
 
 /// Makes the sleepers on `word` ready.
 pub fn wake(word: &AtomicU32) {
     with(|scheduler| {
-        let mut programs = false;
-        for task in &mut scheduler.tasks {
-            if matches!(task.state, State::Waiting(on, _) if ptr::eq(on, word)) {
-                task.state = State::Ready;
-                match task.kind {
-                    Kind::Kernel => drop(WORK.fetch_or(work::KERNEL_TASK, Ordering::Relaxed)),
-                    Kind::Program { .. } => programs = true,
-                }
+        for number in 0..scheduler.tasks.len() {
+            if matches!(scheduler.tasks[number].state, State::Waiting(on, _) if ptr::eq(on, word)) {
+                scheduler.make_ready(TaskId(number));
             }
-        }
-        if programs {
-            scheduler.set_alarm();
         }
     });
 }
 
 /// Lets kernel tasks that are ready run, and goes on.
 pub fn run_kernel_tasks() {
-    switch(State::Ready);
+    lock();
+    switch(State::Ready, Rank::First);
 }
 
 /// Ends the turn: everybody who is ready runs first.
 pub fn yield_now() {
-    // Whoever is ready next has it then.
-    with(|scheduler| scheduler.begin_turn(scheduler.turn + 1));
-    switch(State::Ready);
+    lock();
+    // SAFETY: just locked.
+    unsafe { state() }.begin_turn(None);
+    switch(State::Ready, Rank::Last);
 }
 
-/// The timer's interrupt, taken at EL0. The timer is off.
+/// An interrupt, taken at EL0: the timer's, or another CPU's. The timer is off.
 pub fn tick() {
+    watchdog::beat();
     let over = with(|scheduler| {
-        scheduler.alarm = None;
+        scheduler.here().alarm = None;
         scheduler.rouse();
-        let over = scheduler.tasks.iter().any(Task::is_ready_program) && time::counter() >= scheduler.turn_end;
+        let local = scheduler.here();
+        let over = !local.programs.is_empty() && time::counter() >= local.turn_end;
         if !over {
             scheduler.set_alarm();
         }
@@ -443,23 +602,25 @@ pub fn tick() {
 
 /// Takes the work of the running task, which is done then.
 pub fn take_work() -> u32 {
-    WORK.swap(0, Ordering::Relaxed)
+    percpu::here().work.swap(0, Ordering::Relaxed)
 }
 
 /// Has the running task's system call made where its whole frame is at hand.
 pub fn defer_call() {
-    WORK.fetch_or(work::CALL, Ordering::Relaxed);
+    percpu::here().work.fetch_or(work::CALL, Ordering::Relaxed);
 }
 
 /// The running task.
 pub fn current() -> TaskId {
-    with(|scheduler| scheduler.current).unwrap_or_else(|| unreachable!("boot is no task"))
+    let number = percpu::here().task.load(Ordering::Relaxed);
+    debug_assert!(number != NO_TASK, "no task runs here");
+    TaskId(number as usize)
 }
 
 /// The memory of the running program, if one runs.
 #[inline]
 pub fn current_memory() -> *const Memory {
-    CURRENT_MEMORY.load(Ordering::Relaxed)
+    percpu::here().memory.load(Ordering::Relaxed)
 }
 
 /// Runs `f` with the running program's registers: those in its record, and in the CPU unless `f` saves or loads them.
@@ -474,17 +635,15 @@ pub fn with_user<R>(f: impl FnOnce(&mut UserState) -> R) -> R {
 /// not if there is none.
 pub fn replace_memory(new: Option<MemoryRef>) -> Option<MemoryRef> {
     let pointer = new.as_ref().map_or(ptr::null(), MemoryRef::as_ptr);
-    let old = with(|scheduler| match scheduler.current_program() {
-        Some((_, Kind::Program { memory, .. })) => core::mem::replace(memory, new),
-        _ => unreachable!("no program runs"),
-    });
-    CURRENT_MEMORY.store(pointer.cast_mut(), Ordering::Relaxed);
-    // SAFETY: the task's own memory.
-    match unsafe { pointer.as_ref() } {
-        Some(memory) => memory.space().activate(global::mm()),
-        None => global::mm().deactivate(),
-    }
-    old
+    with(|scheduler| {
+        let old = match scheduler.current_program() {
+            Some((_, Kind::Program { memory, .. })) => core::mem::replace(memory, new),
+            _ => unreachable!("no program runs"),
+        };
+        percpu::here().memory.store(pointer.cast_mut(), Ordering::Relaxed);
+        scheduler.activate(pointer);
+        old
+    })
 }
 
 /// The memory of every program, that of two which share it twice.
@@ -504,22 +663,32 @@ pub fn doom(id: TaskId, cause: Fatal) {
         let task = &mut scheduler.tasks[id.0];
         let Kind::Program { fatal, .. } = &mut task.kind else { return };
         fatal.get_or_insert(cause);
-        if let State::Waiting(_, Ends::Killing | Ends::KillingOrTime(_)) = task.state {
-            task.state = State::Ready;
-            scheduler.set_alarm();
-        }
-        if scheduler.current == Some(id) {
-            WORK.fetch_or(work::KILL, Ordering::Relaxed);
+        match task.state {
+            State::Waiting(_, Ends::Killing | Ends::KillingOrTime(_)) => scheduler.make_ready(id),
+            State::Running => {
+                let cpu = task.cpu;
+                percpu::of(cpu).work.fetch_or(work::KILL, Ordering::Relaxed);
+                if cpu != percpu::number() {
+                    interrupt::wake(cpu);
+                }
+            }
+            _ => {}
         }
     });
 }
 
+impl Scheduler {
+    fn fatal(&mut self) -> Option<Fatal> {
+        match self.current_program() {
+            Some((_, Kind::Program { fatal, .. })) => *fatal,
+            _ => None,
+        }
+    }
+}
+
 /// What is to kill the running task.
 pub fn fatal() -> Option<Fatal> {
-    with(|scheduler| match scheduler.current_program() {
-        Some((_, Kind::Program { fatal, .. })) => *fatal,
-        _ => None,
-    })
+    with(Scheduler::fatal)
 }
 
 /// Whether the running task is to be killed.
@@ -527,22 +696,53 @@ pub fn doomed() -> bool {
     fatal().is_some()
 }
 
+/// What becomes of the record of a task that ends.
+#[derive(Copy, Clone, Eq, PartialEq)]
+pub enum Record {
+    /// It stays until [`release`].
+    Kept,
+    /// It is free at once.
+    Freed,
+}
+
 /// Ends the running task, whose memory is gone already.
-pub fn die() -> ! {
-    with(|scheduler| {
-        if scheduler.owner == scheduler.current {
-            scheduler.owner = None;
-        }
-    });
-    switch(State::Dead);
+pub fn die(record: Record) -> ! {
+    lock();
+    switch(if record == Record::Kept { State::Dead } else { State::Absent }, Rank::Last);
     unreachable!("a dead task runs")
 }
 
-/// Frees the record and the stack of a dead task.
+/// Frees the record and the stack of a task that is dead, or about to be: it has nothing more to do than [`die`].
 pub fn release(id: TaskId) {
-    with(|scheduler| {
-        let task = &mut scheduler.tasks[id.0];
-        assert!(task.state == State::Dead, "the task may run again");
-        *task = Task::ABSENT;
-    });
+    loop {
+        let released = with(|scheduler| {
+            let task = &mut scheduler.tasks[id.0];
+            let dead = task.state == State::Dead;
+            if dead {
+                *task = Task::ABSENT;
+            }
+            dead
+        });
+        if released {
+            return;
+        }
+        watchdog::relax();
+    }
+}
+
+/// Waits until every other task waits or has ended: at the machine's end, when what still runs comes to rest.
+pub fn wait_for_rest() {
+    loop {
+        let rest = with(|scheduler| {
+            let current = scheduler.here().current;
+            let stirs = |task: &Task| matches!(task.state, State::New | State::Running | State::Ready);
+            let mut others = scheduler.tasks.iter().enumerate().filter(|&(number, _)| current != Some(TaskId(number)));
+            !others.any(|(_, task)| stirs(task))
+        });
+        if rest {
+            return;
+        }
+        yield_now();
+        watchdog::relax();
+    }
 }

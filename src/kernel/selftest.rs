@@ -3,6 +3,7 @@
 use core::hint::black_box;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
+use core::sync::atomic::AtomicU32;
 
 use ebbtide::Mm;
 use ebbtide::addr::{Pfn, PfnRange};
@@ -10,11 +11,12 @@ use ebbtide::conformance::{self, FEWEST_FRAMES, Scratch, Walker, memory_needed};
 use ebbtide::granule::Granule;
 use ebbtide::machine::recorder::Log;
 use ebbtide::machine::{Features, Machine, Tags};
+use ebbtide::sync::Spin;
 
 use super::console::{self, alert, log};
 use super::layout::Plan;
 use super::page::{PAGE, PageGranule};
-use super::{Hardware, cannot_start, floor, mmu};
+use super::{Hardware, cannot_start, floor, mmu, sched};
 
 /// Runs the test of that name.
 pub fn run(name: &str, mm: &'static Mm<Hardware>, plan: &Plan) -> ! {
@@ -27,6 +29,9 @@ pub fn run(name: &str, mm: &'static Mm<Hardware>, plan: &Plan) -> ! {
             alert!("the stack overflow went unnoticed at depth {depth}");
         }
         "panic" => panic!("forced by the self-test"),
+        "lockup-spin" => lockup_spin(),
+        "lockup-loop" => lockup_loop(),
+        "lockup-wait" => lockup_wait(),
         "tag-digest" => tag_digest(mm.machine()),
         "contents" => contents(mm.machine()),
         "conformance" => conformance(mm.machine(), plan.swap),
@@ -58,6 +63,36 @@ fn data_exec() {
 fn overflow(depth: u64) -> u64 {
     let room = black_box([depth; 16]);
     if depth == u64::MAX { 0 } else { overflow(depth + 1) + room[depth as usize % 16] }
+}
+
+/// A lock that its holder waits for: found by the spinning CPU, or by another one.
+fn lockup_spin() {
+    static LOCK: Spin<u32> = Spin::new(0);
+    let held = LOCK.lock();
+    alert!("the lock was taken twice: {}", *LOCK.lock() + *held);
+}
+
+/// A CPU that never leaves the kernel, nor waits for anything: found by another one.
+fn lockup_loop() {
+    extern "C" fn body() -> ! {
+        loop {
+            core::hint::spin_loop();
+        }
+    }
+    sched::spawn(body);
+    sched::idle()
+}
+
+/// Tasks that all wait for each other: found where the last CPU would idle.
+fn lockup_wait() {
+    extern "C" fn body() -> ! {
+        static WORD: AtomicU32 = AtomicU32::new(0);
+        loop {
+            sched::wait(&WORD, 0);
+        }
+    }
+    sched::spawn(body);
+    sched::idle()
 }
 
 /// The machine's page operations against what they promise, word by word and granule by granule.

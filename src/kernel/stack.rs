@@ -1,14 +1,16 @@
 //! Stacks: slots of 128 KiB, of which the upper half is mapped and the lower half is the guard.
 //!
 //! The vector for EL1's own exceptions tells a good stack pointer by one bit of it (`boot/vectors.S`), hence sizes
-//! and alignment. Two slots lie in the image: boot's, and the emergency stack, on which an overflow is reported. Those
-//! of the tasks lie in a part of the upper half of their own, where a guard takes addresses and no memory
-//! (`mmu::install`): as many as the machine's memory is good for.
+//! and alignment. Two slots lie in the image: boot's, on which the first CPU idles later, and its emergency stack, on
+//! which an overflow is reported. The others lie in a part of the upper half of their own, where a guard takes addresses
+//! and no memory (`mmu::install`): those of the tasks, as many as the machine's memory is good for, and two for each
+//! further CPU.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::mmu;
+use super::percpu::MOST_CPUS;
+use super::{mmu, percpu};
 
 /// log2 of a stack's bytes, and of its guard's: a page of the largest granule. Boot needs the most, in an unoptimised
 /// build: the library's root object is made on the stack.
@@ -57,7 +59,14 @@ pub fn of_task(number: usize) -> Range<usize> {
     upper_half(mmu::STACKS as usize, number)
 }
 
+/// The stack on which a CPU other than the first starts and idles, and its emergency stack.
+pub fn of_cpu(number: usize) -> [Range<usize>; 2] {
+    assert!((1..MOST_CPUS).contains(&number));
+    [0, 1].map(|which| upper_half(mmu::STACKS as usize, MOST_TASKS + 2 * (number - 1) + which))
+}
+
 /// The stack that holds an address.
 pub fn holding(address: usize) -> Option<Range<usize>> {
-    in_image().chain((0..tasks()).map(of_task)).find(|stack| stack.contains(&address))
+    let of_cpus = (1..percpu::count()).flat_map(of_cpu);
+    in_image().chain((0..tasks()).map(of_task)).chain(of_cpus).find(|stack| stack.contains(&address))
 }

@@ -1,13 +1,15 @@
-//! The statistics file: every counter of the library, and what must be nothing at the end.
+//! The statistics file: every counter of the library, what must be nothing at the end, and how the CPUs idled.
 
 use alloc::ffi::CString;
+use alloc::format;
 use alloc::string::String;
 use core::fmt::Write;
+use core::sync::atomic::Ordering;
 
 use ebbtide::{Mm, Totals};
 
-use super::Hardware;
 use super::console::alert;
+use super::{Hardware, percpu, time};
 
 /// What is still in use that was free before the program started.
 pub struct Leaks {
@@ -47,6 +49,14 @@ pub fn write_file(path: &[u8], mm: &Mm<Hardware>, leaks: &Leaks, instructions: O
     row("frames_leaked", leaks.frames);
     row("slots_leaked", leaks.slots);
     row("tag_rooms_leaked", leaks.tag_rooms);
+    row("cpus", percpu::count() as u64);
+    row("idle_wfi", percpu::all().map(|cpu| cpu.idle_wfi.load(Ordering::Relaxed)).sum());
+    let now = time::counter();
+    for cpu in percpu::all() {
+        let number = cpu.number();
+        row(&format!("cpu{number}_idle_wfi"), cpu.idle_wfi.load(Ordering::Relaxed));
+        row(&format!("cpu{number}_idle_us"), time::ns_of(cpu.idle_ticks(now)) / 1000);
+    }
     if let Some(instructions) = instructions {
         row("instructions", instructions);
     }

@@ -5,8 +5,12 @@ use aarch64_cpu::registers::{CNTFRQ_EL0, CNTVCT_EL0, Readable};
 
 /// Nanoseconds since the machine started.
 pub fn now_ns() -> u64 {
-    let ticks = u128::from(CNTVCT_EL0.get());
-    (ticks * 1_000_000_000 / u128::from(CNTFRQ_EL0.get().max(1))) as u64
+    ns_of(CNTVCT_EL0.get())
+}
+
+/// Nanoseconds of so many ticks of the counter.
+pub fn ns_of(ticks: u64) -> u64 {
+    (u128::from(ticks) * 1_000_000_000 / u128::from(CNTFRQ_EL0.get().max(1))) as u64
 }
 
 /// The counter.

@@ -4,6 +4,8 @@
 //! The vectors (`boot/vectors.S`) pass ESR_EL1 and FAR_EL1. The way of a page fault is kept short; whatever
 //! ends the program is `#[cold]`.
 
+use core::sync::atomic::Ordering;
+
 use aarch64_cpu::registers::{ELR_EL1, ESR_EL1, FAR_EL1, Readable, Writeable};
 use ebbtide::addr::VirtAddr;
 use ebbtide::space::{Access, Fault, FaultError};
@@ -11,7 +13,7 @@ use ebbtide::space::{Access, Fault, FaultError};
 use super::el0::WholeFrame;
 use super::panic::{self, Registers};
 use super::process::{Signal, no_memory};
-use super::{cpu, global, interrupt, mte, process, sched, syscall, uaccess};
+use super::{cpu, global, interrupt, mte, percpu, process, sched, syscall, uaccess};
 
 /// Exception classes: ESR_EL1.EC (Arm ARM, D24.2.40).
 mod class {
@@ -217,10 +219,11 @@ extern "C" fn el0_late_tag_fault(esr: u64, far: u64) -> ! {
     process::kill(Signal::SEGV, format_args!("asynchronous tag check fault, found at {entry}, pc {pc:#x}"))
 }
 
-/// The timer, while a program ran.
+/// The timer or another CPU, while a program ran.
 #[unsafe(no_mangle)]
 extern "C" fn el0_interrupt() {
     interrupt::acknowledge();
+    panic::stop_if_asked();
     if cpu::wrong_tag_noted() {
         cpu::forget_wrong_tag();
         let pc = ELR_EL1.get();
@@ -257,7 +260,7 @@ extern "C" fn el1_exception(registers: &mut Registers) {
     if abort.class() != class::DATA_ABORT_EL1 || is_upper(registers.far) || !uaccess::is_copy(registers.elr) {
         panic::on_exception("an exception in the kernel", registers);
     }
-    if abort.is_translation() {
+    if abort.is_translation() && percpu::here().no_faults.load(Ordering::Relaxed) == 0 {
         match resolve(abort, registers.far) {
             Ok(()) => return,
             Err(FaultError::NoMemory) => process::doom_for_memory(),

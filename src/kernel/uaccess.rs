@@ -5,11 +5,12 @@
 //! has [`Fault`], which a system call returns as -EFAULT. No kernel code dereferences a user address.
 
 use core::ops::Range;
+use core::sync::atomic::Ordering;
 
 use aarch64_cpu::registers::{ELR_EL1, Readable, SPSR_EL1, Writeable};
 use ebbtide::space::Access;
 
-use super::{cpu, process};
+use super::{cpu, percpu, process};
 
 /// Part of the range is not the program's, or not with these rights, or has other tags than the pointer.
 #[derive(Debug)]
@@ -56,6 +57,17 @@ fn copying(access: Access, copy: impl FnOnce() -> usize) -> usize {
     ELR_EL1.set(elr);
     SPSR_EL1.set(spsr);
     left
+}
+
+/// Runs `copies`, in which a copy ends at a page that is not there, or not with these rights: for those who hold a
+/// spinning lock, and try again without it.
+pub fn without_faults<R>(copies: impl FnOnce() -> R) -> R {
+    // The CPU stays the same, as nothing in there sleeps.
+    let no_faults = &percpu::here().no_faults;
+    no_faults.store(1, Ordering::Relaxed);
+    let result = copies();
+    no_faults.store(0, Ordering::Relaxed);
+    result
 }
 
 /// Copies from the program.

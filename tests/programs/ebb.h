@@ -43,7 +43,9 @@ __asm__(".globl _start\n_start:\n\tmov x29, xzr\n\tmov x30, xzr\n\tmov x0, sp\n\
 
 enum {
 	SYS_write = 64, SYS_writev = 66, SYS_exit = 93, SYS_exit_group = 94,
-	SYS_set_tid_address = 96, SYS_clock_gettime = 113, SYS_sched_yield = 124, SYS_kill = 129,
+	SYS_set_tid_address = 96, SYS_futex = 98, SYS_set_robust_list = 99, SYS_nanosleep = 101,
+	SYS_clock_gettime = 113, SYS_sched_yield = 124, SYS_kill = 129,
+	SYS_tkill = 130, SYS_tgkill = 131,
 	SYS_uname = 160, SYS_getrlimit = 163, SYS_setrlimit = 164, SYS_prctl = 167, SYS_getpid = 172, SYS_getppid = 173, SYS_gettid = 178,
 	SYS_sysinfo = 179, SYS_brk = 214, SYS_munmap = 215, SYS_mremap = 216, SYS_clone = 220, SYS_execve = 221,
 	SYS_mmap = 222, SYS_swapon = 224, SYS_swapoff = 225, SYS_mprotect = 226, SYS_mlock = 228,
@@ -53,7 +55,7 @@ enum {
 
 enum {
 	EPERM = 1, ENOENT = 2, ESRCH = 3, E2BIG = 7, ECHILD = 10, EAGAIN = 11, ENOMEM = 12, EFAULT = 14, EBUSY = 16,
-	EEXIST = 17, EINVAL = 22, ENAMETOOLONG = 36, ENOSYS = 38,
+	EINTR = 4, EEXIST = 17, EINVAL = 22, ENAMETOOLONG = 36, ENOSYS = 38, ETIMEDOUT = 110,
 };
 enum { SIGILL = 4, SIGBUS = 7, SIGKILL = 9, SIGSEGV = 11, SIGTERM = 15, SIGCHLD = 17 };
 enum { CLONE_VM = 0x100, CLONE_VFORK = 0x4000, WNOHANG = 1 };

@@ -141,6 +141,19 @@ case_called_from_elsewhere() {
 		./link --build-only "${asked[@]}"
 }
 
+# With exact counts several CPUs take turns, always the same ones: all counters agree, that of instructions too.
+case_exact_counts_on_four_CPUs() {
+	local run
+	for run in 1 2; do
+		expect 0 '' ./qemu-run.sh --no-build --quiet "${asked[@]}" --icount --cpus 4 --memory 48 \
+			--stats "$dir/stats$run" -- "$programs/smptorture" 5 200
+		mv "$dir/out" "$dir/out$run"
+	done
+	cmp "$dir/out1" "$dir/out2"
+	cmp "$dir/stats1" "$dir/stats2"
+	grep -q '"cpu3_idle_wfi": [1-9]' "$dir/stats1" || echo "the last CPU never idled"
+}
+
 case_no_temporary_folder() {
 	expect 125 '^qemu-run: no temporary folder' env TMPDIR="$dir/none" ./qemu-run.sh --no-build -- "$programs/hello"
 }

@@ -1,10 +1,11 @@
-//! New processes: copies of the running one.
+//! New processes, copies of the running one, and new threads of it.
 
 use core::sync::atomic::Ordering;
 
-use super::table::{Beginning, FIRST, Home, Life, Process, TABLE, events};
+use super::table::{Beginning, FIRST, Home, Life, Process, TABLE, Thread, events};
 use super::{MemoryRef, lock_spaces, share};
 use crate::kernel::el0::{UserState, WholeFrame};
+use crate::kernel::sched::TaskId;
 use crate::kernel::syscall::Errno;
 use crate::kernel::{sched, uaccess};
 
@@ -17,6 +18,8 @@ pub enum Kind {
     ForkAndWait,
     /// The child has the parent's memory, and the parent waits likewise.
     Vfork,
+    /// The child is a thread of the same process.
+    Thread,
 }
 
 /// A child that is wanted.
@@ -31,14 +34,14 @@ pub struct Request {
     pub id_in_parent: Option<u64>,
     /// Where its identifier is stored in its own memory.
     pub id_in_child: Option<u64>,
-    /// See [`Process::clear_id`].
+    /// See [`Thread::clear_id`].
     pub clear_id: Option<u64>,
 }
 
-/// Makes a child of the running process; returns its identifier.
+/// Makes a child of the running process, or a thread; returns its identifier.
 ///
 /// # Errors
-/// EAGAIN when there are too many processes, ENOMEM.
+/// EAGAIN when there are too many tasks, ENOMEM.
 pub fn clone(request: &Request, frame: &WholeFrame) -> Result<u32, Errno> {
     if !sched::has_room() {
         return Err(Errno::EAGAIN);
@@ -55,37 +58,62 @@ pub fn clone(request: &Request, frame: &WholeFrame) -> Result<u32, Errno> {
     }
     let mut frame = *frame;
     frame.frame.x[0] = 0;
-    let pid = {
+    let (id, task) = {
         let _locked = lock_spaces();
         let memory: MemoryRef = match request.kind {
             Kind::Fork | Kind::ForkAndWait => super::memory().fork().ok_or(Errno::ENOMEM)?,
-            Kind::Vfork => share(),
+            Kind::Vfork | Kind::Thread => share(),
         };
-        // The copy may have slept, and the room have gone meanwhile.
-        let task = sched::add(memory, user, frame).map_err(|_| Errno::EAGAIN)?;
-        let mut table = TABLE.lock();
-        let parent = *table.current();
-        let pid = table.new_pid();
-        let home = if request.kind == Kind::Fork { Home::Own } else { Home::Borrowed };
-        let beginning = request.id_in_child.map_or(Beginning::Plain, Beginning::StoreId);
-        let clear_id = request.clear_id.unwrap_or(0);
-        let life = Life::Running;
-        table.put(task, Process { pid, parent: parent.pid, life, program: parent.program, beginning, home, clear_id });
-        pid
+        add(request, memory, user, frame)?
     };
     if let Some(at) = request.id_in_parent {
         // As on Linux a bad address is no error.
-        let _ = uaccess::write(at, &pid.to_le_bytes());
+        let _ = uaccess::write(at, &id.to_le_bytes());
     }
-    if request.kind != Kind::Fork {
-        wait_for_home(pid);
+    sched::begin(task);
+    if matches!(request.kind, Kind::ForkAndWait | Kind::Vfork) {
+        wait_for_home(id);
     }
-    Ok(pid)
+    Ok(id)
+}
+
+/// Enters a child in the tables: its identifier and its task.
+fn add(request: &Request, memory: MemoryRef, user: UserState, frame: WholeFrame) -> Result<(u32, TaskId), Errno> {
+    // What is not used is let go after the table is unlocked.
+    let refused;
+    let mut table = TABLE.lock();
+    let here = table.here();
+    let parent = *table.current();
+    if request.kind == Kind::Thread && parent.taker.is_some() {
+        // The process ends, and this thread with it.
+        refused = memory;
+    } else {
+        // The copy may have slept, and the room have gone meanwhile.
+        match sched::add(memory, user, frame) {
+            Ok(task) => {
+                let id = table.new_pid();
+                let beginning = request.id_in_child.map_or(Beginning::Plain, Beginning::StoreId);
+                let clear_id = request.clear_id.unwrap_or(0);
+                if request.kind == Kind::Thread {
+                    table.put_thread(task, Thread { id, process: here, beginning, clear_id });
+                } else {
+                    let home = if request.kind == Kind::Fork { Home::Own } else { Home::Borrowed };
+                    let process = Process { home, ..Process::new(id, parent.pid, parent.program) };
+                    table.put(task, process, beginning, clear_id);
+                }
+                return Ok((id, task));
+            }
+            Err(memory) => refused = memory,
+        }
+    }
+    drop(table);
+    drop(refused);
+    Err(Errno::EAGAIN)
 }
 
 /// Sleeps until a child has other memory, or none, or until the running process is to be killed.
 fn wait_for_home(child: u32) {
-    let events = events(sched::current());
+    let events = events(TABLE.lock().here());
     loop {
         let seen = events.load(Ordering::Acquire);
         let uses_it = |child: &Process| child.home == Home::Borrowed && child.life == Life::Running;
@@ -97,21 +125,21 @@ fn wait_for_home(child: u32) {
     }
 }
 
-/// What a new process does before its first instruction at EL0.
+/// What a new thread does before its first instruction at EL0.
 pub fn begin(frame: &mut WholeFrame) {
-    let (pid, beginning) = {
+    let (id, beginning) = {
         let mut table = TABLE.lock();
-        let process = table.current();
-        (process.pid, core::mem::replace(&mut process.beginning, Beginning::Plain))
+        let thread = table.thread();
+        (thread.id, core::mem::replace(&mut thread.beginning, Beginning::Plain))
     };
     match beginning {
         Beginning::Plain => {}
         Beginning::StoreId(at) => {
             // As on Linux a bad address is no error.
-            let _ = uaccess::write(at, &pid.to_le_bytes());
+            let _ = uaccess::write(at, &id.to_le_bytes());
         }
         Beginning::Load => {
-            debug_assert_eq!(pid, FIRST);
+            debug_assert_eq!(id, FIRST);
             super::begin_first(frame);
         }
     }

@@ -1,13 +1,13 @@
 //! The memory of a program: its address space, and what system calls keep of that.
 //!
-//! A process has one, and two have it together from vfork to the child's execve or end. The last one to let it go takes
-//! the space apart. swapoff holds it too, for as long as it looks at the space.
+//! Each thread has a share: those of a process in the same, and from vfork to the child's execve or end those of two
+//! processes. The last one to let it go takes the space apart. swapoff holds it too, for as long as it looks at the space.
 
 use alloc::alloc::{Layout, alloc};
 use alloc::boxed::Box;
 use core::ops::Deref;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use arrayvec::ArrayVec;
 use ebbtide::Space;
@@ -18,12 +18,19 @@ use crate::kernel::{Hardware, global, sched, stack};
 /// See the module's head.
 pub struct Memory {
     space: Space<Hardware>,
-    /// Where the break starts, and where it is.
-    break_start: AtomicU64,
-    break_now: AtomicU64,
+    program_break: Sleep<Break>,
     /// What becomes of regions that are made from now on.
     future: AtomicU32,
     users: AtomicU32,
+}
+
+/// The end of a program's data.
+#[derive(Copy, Clone)]
+pub struct Break {
+    /// Where it was when the program started.
+    pub start: u64,
+    /// Where it is.
+    pub now: u64,
 }
 
 /// Whether new regions stay in memory (mlockall).
@@ -44,14 +51,9 @@ impl Memory {
         &self.space
     }
 
-    /// The break's start and the break.
-    pub fn program_break(&self) -> (u64, u64) {
-        (self.break_start.load(Ordering::Relaxed), self.break_now.load(Ordering::Relaxed))
-    }
-
-    /// Moves the break.
-    pub fn set_program_break(&self, to: u64) {
-        self.break_now.store(to, Ordering::Relaxed);
+    /// The break, which nobody else moves until the guard is dropped.
+    pub fn program_break(&self) -> SleepGuard<'_, Break, Hardware> {
+        self.program_break.lock(global::mm().machine())
     }
 
     /// What becomes of regions that are made from now on.
@@ -70,18 +72,13 @@ impl Memory {
 
     /// A copy; none when there is no room for it. Under [`lock_spaces`], until it is some task's.
     pub fn fork(&self) -> Option<MemoryRef> {
-        MemoryRef::of(self.space.fork(global::mm()).ok()?, self.program_break())
+        let program_break = *self.program_break();
+        MemoryRef::of(self.space.fork(global::mm()).ok()?, program_break)
     }
 
     /// Whether more than one share is held.
     pub fn is_shared(&self) -> bool {
         self.users.load(Ordering::Relaxed) > 1
-    }
-
-    /// Says where the data ends that a program has at its start.
-    pub fn start_break(&self, at: u64) {
-        self.break_start.store(at, Ordering::Relaxed);
-        self.break_now.store(at, Ordering::Relaxed);
     }
 }
 
@@ -96,14 +93,13 @@ unsafe impl Sync for MemoryRef {}
 impl MemoryRef {
     /// Memory with nothing in it; none when there is no room for it.
     pub fn new() -> Option<Self> {
-        Self::of(Space::new(global::mm()).ok()?, (0, 0))
+        Self::of(Space::new(global::mm()).ok()?, Break { start: 0, now: 0 })
     }
 
-    fn of(space: Space<Hardware>, (break_start, break_now): (u64, u64)) -> Option<Self> {
+    fn of(space: Space<Hardware>, program_break: Break) -> Option<Self> {
         let memory = Memory {
             space,
-            break_start: AtomicU64::new(break_start),
-            break_now: AtomicU64::new(break_now),
+            program_break: Sleep::new(program_break),
             future: AtomicU32::new(Future::Pageable as u32),
             users: AtomicU32::new(1),
         };
@@ -150,13 +146,14 @@ impl Drop for MemoryRef {
 
 fn end(memory: Memory) {
     if memory.space.destroy(global::mm()).is_err() {
-        unreachable!("one CPU is in use");
+        unreachable!("a CPU runs a space that no task has");
     }
 }
 
 static SPACES: Sleep<()> = Sleep::new(());
 
-/// Keeps others from making spaces that have pages in swap from the start, until the guard is dropped.
+/// Keeps others from making spaces that have pages in swap from the start, and from taking one out of its task to end
+/// it, until the guard is dropped.
 pub fn lock_spaces() -> SleepGuard<'static, (), Hardware> {
     SPACES.lock(global::mm().machine())
 }

@@ -1,17 +1,20 @@
 //! Processes: a program, its memory and its task, from clone to the parent's wait4.
 //!
-//! **Parts.** The scheduler has a process' task: registers, kernel stack, share in a [`Memory`], the signal that kills
-//! it. The [`table`] has who it is and whose child. Both go by the task's number. A process has one task, and nobody
-//! but that task changes its program, its memory, or its life.
+//! **Parts.** The scheduler has a thread's task: registers, kernel stack, share in a [`Memory`], the signal that kills
+//! it. The [`table`] has who it is, of which process, and whose child that is. Nobody but a process' own threads changes
+//! its program, its memory, or its life, and nobody but a thread itself ends it.
 //!
-//! **End.** A process ends in its own context, on its way out of the kernel or in a fault that cannot be resolved: it
-//! lets its memory go, hands its children to the first process, leaves its status to its parent, and never runs again.
-//! Task and number are free when the parent has asked for the status.
+//! **End.** A thread ends in its own context, on its way out of the kernel or in a fault that cannot be resolved: it
+//! lets its share of the memory go and never runs again. What ends the process, or puts another program in its place,
+//! is one thread's doing, which takes it over ([`take_over`]): the others are doomed, and it goes on when they are gone.
+//! The last thread hands the children to the first process and leaves the status to the parent. The leader's task and
+//! the process' number are free when the parent has asked for the status.
 //!
 //! **First and last.** The first program is process 1. The machine ends with it: it kills the others, waits until they
 //! have ended, and balances the books.
 
 mod clone;
+mod futex;
 mod memory;
 mod program;
 mod signal;
@@ -19,6 +22,7 @@ mod table;
 mod wait;
 
 pub use clone::{Kind as CloneKind, Request as CloneRequest, begin, clone};
+pub use futex::{Key, Scope, requeue, wait as futex_wait, wake as futex_wake};
 pub use memory::{Future, Memory, MemoryRef, with_every_space};
 pub use program::{Program, exec};
 pub use signal::{Cause, Fatal, Signal, Target, WaitStatus, send};
@@ -40,7 +44,7 @@ use super::initrd::Files;
 use super::stats::{self, Leaks};
 use super::{Hardware, cannot_start, floor, sched, time, uaccess};
 use memory::lock_spaces;
-use table::{Beginning, FIRST, Home, Life, Process, TABLE, events};
+use table::{Beginning, FIRST, Life, Process, TABLE, events};
 
 /// What is said once, at boot.
 struct Machine {
@@ -114,6 +118,11 @@ pub fn id() -> u32 {
     TABLE.lock().current().pid
 }
 
+/// The running thread.
+pub fn thread_id() -> u32 {
+    TABLE.lock().thread().id
+}
+
 /// Its parent; 0 for the first.
 pub fn parent_id() -> u32 {
     TABLE.lock().current().parent
@@ -124,9 +133,9 @@ pub fn count() -> usize {
     TABLE.lock().all().count()
 }
 
-/// Sets [`Process::clear_id`] of the running process.
+/// Sets [`Thread::clear_id`](table::Thread) of the running thread.
 pub fn set_clear_id(at: u64) {
-    TABLE.lock().current().clear_id = at;
+    TABLE.lock().thread().clear_id = at;
 }
 
 /// Makes the first process. Not inlined: what it needs of the stack shall not be part of `kmain`'s frame.
@@ -152,20 +161,10 @@ pub fn run(mm: &'static Mm<Hardware>, files: Files, args: &BootArgs<'_>, memory:
     {
         let mut table = TABLE.lock();
         let pid = table.new_pid();
-        table.put(
-            task,
-            Process {
-                pid,
-                parent: 0,
-                life: Life::Running,
-                program: Program::new(path, file),
-                beginning: Beginning::Load,
-                home: Home::Own,
-                clear_id: 0,
-            },
-        );
+        table.put(task, Process::new(pid, 0, Program::new(path, file)), Beginning::Load, 0);
     }
-    sched::run()
+    sched::begin(task);
+    sched::idle()
 }
 
 /// Loads the first program, in its own task.
@@ -226,6 +225,9 @@ static FOR_GDB: extern "C" fn(u64, u64) = dump;
 /// Ends the process with a signal, and tells the log why.
 #[cold]
 pub fn kill(signal: Signal, why: fmt::Arguments<'_>) -> ! {
+    if !take_over() {
+        end_thread(0);
+    }
     let status = WaitStatus::Killed(signal);
     let process = *TABLE.lock().current();
     let name = process.name();
@@ -236,14 +238,20 @@ pub fn kill(signal: Signal, why: fmt::Arguments<'_>) -> ! {
     end(status)
 }
 
-/// Ends the process for what was noted.
+/// Ends the thread, and perhaps its process, for what was noted.
 #[cold]
 pub fn end_doomed(Fatal { signal, cause }: Fatal) -> ! {
     match cause {
         Cause::NoMemory => no_memory(),
         Cause::NoProgram => kill(signal, format_args!("its program could not be loaded")),
+        Cause::Taken => end_thread(0),
         // That of another process is its parent's business.
-        Cause::Sent if id() != FIRST => end(WaitStatus::Killed(signal)),
+        Cause::Sent if id() != FIRST => {
+            if take_over() {
+                end(WaitStatus::Killed(signal));
+            }
+            end_thread(0)
+        }
         Cause::Sent => kill(signal, format_args!("signal {}", signal.number())),
     }
 }
@@ -261,50 +269,122 @@ pub fn doom_for_memory() {
     sched::doom(sched::current(), Fatal { signal: Signal::KILL, cause: Cause::NoMemory });
 }
 
+/// Makes the running thread the only one of its process: dooms the others, and waits until they have ended. Whether it
+/// was the first to ask for that; if not, it is doomed itself.
+pub fn take_over() -> bool {
+    let events = {
+        let mut table = TABLE.lock();
+        let (me, here) = (sched::current(), table.here());
+        let process = table.current();
+        if process.taker.is_some_and(|taker| taker != me) {
+            return false;
+        }
+        process.taker = Some(me);
+        if process.threads == 1 {
+            return true;
+        }
+        for (other, _) in table.threads_of(here).filter(|&(other, _)| other != me) {
+            sched::doom(other, Fatal { signal: Signal::KILL, cause: Cause::Taken });
+        }
+        events(here)
+    };
+    loop {
+        let seen = events.load(Ordering::Acquire);
+        if TABLE.lock().current().threads == 1 {
+            return true;
+        }
+        sched::wait(events, seen);
+    }
+}
+
 /// Ends the process with its own status.
 pub fn exit(code: u8) -> ! {
-    let status = WaitStatus::Exited(code);
+    if !take_over() {
+        end_thread(code);
+    }
+    finish(WaitStatus::Exited(code))
+}
+
+/// Ends the running process, of which nothing but this thread is left.
+fn finish(status: WaitStatus) -> ! {
     let process = *TABLE.lock().current();
     if process.pid == FIRST {
         let name = process.name();
-        let words = format_args!("{name} ended with status {code}");
-        end_machine(status, (code != 0).then_some(words));
+        let words = format_args!("{name} ended with status {}", status.of_shell());
+        end_machine(status, (status != WaitStatus::Exited(0)).then_some(words));
     }
     end(status)
 }
 
-/// Stores the 0 that [`Process::clear_id`] asks for, before the running process leaves its memory.
+/// Ends the running thread; the last one ends its process, with the status that it has itself, as on Linux.
+pub fn end_thread(code: u8) -> ! {
+    leave_memory();
+    let leads = {
+        let mut table = TABLE.lock();
+        let process = *table.current();
+        if process.threads == 1 {
+            table.current().taker = Some(sched::current());
+            drop(table);
+            finish(WaitStatus::Exited(code));
+        }
+        let leads = table.here() == sched::current();
+        let _ = table.take_thread();
+        table.tell(process.pid);
+        leads
+    };
+    sched::die(if leads { sched::Record::Kept } else { sched::Record::Freed })
+}
+
+/// Stores the 0 that [`Thread::clear_id`](table::Thread) asks for, before the running thread leaves its memory.
 fn leave_id() {
-    let at = core::mem::take(&mut TABLE.lock().current().clear_id);
+    let at = core::mem::take(&mut TABLE.lock().thread().clear_id);
     if at != 0 && memory().is_shared() {
         // As on Linux a bad address is no error.
         let _ = uaccess::write(at, &0_u32.to_le_bytes());
+        futex::wake(Key::here(at, Scope::Shared), 1, u32::MAX);
     }
 }
 
-/// Ends a process that is not the first.
-fn end(status: WaitStatus) -> ! {
+/// Lets the running thread's share of its memory go.
+fn leave_memory() {
     leave_id();
+    // swapoff has it before, or finds it gone.
+    let _locked = lock_spaces();
     drop(sched::replace_memory(None));
-    {
+}
+
+/// Ends a process that is not the first, and of which nothing but this thread is left.
+fn end(status: WaitStatus) -> ! {
+    if !sched::current_memory().is_null() {
+        leave_memory();
+    }
+    let leads = {
         let mut table = TABLE.lock();
-        let process = table.current();
+        let here = table.here();
+        let _ = table.take_thread();
+        let process = table.process(here);
         process.life = Life::Ended(status);
         let (pid, parent) = (process.pid, process.parent);
         table.orphan_children(pid);
         table.tell(parent);
         // It may have got children that have ended already; and it may be ending itself.
         table.tell(FIRST);
-    }
-    sched::die()
+        here == sched::current()
+    };
+    sched::die(if leads { sched::Record::Kept } else { sched::Record::Freed })
 }
 
 /// Ends the first process, and the machine: takes all spaces apart, balances the books, writes the statistics.
 fn end_machine(status: WaitStatus, last_words: Option<fmt::Arguments<'_>>) -> ! {
     let (machine, mm) = (machine(), global::mm());
     let instructions = floor::is_exact().then(time::ticks);
-    drop(sched::replace_memory(None));
+    if !sched::current_memory().is_null() {
+        let _locked = lock_spaces();
+        drop(sched::replace_memory(None));
+    }
     end_others();
+    // The reclaimer may still have pages in hand.
+    sched::wait_for_rest();
     let leaks = Leaks::between(&machine.before, &mm.totals());
     if leaks.any() {
         alert!("leaked: {} frames, {} slots, {} tag rooms", leaks.frames, leaks.slots, leaks.tag_rooms);
@@ -327,7 +407,7 @@ fn end_machine(status: WaitStatus, last_words: Option<fmt::Arguments<'_>>) -> ! 
 
 /// Kills every other process, and waits until all have ended.
 fn end_others() {
-    let events = events(sched::current());
+    let events = events(TABLE.lock().here());
     loop {
         let seen = events.load(Ordering::Acquire);
         // ESRCH: there is nobody else.

@@ -2,6 +2,7 @@
 
 use arrayvec::ArrayString;
 
+use super::memory::Break;
 use super::table::{Home, TABLE};
 use super::{Cause, Fatal, MemoryRef, Signal, machine};
 use crate::kernel::console::{alert, log};
@@ -48,8 +49,8 @@ impl Program {
     }
 }
 
-/// Puts a program in the place of the one that runs. Once its header is found to be good there is no way back: what
-/// fails then kills.
+/// Puts a program in the place of the one that runs, of whose threads the caller's alone is left. Once its header is
+/// found to be good there is no way back: what fails then kills.
 ///
 /// # Errors
 /// ENOEXEC for a file that is no program for this machine, ENOMEM without room for an address space.
@@ -61,15 +62,27 @@ pub fn exec(program: Program, arguments: &Arguments, frame: &mut WholeFrame) -> 
     let memory = MemoryRef::new().ok_or(Errno::ENOMEM)?;
     let mm = global::mm();
     memory.space().set_cap(mm, super::space().cap(mm));
+    if !super::take_over() {
+        // It ends on its way to EL0.
+        return Err(Errno::EINTR);
+    }
     super::leave_id();
-    drop(sched::replace_memory(Some(memory)));
+    {
+        let _locked = super::lock_spaces();
+        drop(sched::replace_memory(Some(memory)));
+    }
     {
         let mut table = TABLE.lock();
+        let before = table.lead();
         let process = table.current();
+        process.taker = None;
         process.program = program;
         if core::mem::replace(&mut process.home, Home::Own) == Home::Borrowed {
             let parent = process.parent;
             table.tell(parent);
+        }
+        if let Some(before) = before {
+            sched::release(before);
         }
     }
     match load(&image, arguments) {
@@ -87,7 +100,7 @@ pub fn exec(program: Program, arguments: &Arguments, frame: &mut WholeFrame) -> 
 pub fn load(image: &Image<'_>, arguments: &Arguments) -> Result<UserState, elf::LoadError> {
     let (mm, memory) = (global::mm(), super::memory());
     let loaded = image.load(mm, memory.space())?;
-    memory.start_break(loaded.end);
+    *memory.program_break() = Break { start: loaded.end, now: loaded.end };
     let stack = elf::build_stack(mm, memory.space(), &loaded, arguments)?;
     Ok(UserState::new(loaded.entry, stack))
 }

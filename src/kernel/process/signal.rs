@@ -37,6 +37,8 @@ pub enum Cause {
     NoMemory,
     /// It has lost its program to one that could not be loaded, which the log has told.
     NoProgram,
+    /// Another thread ends the process, or puts another program in its place.
+    Taken,
 }
 
 /// A signal that kills a process, and why.
@@ -106,6 +108,10 @@ impl Effect {
 pub enum Target {
     /// One process.
     One(u32),
+    /// The thread, second, of a process. What ends a thread ends its process.
+    Thread(u32, u32),
+    /// A thread, of whatever process.
+    AnyThread(u32),
     /// All, the sender included.
     Group,
     /// All but the first and the sender.
@@ -117,19 +123,25 @@ pub enum Target {
 /// # Errors
 /// ESRCH when there is nobody to get it; then those of [`Effect::of`].
 pub fn send(target: Target, number: u32) -> Result<(), Errno> {
-    let me = sched::current();
-    let table = TABLE.lock();
-    let meant = |&(task, process): &(TaskId, &Process)| match target {
+    let mut table = TABLE.lock();
+    let me = table.here();
+    let meant = |&(number, process): &(TaskId, &Process)| match target {
         Target::One(pid) => process.pid == pid,
+        Target::Thread(pid, id) => {
+            process.pid == pid && (id == pid || table.threads_of(number).any(|(_, thread)| thread.id == id))
+        }
+        Target::AnyThread(id) => process.pid == id || table.threads_of(number).any(|(_, thread)| thread.id == id),
         Target::Group => true,
-        Target::Others => process.pid != FIRST && task != me,
+        Target::Others => process.pid != FIRST && number != me,
     };
     if !table.all().any(|process| meant(&process)) {
         return Err(Errno::ESRCH);
     }
     if let Effect::Ends(signal) = Effect::of(number)? {
-        for (task, _) in table.all().filter(meant).filter(|(_, process)| process.life == Life::Running) {
-            sched::doom(task, Fatal { signal, cause: Cause::Sent });
+        for (process, _) in table.all().filter(meant).filter(|(_, process)| process.life == Life::Running) {
+            for (task, _) in table.threads_of(process) {
+                sched::doom(task, Fatal { signal, cause: Cause::Sent });
+            }
         }
     }
     Ok(())

@@ -1,7 +1,10 @@
-//! The table of processes: who there is, whose child, and how those ended that nobody has asked about yet.
+//! The table of processes and their threads: who there is, whose child, and how those ended that nobody has asked about
+//! yet.
 //!
-//! A process has the number of its task. The table has one spinning lock, which is never held across a sleep. Who
-//! waits for a change of it waits on the word of [`EVENTS`] with its own number, which the change counts up.
+//! A thread has the number of its task. A process has that of its leader, the thread that it began with: its number is
+//! the process' for as long as that is in the table, though the leader may have ended before the others. The table has
+//! one spinning lock, inside which the scheduler's may be taken, and which is never held across a sleep. Who waits for a
+//! change of a process waits on the word of [`EVENTS`] with that process' number, which the change counts up.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -70,13 +73,32 @@ pub struct Process {
     pub parent: u32,
     pub life: Life,
     pub program: Program,
-    pub beginning: Beginning,
     pub home: Home,
-    /// Where a 0 is stored at its end, if another process has the same memory; 0 for nowhere: CLONE_CHILD_CLEARTID.
+    /// Threads that have not ended.
+    pub threads: u32,
+    /// The one that ends the process, or puts another program in its place: the others are to end before.
+    pub taker: Option<TaskId>,
+}
+
+/// A thread of a process.
+#[derive(Copy, Clone)]
+pub struct Thread {
+    pub id: u32,
+    /// The number of its process.
+    pub process: TaskId,
+    pub beginning: Beginning,
+    /// Where a 0 is stored at its end, and a waiter woken, if another thread has the same memory; 0 for nowhere:
+    /// CLONE_CHILD_CLEARTID.
     pub clear_id: u64,
 }
 
 impl Process {
+    /// One with a single thread and memory of its own.
+    pub const fn new(pid: u32, parent: u32, program: Program) -> Self {
+        let (life, home) = (Life::Running, Home::Own);
+        Self { pid, parent, life, program, home, threads: 1, taker: None }
+    }
+
     /// What the log calls it.
     pub fn name(&self) -> Name {
         Name { text: self.program.name, pid: self.pid }
@@ -85,33 +107,61 @@ impl Process {
 
 /// See the module's head.
 pub struct Table {
-    places: [Option<Process>; MOST_TASKS],
+    processes: [Option<Process>; MOST_TASKS],
+    threads: [Option<Thread>; MOST_TASKS],
     last_pid: u32,
 }
 
-/// The processes.
-pub static TABLE: Spin<Table> = Spin::new(Table { places: [None; MOST_TASKS], last_pid: 0 });
+/// The processes and threads.
+pub static TABLE: Spin<Table> =
+    Spin::new(Table { processes: [None; MOST_TASKS], threads: [None; MOST_TASKS], last_pid: 0 });
 
 /// A word for each process: see the module's head.
 static EVENTS: [AtomicU32; MOST_TASKS] = [const { AtomicU32::new(0) }; MOST_TASKS];
 
-/// The word on which a process waits.
-pub fn events(task: TaskId) -> &'static AtomicU32 {
-    &EVENTS[task.number()]
+/// The word on which those wait who wait for a change of a process.
+pub fn events(process: TaskId) -> &'static AtomicU32 {
+    &EVENTS[process.number()]
 }
 
 impl Table {
-    /// Every process, by the number of its task.
+    /// Every process, by its number.
     pub fn all(&self) -> impl Iterator<Item = (TaskId, &Process)> {
-        let places = self.places.iter().enumerate();
+        let places = self.processes.iter().enumerate();
         places.filter_map(|(number, place)| Some((TaskId::new(number), place.as_ref()?)))
+    }
+
+    /// The threads of a process that have not ended.
+    pub fn threads_of(&self, process: TaskId) -> impl Iterator<Item = (TaskId, &Thread)> {
+        let places = self.threads.iter().enumerate();
+        let threads = places.filter_map(|(number, place)| Some((TaskId::new(number), place.as_ref()?)));
+        threads.filter(move |(_, thread)| thread.process == process)
+    }
+
+    /// The running thread.
+    pub fn thread(&mut self) -> &mut Thread {
+        match &mut self.threads[sched::current().number()] {
+            Some(thread) => thread,
+            None => unreachable!("a kernel task is no thread of a process"),
+        }
+    }
+
+    /// The number of the running process.
+    pub fn here(&mut self) -> TaskId {
+        self.thread().process
     }
 
     /// The running process.
     pub fn current(&mut self) -> &mut Process {
-        match &mut self.places[sched::current().number()] {
+        let here = self.here();
+        self.process(here)
+    }
+
+    /// The process with a number.
+    pub fn process(&mut self, number: TaskId) -> &mut Process {
+        match &mut self.processes[number.number()] {
             Some(process) => process,
-            None => unreachable!("a kernel task is no process"),
+            None => unreachable!("a thread has a process"),
         }
     }
 
@@ -124,34 +174,67 @@ impl Table {
     pub fn new_pid(&mut self) -> u32 {
         loop {
             self.last_pid = if self.last_pid < LAST { self.last_pid + 1 } else { FIRST + 1 };
-            if self.find(self.last_pid).is_none() {
-                return self.last_pid;
+            let last = self.last_pid;
+            if self.find(last).is_none() && !self.threads.iter().flatten().any(|thread| thread.id == last) {
+                return last;
             }
         }
     }
 
-    /// Adds a process to its task.
-    pub fn put(&mut self, task: TaskId, process: Process) {
-        self.places[task.number()] = Some(process);
+    /// Adds a process with its first thread.
+    pub fn put(&mut self, task: TaskId, process: Process, beginning: Beginning, clear_id: u64) {
+        self.processes[task.number()] = Some(process);
+        self.threads[task.number()] = Some(Thread { id: process.pid, process: task, beginning, clear_id });
     }
 
-    /// Forgets a process that has ended; its task's number is free then.
-    pub fn forget(&mut self, task: TaskId) {
-        self.places[task.number()] = None;
-        sched::release(task);
+    /// Adds a thread to its process.
+    pub fn put_thread(&mut self, task: TaskId, thread: Thread) {
+        self.process(thread.process).threads += 1;
+        self.threads[task.number()] = Some(thread);
+    }
+
+    /// Takes the running thread out, which ends; returns how many its process still has.
+    pub fn take_thread(&mut self) -> u32 {
+        let here = self.here();
+        self.threads[sched::current().number()] = None;
+        let process = self.process(here);
+        process.threads -= 1;
+        process.threads
+    }
+
+    /// Makes the running thread, the only one left of its process, its leader; returns the number of the one before, if
+    /// that was another.
+    pub fn lead(&mut self) -> Option<TaskId> {
+        let me = sched::current();
+        let before = self.here();
+        if before == me {
+            return None;
+        }
+        self.processes[me.number()] = self.processes[before.number()].take();
+        let pid = self.process(me).pid;
+        let thread = self.thread();
+        thread.id = pid;
+        thread.process = me;
+        Some(before)
+    }
+
+    /// Forgets a process that has ended; its leader's number is free then.
+    pub fn forget(&mut self, process: TaskId) {
+        self.processes[process.number()] = None;
+        sched::release(process);
     }
 
     /// Gives the children of a process to the first.
     pub fn orphan_children(&mut self, of: u32) {
-        for child in self.places.iter_mut().flatten().filter(|child| child.parent == of) {
+        for child in self.processes.iter_mut().flatten().filter(|child| child.parent == of) {
             child.parent = FIRST;
         }
     }
 
-    /// Tells a process that something has changed.
+    /// Tells those who wait for a change of a process that there is one.
     pub fn tell(&self, pid: u32) {
-        if let Some((task, _)) = self.find(pid) {
-            let events = events(task);
+        if let Some((process, _)) = self.find(pid) {
+            let events = events(process);
             events.fetch_add(1, Ordering::Release);
             sched::wake(events);
         }

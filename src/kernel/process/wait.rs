@@ -32,7 +32,7 @@ pub enum Patience {
 /// # Errors
 /// ECHILD when there will be none.
 pub fn wait(whom: Whom, patience: Patience) -> Result<Option<(u32, WaitStatus)>, Errno> {
-    let events = events(sched::current());
+    let events = events(TABLE.lock().here());
     loop {
         let seen = events.load(Ordering::Acquire);
         if let Some(ended) = take_ended(whom)? {

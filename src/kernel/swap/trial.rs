@@ -4,10 +4,12 @@
 //! What is late moves when it is finished, or when another request is: never when it was asked. So a frame that changed
 //! or was freed meanwhile shows as damage in the program.
 //!
-//! It is for one CPU, whose tasks do not interrupt each other: a request is in the list, or has ended.
+//! A request that is late stays in the list until it is finished, by whomever it was carried out. Its asker waits while
+//! another CPU does that.
 
 use arrayvec::ArrayVec;
 use ebbtide::addr::PfnRange;
+use ebbtide::machine::Machine;
 use ebbtide::swap::{DeviceError, DeviceFlags, Progress, SwapDevice, Ticket};
 use spin::Mutex;
 
@@ -45,16 +47,27 @@ impl Faults {
     }
 }
 
+#[derive(Copy, Clone)]
 enum What {
     Write,
     Read,
 }
 
+#[derive(Copy, Clone)]
 struct Request {
     number: u64,
     what: What,
     frames: PfnRange,
     slot: u32,
+}
+
+/// How far a late request has come.
+#[derive(Copy, Clone)]
+enum Way {
+    Waits,
+    /// Some CPU carries it out.
+    Moves,
+    Ended(Result<(), DeviceError>),
 }
 
 /// Requests under way at once: more than a batch of reclaim has. Beyond that they are done at once.
@@ -64,9 +77,7 @@ struct State {
     requests: u64,
     pages_read: u64,
     random: u64,
-    waiting: ArrayVec<Request, WAITING>,
-    /// Of requests that have ended, those that failed.
-    failed: ArrayVec<u64, WAITING>,
+    late: ArrayVec<(Request, Way), WAITING>,
 }
 
 /// See the module's head.
@@ -79,13 +90,7 @@ pub struct Trial {
 impl Trial {
     /// A device over `below`.
     pub const fn new(below: RamSwap, faults: Faults) -> Self {
-        let state = State {
-            requests: 0,
-            pages_read: 0,
-            random: 0x9e37_79b9_7f4a_7c15,
-            waiting: ArrayVec::new_const(),
-            failed: ArrayVec::new_const(),
-        };
+        let state = State { requests: 0, pages_read: 0, random: 0x9e37_79b9_7f4a_7c15, late: ArrayVec::new_const() };
         Self { below, faults, state: Mutex::new(state) }
     }
 
@@ -97,11 +102,11 @@ impl Trial {
         };
         let request = Request { number, what, frames, slot };
         if self.faults.late {
-            let pushed = self.state.lock().waiting.try_push(request);
+            let pushed = self.state.lock().late.try_push((request, Way::Waits));
             return match pushed {
                 Ok(()) => Ok(Progress::Pending(Ticket(number))),
                 // Full, it is done at once: the device is as good as any then.
-                Err(full) => self.carry_out(machine, &full.element()).map(|()| Progress::Done),
+                Err(_) => self.carry_out(machine, &request).map(|()| Progress::Done),
             };
         }
         self.carry_out(machine, &request).map(|()| Progress::Done)
@@ -164,27 +169,31 @@ impl SwapDevice<Hardware> for Trial {
 
     fn finish(&self, machine: &Hardware, Ticket(number): Ticket) -> Result<(), DeviceError> {
         loop {
-            // Any of those that wait, until it was this one's turn.
-            let request = {
+            let taken = {
                 let mut state = self.state.lock();
-                if let Some(place) = state.failed.iter().position(|&failed| failed == number) {
-                    state.failed.swap_remove(place);
-                    return Err(DeviceError);
+                let place = state.late.iter().position(|(request, _)| request.number == number);
+                let Some(place) = place else { return Err(DeviceError) };
+                if let (_, Way::Ended(result)) = state.late[place] {
+                    state.late.swap_remove(place);
+                    return result;
                 }
-                if !state.waiting.iter().any(|request| request.number == number) {
-                    return Ok(());
-                }
-                let waiting = state.waiting.len() as u64;
-                let place = next(&mut state.random) % waiting;
-                state.waiting.swap_remove(place as usize)
+                // Any of those that wait, until it was this one's turn.
+                let waiting = state.late.iter().filter(|(_, way)| matches!(way, Way::Waits)).count() as u64;
+                let chosen = if waiting == 0 { 0 } else { next(&mut state.random) % waiting };
+                let mut waiters = state.late.iter_mut().filter(|(_, way)| matches!(way, Way::Waits));
+                waiters.nth(chosen as usize).map(|(request, way)| {
+                    *way = Way::Moves;
+                    *request
+                })
+            };
+            let Some(request) = taken else {
+                machine.relax();
+                continue;
             };
             let ended = self.carry_out(machine, &request);
-            if request.number == number {
-                return ended;
-            }
-            if ended.is_err() {
-                // As many as may wait.
-                let _ = self.state.lock().failed.try_push(request.number);
+            let mut state = self.state.lock();
+            if let Some((_, way)) = state.late.iter_mut().find(|(other, _)| other.number == request.number) {
+                *way = Way::Ended(ended);
             }
         }
     }

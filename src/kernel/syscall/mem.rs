@@ -86,8 +86,9 @@ pub(super) fn in_user_half(start: u64, length: u64) -> Option<VirtAddr> {
 /// Moves the end of the data; returns where it is, moved or not.
 pub fn brk(wanted: u64) -> u64 {
     let memory = process::memory();
-    let (start, now) = memory.program_break();
-    if wanted < start || wanted > USER_END {
+    let mut program_break = memory.program_break();
+    let now = program_break.now;
+    if wanted < program_break.start || wanted > USER_END {
         return now;
     }
     let (old, new) = (round_up(now), round_up(wanted));
@@ -110,7 +111,7 @@ pub fn brk(wanted: u64) -> u64 {
     if !done {
         return now;
     }
-    memory.set_program_break(wanted);
+    program_break.now = wanted;
     wanted
 }
 

@@ -3,6 +3,7 @@
 //! The vectors call [`el0_system_call`] with the saved registers; the result goes to x0. A number that is not here is
 //! -ENOSYS and is logged the first time.
 
+mod futex;
 mod limit;
 mod lock;
 mod mem;
@@ -27,6 +28,8 @@ impl Errno {
     pub const EPERM: Self = Self(1);
     /// No such process.
     pub const ESRCH: Self = Self(3);
+    /// Interrupted.
+    pub const EINTR: Self = Self(4);
     /// No such file or directory.
     pub const ENOENT: Self = Self(2);
     /// An argument list that is too long.
@@ -57,6 +60,8 @@ impl Errno {
     pub const ENOSYS: Self = Self(38);
     /// A kind that is not built yet.
     pub const EOPNOTSUPP: Self = Self(95);
+    /// The time is up.
+    pub const ETIMEDOUT: Self = Self(110);
 
     fn result(self) -> u64 {
         (-i64::from(self.0)) as u64
@@ -79,6 +84,8 @@ mod number {
     pub const EXIT: u64 = 93;
     pub const EXIT_GROUP: u64 = 94;
     pub const SET_TID_ADDRESS: u64 = 96;
+    pub const FUTEX: u64 = 98;
+    pub const SET_ROBUST_LIST: u64 = 99;
     pub const NANOSLEEP: u64 = 101;
     pub const CLOCK_GETTIME: u64 = 113;
     pub const CLOCK_GETRES: u64 = 114;
@@ -130,12 +137,16 @@ extern "C" fn el0_system_call(frame: &Frame) -> u64 {
     let outcome = match frame.x[8] & 0xffff_ffff {
         number::WRITE => misc::write(a, b, c),
         number::WRITEV => misc::writev(a, b, c),
-        number::EXIT | number::EXIT_GROUP => process::exit(a as u8),
+        number::EXIT => process::end_thread(a as u8),
+        number::EXIT_GROUP => process::exit(a as u8),
         number::SET_TID_ADDRESS => proc::set_tid_address(a),
-        number::GETPID | number::GETTID => Ok(process::id().into()),
+        number::FUTEX => futex::futex(a, b, c, d, e, f),
+        number::SET_ROBUST_LIST => proc::set_robust_list(b),
+        number::GETPID => Ok(process::id().into()),
+        number::GETTID => Ok(process::thread_id().into()),
         number::GETPPID => Ok(process::parent_id().into()),
         number::KILL => proc::kill(a, b),
-        number::TKILL => proc::tgkill(a, a, b),
+        number::TKILL => proc::tkill(a, b),
         number::TGKILL => proc::tgkill(a, b, c),
         number::WAIT4 => proc::wait4(a, b, c, d),
         number::CLONE | number::EXECVE => {

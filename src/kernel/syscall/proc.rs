@@ -12,26 +12,45 @@ use crate::kernel::{sched, time, uaccess};
 mod flag {
     pub const EXIT_SIGNAL: u64 = 0xff;
     pub const VM: u64 = 0x100;
+    pub const SIGHAND: u64 = 0x800;
     pub const VFORK: u64 = 0x4000;
+    pub const THREAD: u64 = 0x1_0000;
     pub const SETTLS: u64 = 0x8_0000;
     pub const PARENT_SETTID: u64 = 0x10_0000;
     pub const CHILD_CLEARTID: u64 = 0x20_0000;
     pub const CHILD_SETTID: u64 = 0x100_0000;
     /// FS, FILES, SYSVSEM, DETACHED, UNTRACED, IO: there is nothing to share or to leave alone.
     pub const OF_NO_MEANING: u64 = 0x200 | 0x400 | 0x4_0000 | 0x40_0000 | 0x80_0000 | 0x8000_0000;
-    pub const KNOWN: u64 =
-        EXIT_SIGNAL | VM | VFORK | SETTLS | PARENT_SETTID | CHILD_CLEARTID | CHILD_SETTID | OF_NO_MEANING;
+    pub const KNOWN: u64 = EXIT_SIGNAL
+        | VM
+        | VFORK
+        | SETTLS
+        | PARENT_SETTID
+        | CHILD_CLEARTID
+        | CHILD_SETTID
+        | OF_NO_MEANING
+        | SIGHAND
+        | THREAD;
+    /// What a thread shares with the others.
+    pub const OF_THREAD: u64 = VM | SIGHAND | THREAD;
 }
 
 /// The signal of a child's end. It is ignored here, but says that the child is one that wait4 waits for.
 const SIGCHLD: u64 = 17;
 
-/// Makes a process: fork and vfork. Threads there are none.
+/// Makes a process, as fork and vfork do, or a thread.
 pub fn clone(flags: u64, stack: u64, parent_id: u64, tls: u64, child_id: u64, frame: &WholeFrame) -> Outcome {
-    if flags & !flag::KNOWN != 0 || flags & flag::EXIT_SIGNAL != SIGCHLD {
+    let is_thread = flags & flag::OF_THREAD == flag::OF_THREAD;
+    // A thread's end has no signal.
+    if flags & !flag::KNOWN != 0 || !is_thread && flags & flag::EXIT_SIGNAL != SIGCHLD {
+        return Err(Errno::EINVAL);
+    }
+    if flags & flag::THREAD != 0 && !is_thread || flags & flag::SIGHAND != 0 && flags & flag::VM == 0 {
         return Err(Errno::EINVAL);
     }
     let kind = match (flags & flag::VM, flags & flag::VFORK) {
+        (_, 0) if is_thread => CloneKind::Thread,
+        _ if is_thread => return Err(Errno::EINVAL),
         (0, 0) => CloneKind::Fork,
         (0, _) => CloneKind::ForkAndWait,
         (_, 0) => return Err(Errno::EINVAL),
@@ -159,23 +178,38 @@ pub fn kill(pid: u64, signal: u64) -> Outcome {
     Ok(0)
 }
 
-/// Sends a signal to the one thread of a process.
+/// Sends a signal to a thread of a process.
 pub fn tgkill(pid: u64, thread: u64, signal: u64) -> Outcome {
     let (pid, thread) = (pid as i32, thread as i32);
     if pid <= 0 || thread <= 0 {
         return Err(Errno::EINVAL);
     }
-    if pid != thread {
-        return Err(Errno::ESRCH);
-    }
-    process::send(Target::One(pid.unsigned_abs()), signal as u32)?;
+    process::send(Target::Thread(pid.unsigned_abs(), thread.unsigned_abs()), signal as u32)?;
     Ok(0)
+}
+
+/// Sends a signal to a thread of whatever process.
+pub fn tkill(thread: u64, signal: u64) -> Outcome {
+    let thread = thread as i32;
+    if thread <= 0 {
+        return Err(Errno::EINVAL);
+    }
+    process::send(Target::AnyThread(thread.unsigned_abs()), signal as u32)?;
+    Ok(0)
+}
+
+/// Takes a list of locks that is not looked at: a thread that dies by anything but its own exit takes its process with
+/// it.
+pub fn set_robust_list(bytes: u64) -> Outcome {
+    /// Of struct robust_list_head.
+    const HEAD_BYTES: u64 = 24;
+    if bytes == HEAD_BYTES { Ok(0) } else { Err(Errno::EINVAL) }
 }
 
 /// Says where a 0 goes at the end: see CLONE_CHILD_CLEARTID.
 pub fn set_tid_address(at: u64) -> Outcome {
     process::set_clear_id(at);
-    Ok(process::id().into())
+    Ok(process::thread_id().into())
 }
 
 /// Lets the others run.
@@ -185,7 +219,7 @@ pub fn sched_yield() -> Outcome {
 }
 
 /// A time of a program, in nanoseconds.
-fn read_time(at: u64) -> Result<u64, Errno> {
+pub fn read_time(at: u64) -> Result<u64, Errno> {
     let [seconds, nanos] = uaccess::read_words::<2>(at)?;
     if seconds > i64::MAX as u64 || nanos >= NANOS {
         return Err(Errno::EINVAL);
