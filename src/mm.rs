@@ -315,7 +315,7 @@ impl<M: Machine> Mm<M> {
     /// Takes the memory for a large folio, if there is plenty.
     #[inline]
     pub(crate) fn take_large(&self, order: u32) -> Option<OwnedFrame<'_>> {
-        self.frames.take_large(self.machine.cpu(), order)
+        self.frames.take_large(order)
     }
 
     /// Gives back one reference to a folio, and frees it if that was the last.

@@ -136,14 +136,14 @@ impl Frames {
     #[inline]
     pub(crate) fn take_near(&self, cpu: usize, kind: Kind) -> Option<OwnedFrame<'_>> {
         let frame = self.magazines[cpu % MAX_CPUS].lock().take()?;
-        Some(self.own(cpu, frame, kind, 0))
+        Some(self.own(frame, kind, 0))
     }
 
     /// Takes a folio of 2^`order` pages, if that leaves memory above the low watermark: a large folio is a gain of
-    /// time, for which nobody reclaims. `cpu` is the caller's.
-    pub(crate) fn take_large(&self, cpu: usize, order: u32) -> Option<OwnedFrame<'_>> {
+    /// time, for which nobody reclaims.
+    pub(crate) fn take_large(&self, order: u32) -> Option<OwnedFrame<'_>> {
         let (frame, _) = self.take_block(order, self.low.load(Ordering::Relaxed))?;
-        Some(self.own(cpu, frame, Kind::Folio, order))
+        Some(self.own(frame, Kind::Folio, order))
     }
 
     /// Takes 2^`order` frames as a block nobody else knows of, and says how much is left. `cpu` is the caller's.
@@ -163,15 +163,15 @@ impl Frames {
             self.take_block(order, if urgency == Urgency::Reserve { 0 } else { reserve })?
         };
         let pressure = if left < self.low.load(Ordering::Relaxed) { Pressure::Low } else { Pressure::None };
-        Some((self.own(cpu, frame, kind, order), pressure))
+        Some((self.own(frame, kind, order), pressure))
     }
 
     #[inline]
-    fn own(&self, cpu: usize, frame: Frame, kind: Kind, order: u32) -> OwnedFrame<'_> {
+    fn own(&self, frame: Frame, kind: Kind, order: u32) -> OwnedFrame<'_> {
         let record = self.record(frame);
         record.begin(kind, order);
         record.count.begin(REFERENCE);
-        OwnedFrame { frames: self, frame, cpu: (cpu % MAX_CPUS) as u32 }
+        OwnedFrame { frames: self, frame }
     }
 
     fn take_block(&self, order: u32, reserve: u64) -> Option<(Frame, u64)> {
@@ -293,7 +293,6 @@ impl Drop for Freeing<'_> {
 pub struct OwnedFrame<'a> {
     frames: &'a Frames,
     frame: Frame,
-    cpu: u32,
 }
 
 impl OwnedFrame<'_> {
@@ -354,16 +353,16 @@ impl<'a> Spares<'a> {
     }
 
     /// Takes one out, as a folio of one page.
-    pub(crate) fn pop(&mut self, cpu: usize) -> Option<OwnedFrame<'a>> {
+    pub(crate) fn pop(&mut self) -> Option<OwnedFrame<'a>> {
         let frame = self.frames.frame_at(self.first)?;
         self.first = self.frames.record(frame).next.load(Ordering::Relaxed);
-        Some(self.frames.own(cpu, frame, Kind::Folio, 0))
+        Some(self.frames.own(frame, Kind::Folio, 0))
     }
 }
 
 impl Drop for Spares<'_> {
     fn drop(&mut self) {
-        while let Some(frame) = self.pop(0) {
+        while let Some(frame) = self.pop() {
             drop(frame);
         }
     }
@@ -371,6 +370,8 @@ impl Drop for Spares<'_> {
 
 impl Drop for OwnedFrame<'_> {
     fn drop(&mut self) {
-        self.frames.free(self.cpu as usize, self.frame);
+        // Rare: it goes past the magazines, whose CPU it would have to remember.
+        let order = self.frames.end(self.frame);
+        self.frames.buddy.lock().give(self.frames, self.frame, order);
     }
 }

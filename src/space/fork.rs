@@ -72,7 +72,7 @@ impl<M: Machine> Space<M> {
     /// Shares every page of this space with the child.
     fn share_pages(&self, mm: &Mm<M>, child: &Self, mut copies: Spares<'_>) {
         let mut flush = Flush::new(mm);
-        let mut copy = |page, leaf| copy_pinned(mm, child.node, page, leaf, copies.pop(mm.machine().cpu())?);
+        let mut copy = |page, leaf| copy_pinned(mm, child.node, page, leaf, copies.pop()?);
         // What the parent's entries show, the child's are to show as well.
         mm.machine().fence_contents();
         let done: Result<(), Infallible> =
