@@ -28,10 +28,10 @@ impl<'a, G: Granule> Scene<'a, G> {
         let program = rig.program(&scene.space);
         for page in 0..pages {
             // Too many runs for a word in each third page; each fourth repeats a word.
-            for granule in 0..if page % 3 == 0 { 24 } else { 1 } {
+            for granule in 0..if page.is_multiple_of(3) { 24 } else { 1 } {
                 program.stg(Self::at(page) + 512 + 32 * granule, Self::tag(page)).unwrap();
             }
-            if page % 4 > 0 {
+            if !page.is_multiple_of(4) {
                 program.store(Self::at(page) + 8, page + 1).unwrap();
             }
         }
@@ -54,7 +54,7 @@ impl<'a, G: Granule> Scene<'a, G> {
 
     fn check(&self, page: u64) {
         let program = self.rig.program(&self.space);
-        assert_eq!(program.load(Self::at(page) + 8), Ok(if page % 4 > 0 { page + 1 } else { 0 }), "page {page}");
+        assert_eq!(program.load(Self::at(page) + 8), Ok(if page.is_multiple_of(4) { 0 } else { page + 1 }), "page {page}");
         assert_eq!(program.ldg(Self::at(page) + 512), Ok(Self::tag(page)), "page {page}");
         assert_eq!(program.load(tagged(Self::at(page) + 512, Self::tag(page))), Ok(0), "page {page}");
         assert_eq!(program.ldg(Self::at(page) + 528), Ok(0), "page {page}");

@@ -104,8 +104,8 @@ const AREA_MASK: u32 = 0x1f << AREA_SHIFT;
 
 /// State bits of [`FrameRecord::flags`].
 pub(crate) mod flag {
-    // Of a folio, in its head's record: LOCKED, WAITED, LISTED, PROTECTED, CACHED, KEPT, BACKED. Of a page, in each page's
-    // own record: TAGS_VALID, CODE_SYNCED.
+    // Of a folio, in its head's record: LOCKED, WAITED, LISTED, PROTECTED, CACHED, KEPT, BACKED. Of a page, in each
+    // page's own record: TAGS_VALID, CODE_SYNCED.
 
     /// The folio lock.
     pub const LOCKED: u32 = 1 << 16;

@@ -14,8 +14,8 @@ pub struct Virt;
 
 // SAFETY: 1. the linear map shows all of RAM once, Normal Tagged where there is MTE, never executable, from
 // `mmu::install` on and for ever; frames of the kernel's image are never given to the library. Bits 59:56 of its
-// addresses are 0xf. 2. TPIDR_EL1 names the CPU's block, and EL1 is not preempted. 3. `sched::wait` sleeps only while the word holds `seen`, and
-// `sched::wake` makes every sleeper runnable.
+// addresses are 0xf. 2. TPIDR_EL1 names the CPU's block, and EL1 is not preempted. 3. `sched::wait` sleeps only while
+// the word holds `seen`, and `sched::wake` makes every sleeper runnable.
 unsafe impl Board for Virt {
     type Granule = PageGranule;
 

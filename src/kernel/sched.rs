@@ -5,8 +5,8 @@
 //! whose queue is empty takes from the longest of the others. So no CPU idles while a task is ready. What becomes ready
 //! goes to the CPU on which it last ran, or to one that idles, if that does not. A program's turn ends when it waits,
 //! yields, or, while another one is in its queue, after [`SLICE_NS`]; what a kernel task takes of it does not end it.
-//! With one program that is ready and none that sleeps for a time, the timer is as good as off, so that nothing disturbs
-//! what is being counted. A CPU that finds nothing waits for an interrupt on a stack of its own.
+//! With one program that is ready and none that sleeps for a time, the timer is as good as off, so that nothing
+//! disturbs what is being counted. A CPU that finds nothing waits for an interrupt on a stack of its own.
 //!
 //! **Waiting.** A task waits on a word: [`wait`] is what the library's sleeping locks come down to, and ends only by
 //! [`wake`]; [`wait_breakable`] ends also at a time, or when the task is to be killed. The word is compared under the
@@ -15,8 +15,8 @@
 //! **Killing.** Nobody ends another task. [`doom`] notes why, which the task finds on its way to EL0, with no lock
 //! held and nothing half done.
 //!
-//! **Work.** The vectors look at [`PerCpu::work`](super::percpu::PerCpu) before they return to EL0: what it says is about
-//! the task that runs there.
+//! **Work.** The vectors look at [`PerCpu::work`](super::percpu::PerCpu) before they return to EL0: what it says is
+//! about the task that runs there.
 //!
 //! **Whose state.** All of it is under one spinning lock, inside which nothing else is locked but the interrupt
 //! controller and the library's address space identifiers. A change of tasks holds it throughout: it is taken by the
@@ -24,18 +24,24 @@
 //! saved. A program's registers of EL0 are in its record whenever its task does not run, and its address space is
 //! active only while it does.
 
+mod end;
+mod make;
 mod queue;
+mod running;
 
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use super::el0::{UserState, WholeFrame};
+use super::el0::UserState;
 use super::percpu::{self, MOST_CPUS, NO_TASK};
 use super::process::{Fatal, Memory, MemoryRef};
 use super::{global, interrupt, panic, stack, time, watchdog};
+pub use end::{Record, die, doom, doomed, fatal, release, wait_for_rest};
+pub use make::{add, begin, has_room, spawn, start};
 use queue::Queue;
+pub use running::{current, current_memory, defer_call, for_each_memory, replace_memory, take_work, with_user};
 
 /// The longest turn of a program while another one is ready.
 const SLICE_NS: u64 = 4_000_000;
@@ -400,64 +406,6 @@ impl Scheduler {
     }
 }
 
-/// Makes room for all tasks that there can be. Called once, at boot.
-pub fn start() {
-    with(|scheduler| {
-        scheduler.tasks.reserve_exact(stack::tasks());
-        scheduler.slice = time::ticks_of(SLICE_NS);
-    });
-}
-
-/// Makes a task of a function of the kernel, at boot; it runs at the first chance.
-pub fn spawn(body: extern "C" fn() -> !) {
-    with(|scheduler| {
-        let Some((task, top)) = scheduler.place() else { panic!("no room for a kernel task") };
-        let stack_pointer = new_stack(top, kernel_task_start, body as *const () as usize);
-        scheduler.put(task, Task { stack_pointer, ..Task::ABSENT });
-        scheduler.make_ready(task);
-    });
-}
-
-/// Whether another task has room.
-pub fn has_room() -> bool {
-    with(|scheduler| scheduler.place().is_some())
-}
-
-/// Makes a program's task with these registers and this memory, which [`begin`] starts; none if there is no room, in
-/// which case the memory comes back.
-pub fn add(memory: MemoryRef, user: UserState, frame: WholeFrame) -> Result<TaskId, MemoryRef> {
-    with(|scheduler| {
-        let Some((task, top)) = scheduler.place() else { return Err(memory) };
-        let place: *mut WholeFrame = ptr::with_exposed_provenance_mut(top - size_of::<WholeFrame>());
-        // SAFETY: the stack is mapped, and no task runs on it.
-        unsafe { place.write(frame) };
-        let stack_pointer = new_stack(place.addr(), user_task_start, 0);
-        let kind = Kind::Program { memory: Some(memory), user, fatal: None };
-        scheduler.put(task, Task { state: State::New, stack_pointer, cpu: percpu::number(), kind });
-        Ok(task)
-    })
-}
-
-/// Starts a new task.
-pub fn begin(id: TaskId) {
-    with(|scheduler| {
-        debug_assert!(scheduler.tasks[id.0].state == State::New);
-        scheduler.make_ready(id);
-    });
-}
-
-/// Writes what the first `context_switch` takes from a stack, below `top`: x19 to x30 from the top down, of which x30
-/// is where it returns to.
-fn new_stack(top: usize, start: unsafe extern "C" fn(), x19: usize) -> usize {
-    let place: *mut [usize; 12] = ptr::with_exposed_provenance_mut(top - size_of::<[usize; 12]>());
-    let mut registers = [0; 12];
-    registers[1] = start as *const () as usize;
-    registers[10] = x19;
-    // SAFETY: the stack is mapped, and no task runs on it.
-    unsafe { place.write(registers) };
-    place.addr()
-}
-
 /// What a CPU does when it has no task, on the stack on which it started: for ever.
 pub fn idle() -> ! {
     let here = percpu::here();
@@ -597,152 +545,5 @@ pub fn tick() {
     });
     if over {
         yield_now();
-    }
-}
-
-/// Takes the work of the running task, which is done then.
-pub fn take_work() -> u32 {
-    percpu::here().work.swap(0, Ordering::Relaxed)
-}
-
-/// Has the running task's system call made where its whole frame is at hand.
-pub fn defer_call() {
-    percpu::here().work.fetch_or(work::CALL, Ordering::Relaxed);
-}
-
-/// The running task.
-pub fn current() -> TaskId {
-    let number = percpu::here().task.load(Ordering::Relaxed);
-    debug_assert!(number != NO_TASK, "no task runs here");
-    TaskId(number as usize)
-}
-
-/// The memory of the running program, if one runs.
-#[inline]
-pub fn current_memory() -> *const Memory {
-    percpu::here().memory.load(Ordering::Relaxed)
-}
-
-/// Runs `f` with the running program's registers: those in its record, and in the CPU unless `f` saves or loads them.
-pub fn with_user<R>(f: impl FnOnce(&mut UserState) -> R) -> R {
-    with(|scheduler| match scheduler.current_program() {
-        Some((_, Kind::Program { user, .. })) => f(user),
-        _ => unreachable!("no program runs"),
-    })
-}
-
-/// Gives the running task other memory, or none, and returns what it had. The new one is active; what it had is
-/// not if there is none.
-pub fn replace_memory(new: Option<MemoryRef>) -> Option<MemoryRef> {
-    let pointer = new.as_ref().map_or(ptr::null(), MemoryRef::as_ptr);
-    with(|scheduler| {
-        let old = match scheduler.current_program() {
-            Some((_, Kind::Program { memory, .. })) => core::mem::replace(memory, new),
-            _ => unreachable!("no program runs"),
-        };
-        percpu::here().memory.store(pointer.cast_mut(), Ordering::Relaxed);
-        scheduler.activate(pointer);
-        old
-    })
-}
-
-/// The memory of every program, that of two which share it twice.
-pub fn for_each_memory(mut visit: impl FnMut(&MemoryRef)) {
-    with(|scheduler| {
-        for task in &scheduler.tasks {
-            if let Kind::Program { memory: Some(memory), .. } = &task.kind {
-                visit(memory);
-            }
-        }
-    });
-}
-
-/// Notes what is to kill a task. The first cause counts.
-pub fn doom(id: TaskId, cause: Fatal) {
-    with(|scheduler| {
-        let task = &mut scheduler.tasks[id.0];
-        let Kind::Program { fatal, .. } = &mut task.kind else { return };
-        fatal.get_or_insert(cause);
-        match task.state {
-            State::Waiting(_, Ends::Killing | Ends::KillingOrTime(_)) => scheduler.make_ready(id),
-            State::Running => {
-                let cpu = task.cpu;
-                percpu::of(cpu).work.fetch_or(work::KILL, Ordering::Relaxed);
-                if cpu != percpu::number() {
-                    interrupt::wake(cpu);
-                }
-            }
-            _ => {}
-        }
-    });
-}
-
-impl Scheduler {
-    fn fatal(&mut self) -> Option<Fatal> {
-        match self.current_program() {
-            Some((_, Kind::Program { fatal, .. })) => *fatal,
-            _ => None,
-        }
-    }
-}
-
-/// What is to kill the running task.
-pub fn fatal() -> Option<Fatal> {
-    with(Scheduler::fatal)
-}
-
-/// Whether the running task is to be killed.
-pub fn doomed() -> bool {
-    fatal().is_some()
-}
-
-/// What becomes of the record of a task that ends.
-#[derive(Copy, Clone, Eq, PartialEq)]
-pub enum Record {
-    /// It stays until [`release`].
-    Kept,
-    /// It is free at once.
-    Freed,
-}
-
-/// Ends the running task, whose memory is gone already.
-pub fn die(record: Record) -> ! {
-    lock();
-    switch(if record == Record::Kept { State::Dead } else { State::Absent }, Rank::Last);
-    unreachable!("a dead task runs")
-}
-
-/// Frees the record and the stack of a task that is dead, or about to be: it has nothing more to do than [`die`].
-pub fn release(id: TaskId) {
-    loop {
-        let released = with(|scheduler| {
-            let task = &mut scheduler.tasks[id.0];
-            let dead = task.state == State::Dead;
-            if dead {
-                *task = Task::ABSENT;
-            }
-            dead
-        });
-        if released {
-            return;
-        }
-        watchdog::relax();
-    }
-}
-
-/// Waits until every other task waits or has ended: at the machine's end, when what still runs comes to rest.
-pub fn wait_for_rest() {
-    loop {
-        let rest = with(|scheduler| {
-            let current = scheduler.here().current;
-            let stirs = |task: &Task| matches!(task.state, State::New | State::Running | State::Ready);
-            let mut others = scheduler.tasks.iter().enumerate().filter(|&(number, _)| current != Some(TaskId(number)));
-            !others.any(|(_, task)| stirs(task))
-        });
-        if rest {
-            return;
-        }
-        yield_now();
-        watchdog::relax();
     }
 }

@@ -1,9 +1,9 @@
 //! Stacks: slots of 128 KiB, of which the upper half is mapped and the lower half is the guard.
 //!
-//! The vector for EL1's own exceptions tells a good stack pointer by one bit of it (`boot/vectors.S`), hence sizes
-//! and alignment. Two slots lie in the image: boot's, on which the first CPU idles later, and its emergency stack, on
-//! which an overflow is reported. The others lie in a part of the upper half of their own, where a guard takes addresses
-//! and no memory (`mmu::install`): those of the tasks, as many as the machine's memory is good for, and two for each
+//! The vector for EL1's own exceptions tells a good stack pointer by one bit of it (`boot/vectors.S`), hence sizes and
+//! alignment. Two slots lie in the image: boot's, on which the first CPU idles later, and its emergency stack, on which
+//! an overflow is reported. The others lie in a part of the upper half of their own, where a guard takes addresses and
+//! no memory (`mmu::install`): those of the tasks, as many as the machine's memory is good for, and two for each
 //! further CPU.
 
 use core::ops::Range;

@@ -1,8 +1,8 @@
 //! The watchdog: a machine that makes no progress ends in a panic, with the state of each CPU, instead of hanging.
 //!
-//! Every CPU gives a sign of life, a [`beat`], where it can be interrupted: when it takes an interrupt at EL0, comes out
-//! of its idle wait, or changes from one task to another. Its timer is never further away than a tick, a quarter of the limit, so
-//! that a CPU which gives none for long is stuck at EL1. That is found in two ways:
+//! Every CPU gives a sign of life, a [`beat`], where it can be interrupted: when it takes an interrupt at EL0, comes
+//! out of its idle wait, or changes from one task to another. Its timer is never further away than a tick, a quarter of
+//! the limit, so that a CPU which gives none for long is stuck at EL1. That is found in two ways:
 //!
 //! - by the CPU itself, if it spins: each turn of a wait for a lock or for another CPU goes through [`relax`], which
 //!   looks at the counter now and then, and gives up when it has spun for the limit without a beat;

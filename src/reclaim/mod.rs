@@ -174,7 +174,8 @@ impl<M: Machine> Mm<M> {
     }
 
     /// Enters single pages that came back together from slots of which the first kept `shadow`: that one, which was
-    /// asked for, as [`Mm::returned`] does, the others as new ones, of which nobody knows yet whether they will be used.
+    /// asked for, as [`Mm::returned`] does, the others as new ones, of which nobody knows yet whether they will be
+    /// used.
     pub(crate) fn returned_together(&self, folios: &[Frame], shadow: u32) {
         let Some((&first, others)) = folios.split_first() else { return };
         let returned = self.reclaim().insert_returned(self.frames(), first, shadow, 1);

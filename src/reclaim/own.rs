@@ -19,8 +19,8 @@ pub const LEAST_CAP_PAGES: u64 = 4 * BATCH as u64 + 128;
 const ROUNDS: [Ageing; 3] = [Ageing::SecondChance, Ageing::SecondChance, Ageing::Ignored];
 
 impl<M: Machine> Space<M> {
-    /// Evicts `pages` pages or somewhat more of what the space maps from `hand` on, and leaves that where the next is to
-    /// be looked for. As much as can be had in three rounds. Under the space's lock.
+    /// Evicts `pages` pages or somewhat more of what the space maps from `hand` on, and leaves that where the next is
+    /// to be looked for. As much as can be had in three rounds. Under the space's lock.
     pub(crate) fn evict_own(&self, mm: &Mm<M>, regions: &Regions, hand: &mut Vpn, pages: u64) {
         let mut wanted = pages + 2 * BATCH as u64;
         for ageing in ROUNDS {

@@ -1,8 +1,8 @@
 //! A cap on what a space has in memory.
 //!
-//! A space with a cap makes room for itself: before a fault that might take it above, some of its own pages leave, those
-//! first that were not used since the hand that goes round its tables passed them last. What other spaces do is as
-//! before. Counted are the pages that its tables map, those included that it shares.
+//! A space with a cap makes room for itself: before a fault that might take it above, some of its own pages leave,
+//! those first that were not used since the hand that goes round its tables passed them last. What other spaces do is
+//! as before. Counted are the pages that its tables map, those included that it shares.
 //!
 //! Spaces without a cap pay nothing for this: one that has a cap does not remember the table of its last fault, so that
 //! each fault takes the longer way, which looks at the cap.

@@ -140,8 +140,8 @@ fn look<M: Machine>(cursor: &Cursor<'_, M>, run: VpnRange) -> Option<Found> {
     Some(found)
 }
 
-/// A page that the program has alone, and has stored to. What is clean was given up, or never was anything, or is in its
-/// slot as well: to copy it would make it something to keep.
+/// A page that the program has alone, and has stored to. What is clean was given up, or never was anything, or is in
+/// its slot as well: to copy it would make it something to keep.
 fn is_movable(leaf: Leaf) -> bool {
     leaf.is_exclusive() && leaf.is_dirty() && !leaf.is_contiguous()
 }

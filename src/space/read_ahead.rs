@@ -4,9 +4,10 @@
 //! ([`Streams`]). Then the next ones come with the page that faulted: by one request to the device, under one hold of
 //! the table's lock, as single pages of a block of frames.
 //!
-//! **Never more than was used.** A run of pages brings as many more as it is long, up to [`AHEAD_PAGES`]; the next fault
-//! is behind these, so they have been passed by then. Memory for them is taken above the low watermark only, so nothing
-//! leaves to make room for them. Their entries are without the access flag: if nobody comes, they are the first to go.
+//! **Never more than was used.** A run of pages brings as many more as it is long, up to [`AHEAD_PAGES`]; the next
+//! fault is behind these, so they have been passed by then. Memory for them is taken above the low watermark only, so
+//! nothing leaves to make room for them. Their entries are without the access flag: if nobody comes, they are the first
+//! to go.
 //!
 //! **Never less.** What does not follow, is shared, or cannot be read comes alone, with its own error.
 
@@ -88,7 +89,8 @@ impl<M: Machine> Space<M> {
         if most > 1 { self.read_several(mm, area, page, 2..=most, shadow) } else { None }
     }
 
-    /// Brings in so many pages as single ones, from a page on that is out, as are out in the slots that follow. `None` when they are too few, memory is short, or the device fails: then nothing was done.
+    /// Brings in so many pages as single ones, from a page on that is out, as are out in the slots that follow. `None`
+    /// when they are too few, memory is short, or the device fails: then nothing was done.
     #[inline(never)]
     pub(super) fn read_several(
         &self,

@@ -170,8 +170,8 @@ impl<M: Machine> Space<M> {
         Some(step.unwrap_or(Step::Again))
     }
 
-    /// Fills a fresh folio with the slots' data and tags. Inlined at its places, as [`Space::show`] is: for one page all
-    /// loops fall away.
+    /// Fills a fresh folio with the slots' data and tags. Inlined at its places, as [`Space::show`] is: for one page
+    /// all loops fall away.
     #[inline(always)]
     pub(super) fn read(
         &self,

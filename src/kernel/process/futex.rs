@@ -1,12 +1,14 @@
 //! Futexes: threads that wait on a word of their program's memory.
 //!
-//! A word is known by the memory and its address there: whoever has the same memory means the same word, as no two spaces
-//! share pages that both may store to. As on Linux those who say that a futex is private do not meet those who do not.
+//! A word is known by the memory and its address there: whoever has the same memory means the same word, as no two
+//! spaces share pages that both may store to. As on Linux those who say that a futex is private do not meet those who
+//! do not.
 //!
-//! The waiters of all words are one list, in order of arrival, under a spinning lock. Who wants to wait compares the word
-//! under that lock and is in the list before anybody else has it; who changes the word and wakes takes the lock after
-//! the change: so no wake-up is lost, and nobody is woken in vain. A page of the word that is not there cannot be brought
-//! in under the lock: it is brought in without, and all is tried again. Inside the lock the scheduler's is taken.
+//! The waiters of all words are one list, in order of arrival, under a spinning lock. Who wants to wait compares the
+//! word under that lock and is in the list before anybody else has it; who changes the word and wakes takes the lock
+//! after the change: so no wake-up is lost, and nobody is woken in vain. A page of the word that is not there cannot be
+//! brought in under the lock: it is brought in without, and all is tried again. Inside the lock the scheduler's is
+//! taken.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -132,8 +134,8 @@ fn wake_some(waiters: &mut ArrayVec<Waiter, MOST_TASKS>, key: Key, most: u32, bi
     woken
 }
 
-/// Wakes up to `most` of those who wait on a word, and has up to `most_moved` of the others wait on another one; returns
-/// how many in all. With `seen` only while the word holds that.
+/// Wakes up to `most` of those who wait on a word, and has up to `most_moved` of the others wait on another one;
+/// returns how many in all. With `seen` only while the word holds that.
 ///
 /// # Errors
 /// EAGAIN when it holds something else, EFAULT.

@@ -1,7 +1,8 @@
 //! The memory of a program: its address space, and what system calls keep of that.
 //!
 //! Each thread has a share: those of a process in the same, and from vfork to the child's execve or end those of two
-//! processes. The last one to let it go takes the space apart. swapoff holds it too, for as long as it looks at the space.
+//! processes. The last one to let it go takes the space apart. swapoff holds it too, for as long as it looks at the
+//! space.
 
 use alloc::alloc::{Layout, alloc};
 use alloc::boxed::Box;

@@ -1,14 +1,14 @@
 //! Processes: a program, its memory and its task, from clone to the parent's wait4.
 //!
 //! **Parts.** The scheduler has a thread's task: registers, kernel stack, share in a [`Memory`], the signal that kills
-//! it. The [`table`] has who it is, of which process, and whose child that is. Nobody but a process' own threads changes
-//! its program, its memory, or its life, and nobody but a thread itself ends it.
+//! it. The [`table`] has who it is, of which process, and whose child that is. Nobody but a process' own threads
+//! changes its program, its memory, or its life, and nobody but a thread itself ends it.
 //!
 //! **End.** A thread ends in its own context, on its way out of the kernel or in a fault that cannot be resolved: it
 //! lets its share of the memory go and never runs again. What ends the process, or puts another program in its place,
-//! is one thread's doing, which takes it over ([`take_over`]): the others are doomed, and it goes on when they are gone.
-//! The last thread hands the children to the first process and leaves the status to the parent. The leader's task and
-//! the process' number are free when the parent has asked for the status.
+//! is one thread's doing, which takes it over ([`take_over`]): the others are doomed, and it goes on when they are
+//! gone. The last thread hands the children to the first process and leaves the status to the parent. The leader's task
+//! and the process' number are free when the parent has asked for the status.
 //!
 //! **First and last.** The first program is process 1. The machine ends with it: it kills the others, waits until they
 //! have ended, and balances the books.

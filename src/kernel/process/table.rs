@@ -3,8 +3,8 @@
 //!
 //! A thread has the number of its task. A process has that of its leader, the thread that it began with: its number is
 //! the process' for as long as that is in the table, though the leader may have ended before the others. The table has
-//! one spinning lock, inside which the scheduler's may be taken, and which is never held across a sleep. Who waits for a
-//! change of a process waits on the word of [`EVENTS`] with that process' number, which the change counts up.
+//! one spinning lock, inside which the scheduler's may be taken, and which is never held across a sleep. Who waits for
+//! a change of a process waits on the word of [`EVENTS`] with that process' number, which the change counts up.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
