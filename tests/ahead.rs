@@ -54,7 +54,11 @@ impl<'a, G: Granule> Scene<'a, G> {
 
     fn check(&self, page: u64) {
         let program = self.rig.program(&self.space);
-        assert_eq!(program.load(Self::at(page) + 8), Ok(if page.is_multiple_of(4) { 0 } else { page + 1 }), "page {page}");
+        assert_eq!(
+            program.load(Self::at(page) + 8),
+            Ok(if page.is_multiple_of(4) { 0 } else { page + 1 }),
+            "page {page}"
+        );
         assert_eq!(program.ldg(Self::at(page) + 512), Ok(Self::tag(page)), "page {page}");
         assert_eq!(program.load(tagged(Self::at(page) + 512, Self::tag(page))), Ok(0), "page {page}");
         assert_eq!(program.ldg(Self::at(page) + 528), Ok(0), "page {page}");
