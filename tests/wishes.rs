@@ -276,7 +276,8 @@ fn resident<G: Granule>(rig: &Rig<G>, space: &Space<Stage<G>>, pages: u64) -> u6
 /// A space at its cap makes room for itself; nobody else's pages leave for it.
 fn stays_below<G: Granule>() {
     for orders in [None, SINGLE] {
-        let (pages, cap) = (3 * LEAST_CAP_PAGES, LEAST_CAP_PAGES);
+        let cap = LEAST_CAP_PAGES.max(4 * G::GROUP_PAGES as u64);
+        let pages = 3 * cap;
         let (frames, slots) = (4 * pages, 4 * pages as u32);
         let rig = Rig::<G>::new(Setup { frames, slots, tag_rooms: slots, ..setup::<G>(orders) });
         let other = region(&rig, 64);
@@ -284,12 +285,12 @@ fn stays_below<G: Granule>() {
         rig.activate(0, &space);
         rig.map(&space, BASE, pages, RWT);
         space.set_cap(&rig.mm, MemoryCap::Pages(0));
-        assert_eq!(space.cap(&rig.mm), MemoryCap::Pages(cap));
+        assert_eq!(space.cap(&rig.mm), MemoryCap::Pages(LEAST_CAP_PAGES));
         for page in 0..pages {
             write(&rig, &space, [page]);
             assert!(page % 64 > 0 || resident(&rig, &space, pages) <= cap);
         }
-        assert!(resident(&rig, &space, pages) > cap / 2, "what is allowed is used");
+        assert!(resident(&rig, &space, pages) > LEAST_CAP_PAGES / 2, "what is allowed is used");
         check(&rig, &space, (0..pages).rev());
         check(&rig, &space, 0..pages);
         assert!(resident(&rig, &space, pages) <= cap);
@@ -298,7 +299,7 @@ fn stays_below<G: Granule>() {
         check(&rig, &space, 0..pages);
         rig.mm.unpin(pin);
         let child = space.fork(&rig.mm).unwrap();
-        assert_eq!(child.cap(&rig.mm), MemoryCap::Pages(cap));
+        assert_eq!(child.cap(&rig.mm), MemoryCap::Pages(LEAST_CAP_PAGES));
         rig.activate(0, &child);
         check(&rig, &child, 0..pages);
         assert!(resident(&rig, &child, pages) <= cap);
@@ -337,6 +338,13 @@ fn a_space_at_its_cap_without_slots() {
     assert!((380..=400).contains(&stored), "{stored}");
     assert_eq!(refusal(program.store(at::<K4>(1000), 1)), FaultError::NoMemory);
     (0..stored).for_each(|page| assert_eq!(program.load(at::<K4>(page)), Ok(page)));
+    // What is there needs no room.
+    space.protect(&rig.mm, va::<K4>(0), 1024 << 12, Protection::READ).unwrap();
+    space.protect(&rig.mm, va::<K4>(0), 1024 << 12, RW).unwrap();
+    let child = space.fork(&rig.mm).unwrap();
+    rig.destroy(child);
+    rig.activate(0, &space);
+    (0..stored).for_each(|page| program.store(at::<K4>(page), page).unwrap());
     rig.activate(0, &other);
     let program = rig.program(&other);
     (0..64).for_each(|page| program.store(at::<K4>(page), page).unwrap());

@@ -17,7 +17,7 @@ use crate::mm::Mm;
 use crate::node::{Home, NodeId};
 use crate::pte::{Decoded, Leaf, SwapEntry};
 use crate::rmap::{split, unback_all};
-use crate::space::{MapError, Space, Unused, give_up};
+use crate::space::{Access, MapError, Space, Unused, give_up};
 use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, LeafTable, chunks};
 use crate::tlb::{Flush, Lost};
 
@@ -58,7 +58,7 @@ impl<M: Machine> Space<M> {
                 Advice::Free => calm(mm, self, pages, Free),
                 Advice::Cold => calm(mm, self, pages, Cold),
                 Advice::PageOut => page_out(mm, self, pages),
-                Advice::WillNeed => self.bring_in(mm, &part),
+                Advice::WillNeed => self.bring_in(mm, &part, Access::Read),
             }
             Ok(())
         })

@@ -179,7 +179,10 @@ impl<M: Machine> Mm<M> {
     pub(crate) fn returned_together(&self, folios: &[Frame], shadow: u32) {
         let Some((&first, others)) = folios.split_first() else { return };
         let returned = self.reclaim().insert_returned(self.frames(), first, shadow, 1);
-        self.count_return(returned, folios.len() as u64);
+        self.count_return(returned, 1);
+        if u64::from(returned.distance) <= self.frames().managed_frames() {
+            self.stats().refaults.add(others.len() as u64);
+        }
         self.reclaim().insert_all(self.frames(), others);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A space with a cap makes room for itself: before a fault that might take it above, some of its own pages leave,
 //! those first that were not used since the hand that goes round its tables passed them last. What other spaces do is
-//! as before. Counted are the pages that its tables map, those included that it shares.
+//! as before, but that a page which several share leaves all of them. Counted are the pages that its tables map, those included that it shares.
 //!
 //! Spaces without a cap pay nothing for this: one that has a cap does not remember the table of its last fault, so that
 //! each fault takes the longer way, which looks at the cap.
@@ -11,8 +11,12 @@ use super::fault::{Access, FaultError, Found};
 use super::{Regions, Space, Vpn};
 use crate::machine::Machine;
 use crate::mm::Mm;
+use crate::pte::Decoded;
 use crate::reclaim::LEAST_CAP_PAGES;
 use crate::space::read_ahead::AHEAD_PAGES;
+
+/// How often a space at its cap waits for what others have in hand, before it gives up.
+const TRIES: u32 = 64;
 
 /// See the module's head.
 pub(crate) struct Cap {
@@ -25,6 +29,11 @@ pub(crate) struct Cap {
 }
 
 impl Cap {
+    /// Pages have come past the faults: they are to be counted.
+    pub(super) fn recount(&mut self) {
+        self.room = 0;
+    }
+
     /// The cap, for another space.
     pub(super) fn anew(&self) -> Self {
         Self { pages: self.pages, room: 0, hand: Vpn::new(0) }
@@ -36,13 +45,13 @@ impl Cap {
 pub enum MemoryCap {
     /// What there is.
     None,
-    /// So many pages, or [`LEAST_CAP_PAGES`] if that is less.
+    /// So many pages; no less than [`LEAST_CAP_PAGES`], and than four of the largest folios that are made.
     Pages(u64),
 }
 
 impl<M: Machine> Space<M> {
-    /// Sets the most that the space may have in memory. What it has above that leaves with its next fault. A fork
-    /// inherits the cap.
+    /// Sets the most that the space may have in memory. What it has above that leaves with its next fault that brings
+    /// a page. A fork inherits the cap.
     pub fn set_cap(&self, mm: &Mm<M>, cap: MemoryCap) {
         let mut guarded = self.lock(mm);
         guarded.near = None;
@@ -77,8 +86,8 @@ impl<M: Machine> Space<M> {
     /// Resolves a fault of a space with a cap.
     ///
     /// # Errors
-    /// As [`Space::handle_fault`]; also [`FaultError::NoMemory`] when the space is at its cap, and nothing of it can
-    /// leave.
+    /// As [`Space::handle_fault`]; also [`FaultError::NoMemory`] when a page is to come, the space is at its cap, or less
+    /// than a folio below, and nothing of it can leave.
     #[cold]
     pub(super) fn resolve_below(
         &self,
@@ -87,7 +96,10 @@ impl<M: Machine> Space<M> {
         at: &Found<'_>,
         access: Access,
     ) -> Result<(), FaultError> {
-        self.stay_below(mm, regions, cap)?;
+        // What is there needs no room, nor does a copy in its place.
+        if !matches!(at.table.peek(mm.machine(), at.page).guess::<M>(), Decoded::Leaf(_)) {
+            self.stay_below(mm, regions, cap)?;
+        }
         // A fault maps pages of one table. What reclaim takes from there meanwhile makes as much room.
         let before = at.table.leaves(mm);
         let resolved = self.look_again(mm, at, access);
@@ -97,18 +109,24 @@ impl<M: Machine> Space<M> {
 
     /// Makes room for what one fault may map.
     fn stay_below(&self, mm: &Mm<M>, regions: &Regions, cap: &mut Cap) -> Result<(), FaultError> {
-        let most = (1 << mm.folio_orders().largest()).max(AHEAD_PAGES as u64).min(cap.pages / 2);
-        if cap.room < most {
+        let most = (1 << mm.folio_orders().largest()).max(AHEAD_PAGES as u64);
+        let pages = cap.pages.max(4 * most);
+        let mut tries = TRIES;
+        while cap.room < most {
             let resident = self.resident_pages(mm, regions);
-            let is_above = resident + most > cap.pages;
-            if is_above {
-                mm.stats().cap_reclaims.bump();
-                self.evict_own(mm, regions, &mut cap.hand, resident + most - cap.pages);
+            cap.room = pages.saturating_sub(resident);
+            if cap.room >= most {
+                break;
             }
-            let resident = if is_above { self.resident_pages(mm, regions) } else { resident };
-            cap.room = cap.pages.saturating_sub(resident);
+            mm.stats().cap_reclaims.bump();
+            let others = mm.reclaim().isolated();
+            self.evict_own(mm, regions, &mut cap.hand, most - cap.room);
+            cap.room = pages.saturating_sub(self.resident_pages(mm, regions));
             if cap.room < most {
-                return Err(FaultError::NoMemory);
+                // Others may have the space's pages in hand: theirs is the progress to wait for.
+                let others = others.filter(|_| tries > 0).ok_or(FaultError::NoMemory)?;
+                mm.reclaim().wait_for_others(mm.machine(), others);
+                tries -= 1;
             }
         }
         Ok(())

@@ -14,6 +14,7 @@ use core::ops::RangeInclusive;
 use arrayvec::ArrayVec;
 
 use super::copy::leaf_of_copy;
+use super::fault::Access;
 use super::regions::Region;
 use super::{Part, Protection, Space};
 use crate::addr::{Pfn, VirtAddr, Vpn, VpnRange};
@@ -59,7 +60,7 @@ impl<M: Machine> Space<M> {
             if region.protection.intersects(Protection::SINGLE | Protection::LOCKED) {
                 continue;
             }
-            let part = Part { pages: whole, region, streams: &guarded.streams };
+            let part = Part { pages: whole, region, streams: &guarded.streams, is_capped: guarded.cap.is_some() };
             let mut stopped = None;
             self.for_each_leaf_table(mm, whole, |table, run| {
                 for start in (run.start().number()..run.end().number()).step_by(M::Granule::GROUP_PAGES) {
@@ -86,7 +87,8 @@ impl<M: Machine> Space<M> {
             return None;
         }
         if found.out > 0 {
-            self.bring_in(mm, &Part { pages: run, ..*part });
+            // As for a store: to stay in memory alone.
+            self.bring_in(mm, &Part { pages: run, ..*part }, Access::Write);
         }
         let folio = mm.take_large(M::Granule::GROUP_ORDER)?;
         let mut old: ArrayVec<(Frame, u64), CHUNK> = ArrayVec::new();

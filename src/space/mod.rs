@@ -95,6 +95,8 @@ pub(crate) struct Part<'a> {
     pub(crate) pages: VpnRange,
     region: Region,
     streams: &'a Streams,
+    /// Whether the space has a cap.
+    is_capped: bool,
 }
 
 impl Part<'_> {
@@ -229,7 +231,7 @@ impl<M: Machine> Space<M> {
     ) -> Result<(), MapError> {
         let range = self.checked_range(mm, start, bytes)?;
         let guarded = self.lock(mm);
-        let Guarded { regions, streams, .. } = &*guarded;
+        let Guarded { regions, streams, cap, .. } = &*guarded;
         let mut page = range.start();
         let mut gap = None;
         while page < range.end() {
@@ -244,7 +246,7 @@ impl<M: Machine> Space<M> {
             if pages.is_empty() {
                 break;
             }
-            visit(Part { pages, region, streams })?;
+            visit(Part { pages, region, streams, is_capped: cap.is_some() })?;
             page = pages.end();
         }
         match gap {

@@ -48,7 +48,8 @@ impl<M: Machine> Space<M> {
     /// Keeps what a range has in memory from now on, and what comes there: reclaim leaves it alone. Nothing comes by
     /// this; [`Space::handle_fault`] of each page brings it.
     ///
-    /// A page that several spaces share, and that another CPU is about to evict at this moment, may go out once more.
+    /// A page that several spaces share, or that a device once refused, and that another CPU is about to evict at this
+    /// moment, may go out once more.
     ///
     /// # Errors
     /// As [`Space::protect`].

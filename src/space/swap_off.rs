@@ -8,7 +8,7 @@
 use core::ptr::NonNull;
 
 use super::fault::{Access, FaultError, Found, Step};
-use super::{Guarded, Space};
+use super::{Cap, Guarded, Space};
 use crate::addr::Vpn;
 use crate::machine::Machine;
 use crate::mm::Mm;
@@ -55,7 +55,8 @@ impl<M: Machine> Space<M> {
     /// Brings back every page that is out in the area of this number.
     fn bring_back(&self, mm: &Mm<M>, area: u8) -> Result<(), SwapOffError> {
         let mut guarded = self.lock(mm);
-        let Guarded { regions, streams, .. } = &mut *guarded;
+        let Guarded { regions, streams, cap, .. } = &mut *guarded;
+        cap.iter_mut().for_each(Cap::recount);
         table::for_each_leaf_table(mm.machine(), self.root, self.pages(mm), |table, part| {
             if !table.lock(mm).is_some_and(|cursor| cursor.holds_swapped()) {
                 return Ok(());

@@ -71,6 +71,15 @@ enum Refused {
     Protection,
 }
 
+/// What a store changes.
+#[derive(Copy, Clone, Eq, PartialEq)]
+enum Stored {
+    /// A word of data.
+    Word(usize),
+    /// The tag of a granule, and not its data.
+    Tag(usize),
+}
+
 /// See the module's head.
 pub struct World<G: Granule> {
     pub rig: Rig<G>,
@@ -223,17 +232,20 @@ impl<G: Granule> World<G> {
         self.page(actor, page).is_some_and(|page| page.may_go)
     }
 
-    /// The page was just stored to, and stays as it is: were its contents there still?
-    fn settle(&mut self, cpu: usize, page: u64, but: usize) {
+    /// The page was just stored to, and stays as it is: were its contents there still? What is known of it, other than
+    /// `but`, tells.
+    fn settle(&mut self, cpu: usize, page: u64, but: Stored) {
         let actor = self.on[cpu];
         if !self.may_go(actor, page) {
             return;
         }
-        let known =
-            |index: &usize| *index / 2 != but / 2 && self.page(actor, page).is_some_and(|page| page.word(*index) != 0);
+        let known = |index: &usize| {
+            but != Stored::Word(*index) && self.page(actor, page).is_some_and(|page| page.word(*index) != 0)
+        };
         let word = (0..G::ENTRIES).find(known);
-        let has_tag =
-            |granule: &usize| *granule != but / 2 && self.page(actor, page).is_some_and(|page| page.tag(*granule) != 0);
+        let has_tag = |granule: &usize| {
+            but != Stored::Tag(*granule) && self.page(actor, page).is_some_and(|page| page.tag(*granule) != 0)
+        };
         let granule = (0..Self::GRANULES).find(has_tag);
         let base = page << G::SHIFT;
         self.rig.emu().set_tag_check(cpu, TagCheck::None);
@@ -242,7 +254,7 @@ impl<G: Granule> World<G> {
             (_, Some(granule)) => {
                 self.program(cpu).ldg(base + (granule * TAG_GRANULE_BYTES) as u64).map(|tag| tag == 0)
             }
-            // Nothing but the granule that was stored to.
+            // Nothing but what was stored to.
             (None, None) => Ok(false),
         };
         self.rig.emu().set_tag_check(cpu, TagCheck::Sync);
@@ -294,7 +306,7 @@ impl<G: Granule> World<G> {
         self.serial += 1;
         let value = self.serial << 16 | page & 0xffff;
         if self.access(cpu, pointer, Access::Store(value)).is_some() {
-            self.settle(cpu, page, index);
+            self.settle(cpu, page, Stored::Word(index));
             if let Some(page) = self.actors[actor].pages.get_mut(&page) {
                 page.content::<G>().words[index] = value;
             }
@@ -306,7 +318,7 @@ impl<G: Granule> World<G> {
         if self.access(cpu, address, Access::StoreTag(tag)).is_none() {
             return;
         }
-        self.settle(cpu, page, granule * 2);
+        self.settle(cpu, page, Stored::Tag(granule));
         if let Some(page) = self.actors[self.on[cpu]].pages.get_mut(&page).filter(|page| page.is_tagged()) {
             page.content::<G>().tags[granule] = tag;
         }

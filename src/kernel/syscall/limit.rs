@@ -18,11 +18,12 @@ const INFINITY: u64 = !0;
 /// Says what a limit was, and sets it: `new` and `old` point to two words each, the limit and how far it may be raised,
 /// or are 0.
 pub fn prlimit(pid: u64, resource: u64, new: u64, old: u64) -> Outcome {
-    if resource >= RESOURCES {
-        return Err(Errno::EINVAL);
-    }
+    let wanted = if new != 0 { Some(uaccess::read_words::<2>(new)?) } else { None };
     if pid != 0 && pid != u64::from(process::id()) {
         return Err(Errno::ESRCH);
+    }
+    if resource >= RESOURCES {
+        return Err(Errno::EINVAL);
     }
     let (mm, space) = (global::mm(), process::space());
     let before = match resource {
@@ -33,8 +34,7 @@ pub fn prlimit(pid: u64, resource: u64, new: u64, old: u64) -> Outcome {
         STACK => elf::STACK_LIMIT,
         _ => INFINITY,
     };
-    if new != 0 {
-        let [limit, most] = uaccess::read_words::<2>(new)?;
+    if let Some([limit, most]) = wanted {
         if limit > most {
             return Err(Errno::EINVAL);
         }

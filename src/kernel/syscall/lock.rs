@@ -82,13 +82,12 @@ pub fn mlockall(flags: u64) -> Outcome {
     });
     if flags & flag::CURRENT != 0 {
         for_each_region(|start, length| {
-            process::space().mlock(global::mm(), start, length).map_err(map_errno)?;
+            // As in Linux what cannot be had, or another thread unmaps meanwhile, is no error of this call.
+            let _ = process::space().mlock(global::mm(), start, length);
             if !waits {
-                // As in Linux what cannot be had is no error of this call.
                 let _ = bring(start, length);
             }
-            Ok(())
-        })?;
+        });
     }
     Ok(0)
 }
@@ -96,17 +95,18 @@ pub fn mlockall(flags: u64) -> Outcome {
 /// Lets all go.
 pub fn munlockall() -> Outcome {
     process::memory().set_future(Future::Pageable);
-    for_each_region(|start, length| process::space().munlock(global::mm(), start, length).map_err(map_errno))?;
+    for_each_region(|start, length| {
+        let _ = process::space().munlock(global::mm(), start, length);
+    });
     Ok(0)
 }
 
-fn for_each_region(mut visit: impl FnMut(VirtAddr, u64) -> Result<(), Errno>) -> Result<(), Errno> {
+fn for_each_region(mut visit: impl FnMut(VirtAddr, u64)) {
     let mut from = VirtAddr::new(0);
     while let Some((start, length)) = process::space().region_from(global::mm(), from) {
-        visit(start, length)?;
+        visit(start, length);
         from = VirtAddr::new(start.bytes() + length);
     }
-    Ok(())
 }
 
 /// Says of each page of a range, in a byte, whether it is in memory.
