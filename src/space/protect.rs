@@ -24,6 +24,13 @@ use crate::tlb::{Flush, Lost};
 /// What of a protection is a wish, which stays when rights change.
 const ASKED_FOR: Protection = Protection::LOCKED.union(Protection::SINGLE);
 
+/// A change of a protection: what stays of it, and what comes.
+#[derive(Copy, Clone)]
+struct Edit {
+    keep: Protection,
+    set: Protection,
+}
+
 /// What folios a program wants new memory to be.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub enum Folios {
@@ -42,7 +49,7 @@ impl<M: Machine> Space<M> {
     /// it was changed, as on Linux.
     pub fn protect(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), MapError> {
         let protection = usable(mm, protection) - ASKED_FOR;
-        self.change(mm, start, bytes, |old| protection | old & (ASKED_FOR | Protection::TAGGED))
+        self.change(mm, start, bytes, Edit { keep: ASKED_FOR | Protection::TAGGED, set: protection })
     }
 
     /// Keeps what a range has in memory from now on, and what comes there: reclaim leaves it alone. Nothing comes by
@@ -54,7 +61,7 @@ impl<M: Machine> Space<M> {
     /// # Errors
     /// As [`Space::protect`].
     pub fn mlock(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64) -> Result<(), MapError> {
-        self.change(mm, start, bytes, |old| old | Protection::LOCKED)
+        self.change(mm, start, bytes, Edit { keep: Protection::all(), set: Protection::LOCKED })
     }
 
     /// Ends what [`Space::mlock`] began.
@@ -62,7 +69,7 @@ impl<M: Machine> Space<M> {
     /// # Errors
     /// As [`Space::protect`].
     pub fn munlock(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64) -> Result<(), MapError> {
-        self.change(mm, start, bytes, |old| old - Protection::LOCKED)
+        self.change(mm, start, bytes, Edit { keep: !Protection::LOCKED, set: Protection::empty() })
     }
 
     /// Says what folios new memory in a range may be. What is there stays as it is.
@@ -70,20 +77,16 @@ impl<M: Machine> Space<M> {
     /// # Errors
     /// As [`Space::protect`].
     pub fn prefer_folios(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64, folios: Folios) -> Result<(), MapError> {
-        self.change(mm, start, bytes, |old| match folios {
-            Folios::Any => old - Protection::SINGLE,
-            Folios::Single => old | Protection::SINGLE,
-        })
+        let set = match folios {
+            Folios::Any => Protection::empty(),
+            Folios::Single => Protection::SINGLE,
+        };
+        self.change(mm, start, bytes, Edit { keep: !Protection::SINGLE, set })
     }
 
-    /// Gives the regions in a range the protection that `new` makes of theirs, and their entries what follows from it.
-    fn change(
-        &self,
-        mm: &Mm<M>,
-        start: VirtAddr,
-        bytes: u64,
-        new: impl Fn(Protection) -> Protection,
-    ) -> Result<(), MapError> {
+    /// Gives the regions in a range the protection that `edit` makes of theirs, and their entries what follows from it.
+    fn change(&self, mm: &Mm<M>, start: VirtAddr, bytes: u64, edit: Edit) -> Result<(), MapError> {
+        let new = |old: Protection| old & edit.keep | edit.set;
         let wanted = self.checked_range(mm, start, bytes)?;
         let mut guarded = self.lock(mm);
         let regions = &mut guarded.regions;
@@ -97,7 +100,7 @@ impl<M: Machine> Space<M> {
         let around = group::around::<M::Granule>(range);
         let mut left = range;
         while !left.is_empty()
-            && let Some(region) = regions.protect(mm, left, &new)
+            && let Some(region) = regions.protect(mm, left, new)
         {
             let part = Region { pages: region.pages.intersection(range), ..region };
             let is_changed = new(region.protection) != region.protection;
