@@ -186,6 +186,7 @@ fn what_comes_is_locked() {
     assert_eq!(rig.count("swap_in"), reads);
     // The parent's copies left the child with the pages alone.
     rig.activate(0, &child);
+    advise(&rig, &child, (0, 8), Advice::PageOut);
     check(&rig, &child, 0..80);
     assert!(rig.count("swap_in") >= reads + 8);
     rig.destroy(space);
