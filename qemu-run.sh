@@ -5,9 +5,9 @@
 #
 #   Image     The kernel's ELF as a raw arm64 Image (with an ELF, QEMU passes no device tree).
 #   bootargs  Words `key=value` or `flag`: memory=MIB, swap=LIST, no-mte, tag-checks=MODE,
-#             no-hafdbs, quiet, icount, selftest=NAME. QEMU's RAM is memory + swap + the swap
-#             records; the kernel manages `memory` of it and keeps the rest for its RAM swap
-#             device.
+#             no-hafdbs, policy=NAME, cap=MIB, quiet, icount, selftest=NAME. QEMU's RAM is
+#             memory + swap + the swap records; the kernel manages `memory` of it and keeps the rest
+#             for its RAM swap device.
 #   initrd    A cpio archive (newc): `init`, the ELF to run; `argv` and `envp`, its strings,
 #             each ended by a NUL; `stats-path`, the host file for the statistics (only with
 #             --stats); `end-path`, a host file that the kernel makes when the program has ended;
@@ -45,10 +45,16 @@ source "$ROOT/scripts/setup.sh"
 source "$ROOT/scripts/image.sh"
 # shellcheck source=scripts/bench.sh
 source "$ROOT/scripts/bench.sh"
+# shellcheck source=scripts/scale.sh
+source "$ROOT/scripts/scale.sh"
 # shellcheck source=scripts/test.sh
 source "$ROOT/scripts/test.sh"
+# shellcheck source=scripts/soak.sh
+source "$ROOT/scripts/soak.sh"
 # shellcheck source=scripts/mutants.sh
 source "$ROOT/scripts/mutants.sh"
+# shellcheck source=scripts/races.sh
+source "$ROOT/scripts/races.sh"
 
 # Files of this run, gone at its end.
 WORK=
@@ -114,6 +120,9 @@ boot_args() {
 	[[ -z $TAG_CHECKS ]] || args+=" tag-checks=$TAG_CHECKS"
 	[[ -z $NO_HAFDBS ]] || args+=" no-hafdbs"
 	[[ -z $FOLIO_ORDERS ]] || args+=" folio-orders=$FOLIO_ORDERS"
+	[[ -z $POLICY ]] || args+=" policy=$POLICY"
+	[[ -z $COLLAPSE_MS ]] || args+=" collapse-ms=$COLLAPSE_MS"
+	[[ -z $CAP ]] || args+=" cap=$CAP"
 	[[ -z $QUIET ]] || args+=" quiet"
 	[[ -z $ICOUNT ]] || args+=" icount"
 	[[ -z $SELFTEST ]] || args+=" selftest=$SELFTEST"
@@ -202,8 +211,11 @@ main() {
 	run) run_program "${PROGRAM[@]}" ;;
 	debug) cmd_debug "${PROGRAM[@]}" ;;
 	bench) cmd_bench "$OPERAND" ;;
+	scale) cmd_scale "$OPERAND" ;;
 	test) cmd_test "$OPERAND" ;;
+	soak) cmd_soak "$OPERAND" ;;
 	mutants) cmd_mutants "$OPERAND" ;;
+	races) cmd_races "$OPERAND" ;;
 	help) usage ;;
 	build) # inner: everything the in-QEMU suite needs, and where its programs lie
 		need_qemu "$(mte_wanted || echo old)"

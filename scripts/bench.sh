@@ -9,6 +9,7 @@ cmd_bench() {
 	local name=$1 json=$STATS status=0
 	STATS= # the rows go there, not the counters
 	PROGRAM=(bench)
+	COLLAPSE_MS=${COLLAPSE_MS:-0} # nothing else is to be counted
 	[[ -z $name ]] || PROGRAM+=("$name")
 	work_dir
 	: >"$WORK/bench.out"

@@ -91,12 +91,13 @@ build_test_programs() {
 
 # build_test_program SOURCE NAME FLAG...
 build_test_program() {
-	local source=$1 program
+	local source=$1 program file newer=
 	program=$(test_program_dir)/$2
 	shift 2
-	[[ ! $program -nt $source || ! $program -nt $ROOT/tests/programs/ebb.h ||
-		! $program -nt $ROOT/tests/programs/pages.h ||
-		! $program -nt $ROOT/tests/programs/threads.h ]] || return 0
+	for file in "$source" "$ROOT"/tests/programs/*.h; do
+		[[ $program -nt $file ]] || newer=1
+	done
+	[[ -n $newer ]] || return 0
 	"$CC_AARCH64" -O2 -Wall -Wextra -Werror -ffreestanding -fno-stack-protector -nostdlib "$@" \
 		-o "$program" "$source" || die "$source does not compile"
 }

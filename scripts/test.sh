@@ -11,7 +11,7 @@ fail() { FAILED=$((FAILED + 1)) && echo "FAIL $1"; }
 
 cmd_test() {
 	local filter=$1
-	[[ -z $STATS$TIMEOUT$QUIET$TAG_CHECKS ]] || die "test takes no --stats, --timeout, --quiet, --tag-checks"
+	[[ -z $STATS$TIMEOUT$QUIET$TAG_CHECKS$CAP ]] || die "test takes no --stats, --timeout, --quiet, --tag-checks, --cap"
 	[[ -z $KERNEL_ELF$SELFTEST$DEV$NO_BUILD$DRY_RUN ]] ||
 		die "test takes no --kernel-elf, --selftest, --dev, --no-build, --dry-run"
 	work_dir
@@ -20,7 +20,7 @@ cmd_test() {
 	test_step "$filter" "cargo fmt" "${FMT[@]}" --all --check
 	test_step "$filter" "cargo clippy, host" "${CLIPPY[@]}" --quiet --workspace --all-targets -- -D warnings
 	test_step "$filter" "cargo clippy, races" "${CLIPPY[@]}" --quiet --package ebbtide --no-default-features \
-		--features shuttle --lib --test races --test races_shared -- -D warnings
+		--features shuttle --lib --test races --test races_shared --test races_wishes -- -D warnings
 	test_step "$filter" "cargo clippy, target" clippy_target selftest
 	test_step "$filter" "cargo clippy, target, 16k" clippy_target selftest,granule-16k
 	test_step "$filter" "cargo clippy, target, 64k" clippy_target selftest,granule-64k
@@ -59,7 +59,7 @@ clippy_target() {
 host_tests() {
 	cargo_tests "$1" --workspace
 	# Where each atomic operation is a step of a scheduler: a build of its own.
-	cargo_tests "$1" --package ebbtide --no-default-features --features shuttle --test races --test races_shared
+	cargo_tests "$1" --package ebbtide --no-default-features --features shuttle --test races --test races_shared --test races_wishes
 }
 
 # cargo_tests FILTER ARG...: cargo's own lines become ours; its counts are taken from its results.
@@ -81,7 +81,7 @@ cargo_tests() {
 }
 
 run_suite() {
-	"$ROOT/tests/qemu/run.sh" "${MACHINE_OPTIONS[@]}" -- "$1" | tee "$WORK/qemu.log" | grep -v '^@counts '
+	"$ROOT/tests/qemu/run.sh" "${MACHINE_OPTIONS[@]}" -- "$1" | tee "$WORK/qemu.log" | grep --line-buffered -v '^@counts '
 }
 
 qemu_tests() {

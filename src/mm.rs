@@ -293,23 +293,35 @@ impl<M: Machine> Mm<M> {
     /// Takes one frame out of the buddy lists, or by reclaim.
     #[cold]
     fn take_frame_afar(&self, kind: Kind) -> Option<OwnedFrame<'_>> {
-        match self.frames.take(self.machine.cpu(), 0, kind, Urgency::Normal) {
-            Some((frame, Pressure::None)) => Some(frame),
-            Some((frame, Pressure::Low)) => {
-                self.wake_reclaimer();
-                Some(frame)
-            }
-            None => self.take_frame_by_reclaim(kind),
+        self.take_frame_there(kind).or_else(|| self.take_frame_when_short(kind))
+    }
+
+    /// Takes one frame out of the buddy lists, if that leaves the reserve.
+    fn take_frame_there(&self, kind: Kind) -> Option<OwnedFrame<'_>> {
+        let (frame, pressure) = self.frames.take(self.machine.cpu(), 0, kind, Urgency::Normal)?;
+        if pressure == Pressure::Low {
+            let _ = self.wake_reclaimer();
         }
+        Some(frame)
     }
 
     /// Takes one frame even from the reserve: for a page whose coming in frees a slot.
     #[inline]
     pub(crate) fn take_frame_urgently(&self, kind: Kind) -> Option<OwnedFrame<'_>> {
-        if let Some(frame) = self.take_frame(kind) {
-            return Some(frame);
+        crate::sync::assert_may_sleep();
+        match self.frames.take_near(self.machine.cpu(), kind) {
+            Some(frame) => Some(frame),
+            None => self.take_frame_afar_urgently(kind),
         }
-        Some(self.frames.take(self.machine.cpu(), 0, kind, Urgency::Reserve)?.0)
+    }
+
+    #[cold]
+    fn take_frame_afar_urgently(&self, kind: Kind) -> Option<OwnedFrame<'_>> {
+        let reserve = || Some(self.frames.take(self.machine.cpu(), 0, kind, Urgency::Reserve)?.0);
+        let there = self.take_frame_there(kind);
+        // Where the last search was in vain, that is what the reserve is for.
+        let there = there.or_else(|| if self.reclaim.is_vain() { reserve() } else { None });
+        there.or_else(|| self.take_frame_when_short(kind)).or_else(reserve)
     }
 
     /// Takes the memory for a large folio, if there is plenty.

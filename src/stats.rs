@@ -84,6 +84,8 @@ counters! {
     faults_forbidden,
     /// Faults refused: no memory and nothing left to reclaim.
     faults_no_memory,
+    /// Faults refused: the space is at its cap, and nothing of it can leave.
+    faults_capped,
     /// Faults refused: the page's swap slot could not be read, or held another page than the one that left.
     faults_unreadable,
     /// Pages written to a swap slot.
@@ -106,6 +108,8 @@ counters! {
     refaults_protected,
     /// Pages that left again as they had come, by no request: their slots still had them.
     swap_out_clean,
+    /// Pages in memory for some spaces and out for others that became two pages, as their area is being turned off.
+    parted,
     /// Faults that found their page still in memory, on its way out or kept after a failed write.
     swap_cache_hits,
     /// Pages whose write to the device failed; they stay in memory.
@@ -144,14 +148,28 @@ counters! {
     locked,
     /// Pages that changed hands between reclaim's choice and its unmapping.
     raced,
-    /// Faults and calls that reclaimed for themselves.
+    /// Requests for a frame that found no more than the reserve, and then some that had come free meanwhile.
+    short_progress,
+    /// The same, after they had waited for the background reclaimer.
+    short_waits,
+    /// The same, that reclaimed for themselves.
     direct_reclaims,
+    /// The same, that found nothing to reclaim in a whole search.
+    short_failures,
     /// Faults that reclaimed from their own space, which was at its cap.
     cap_reclaims,
     /// Times the background reclaimer was woken.
     background_wakes,
-    /// Programs that died for want of memory; counted by the kernel.
+    /// Requests that the background reclaimer was not woken for, as it had found nothing before.
+    background_rests,
+    /// Programs that were killed for want of memory; counted by the kernel, as are the next three.
     oom_kills,
+    /// Faults that found no memory, and waited for the end of a program that had been chosen, or was about to end.
+    oom_waits,
+    /// Faults that found no memory, and some at the second look, before anybody was chosen.
+    oom_averted,
+    /// Faults that found no memory, of programs that were about to end themselves.
+    oom_ends,
     /// Leaf and higher tables made.
     tables_made,
     /// Tables freed.

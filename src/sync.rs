@@ -8,7 +8,7 @@
 //! In builds with debug assertions a per-thread depth counter checks the first rule: [`assert_may_sleep`] fails when
 //! a spinning lock is held.
 //!
-//! With the feature `shuttle`, for `tests/races.rs` and `tests/races_shared.rs` alone, each operation on an atomic, and
+//! With the feature `shuttle`, for `tests/races*.rs` alone, each operation on an atomic, and
 //! so each turn of a lock, is a step of a scheduler that explores interleavings: `steps`.
 
 mod place;
@@ -19,7 +19,7 @@ pub use core::sync::atomic::Ordering;
 #[cfg(not(feature = "shuttle"))]
 pub use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 #[cfg(feature = "shuttle")]
-pub use steps::{AtomicU32, AtomicU64, AtomicUsize, stepping};
+pub use steps::{AtomicU32, AtomicU64, AtomicUsize, begin_task, stepping, turn};
 
 /// Atomics that are no steps to a scheduler: those of counters, by which nobody decides, and those that an emulated
 /// machine touches within one of its own steps.
@@ -29,18 +29,41 @@ pub(crate) mod stepless {
     pub(crate) use core::sync::atomic::AtomicU64;
 }
 
-/// Values of the calling thread. shuttle's tasks share one thread, and have theirs all the same.
-#[cfg(all(any(test, feature = "emu"), feature = "shuttle"))]
-pub(crate) use shuttle::thread_local;
 #[cfg(all(any(test, feature = "emu"), not(feature = "shuttle")))]
 pub(crate) use std::thread_local;
+/// Values of the calling thread. shuttle's tasks share one thread, and have theirs all the same.
+#[cfg(feature = "shuttle")]
+pub(crate) use steps::{TASKS, TaskLocal, task_local as thread_local};
 
+#[cfg(all(any(test, feature = "emu"), not(feature = "shuttle")))]
+pub(crate) use stepped::{Search, step};
 /// A step that is no operation on an atomic: one of the emulated machine's.
 #[cfg(feature = "shuttle")]
-pub(crate) use steps::step;
+pub(crate) use steps::{Search, step};
+
+/// Where no scheduler asks for steps.
 #[cfg(all(any(test, feature = "emu"), not(feature = "shuttle")))]
-#[inline(always)]
-pub(crate) fn step() {}
+mod stepped {
+    #[inline(always)]
+    pub(crate) fn step() {}
+
+    pub(crate) struct Search;
+
+    impl Search {
+        #[inline(always)]
+        pub fn step() -> Self {
+            Self
+        }
+
+        #[inline(always)]
+        pub fn is_long(&self) -> bool {
+            false
+        }
+
+        #[inline(always)]
+        pub fn found(self, _raw: u64) {}
+    }
+}
 
 pub use place::{Inside, Place};
 

@@ -5,7 +5,7 @@ mod support;
 
 use ebbtide::Space;
 use ebbtide::addr::VirtAddr;
-use ebbtide::frame::FolioOrders;
+use ebbtide::frame::{FolioOrders, MAX_ORDER};
 use ebbtide::granule::{Granule, K4, K16, K64};
 use ebbtide::machine::emu::Adversary;
 use ebbtide::reclaim::Advice;
@@ -316,5 +316,50 @@ fn slots_of_all_sizes_come_and_go() {
     }
     scene.check_all(0..192);
     assert!(rig.count("swap_out_folios") > 2 && rig.count("splits") > 10);
+    scene.finish();
+}
+
+/// The largest that there are: longer than what is looked at in one piece elsewhere.
+#[test]
+fn the_largest_folios_leave_in_every_way() {
+    const PAGES: u64 = 1 << MAX_ORDER;
+    let orders = FolioOrders::SINGLE.with(MAX_ORDER);
+    // A run of so many slots lies in one of sixteen clusters.
+    let slots = 16 * PAGES as u32;
+    let rig = Rig::<K4>::new(Setup { frames: 4 * PAGES, slots, tag_rooms: slots, orders, ..setup::<K4>() });
+    let scene = Scene { rig: &rig, space: rig.space() };
+    rig.map(&scene.space, BASE, PAGES, RWT);
+    let write = |program: &Program<'_, K4>| (0..PAGES).for_each(|page| Scene::write(program, page));
+    write(&scene.program());
+    assert_eq!(rig.count("large_folios"), 1);
+    scene.advise(0, PAGES, Advice::PageOut);
+    assert_eq!(rig.count("swap_out"), PAGES);
+    scene.check_all(0..PAGES);
+    // Given up.
+    scene.advise(0, PAGES, Advice::DontNeed);
+    write(&scene.program());
+    scene.advise(0, PAGES, Advice::Free);
+    scene.advise(0, PAGES, Advice::PageOut);
+    assert_eq!(rig.count("clean_discards"), PAGES);
+    // Shared.
+    write(&scene.program());
+    let child = scene.space.fork(&rig.mm).unwrap();
+    scene.advise(0, PAGES, Advice::PageOut);
+    assert_eq!(rig.count("swap_out"), 2 * PAGES);
+    scene.check_all(0..PAGES);
+    rig.activate(0, &child);
+    (0..PAGES).for_each(|page| Scene::check(&rig.program(&child), page));
+    rig.destroy(child);
+    // Given up by both.
+    rig.activate(0, &scene.space);
+    scene.advise(0, PAGES, Advice::DontNeed);
+    write(&scene.program());
+    let child = scene.space.fork(&rig.mm).unwrap();
+    scene.advise(0, PAGES, Advice::Free);
+    rig.activate(0, &child);
+    child.advise(&rig.mm, VirtAddr::new(BASE), PAGES << K4::SHIFT, Advice::Free).unwrap();
+    child.advise(&rig.mm, VirtAddr::new(BASE), PAGES << K4::SHIFT, Advice::PageOut).unwrap();
+    rig.destroy(child);
+    rig.activate(0, &scene.space);
     scene.finish();
 }

@@ -9,7 +9,7 @@ use ebbtide::granule::{Granule, K4, K16, K64};
 use ebbtide::machine::emu::{Access, Adversary};
 use ebbtide::reclaim::Advice;
 use ebbtide::space::Protection;
-use ebbtide::swap::DeviceFlags;
+use ebbtide::swap::{DeviceFlags, SwapOffError};
 
 use support::entries::{VALID, entries};
 use support::stage::{in_turns, meanwhile};
@@ -431,6 +431,39 @@ fn swapoff_brings_back_what_is_shared() {
         assert!(rig.mm.swap_off(area, &spaces).is_ok());
         family.check_all();
         (0..48).for_each(|page| family.store(0, page, 1, 3));
+        family.check_all();
+        family.finish();
+    }
+}
+
+/// Swapoff with less memory than several share in the area: what is in memory for one, and out for the others, leaves
+/// for another area meanwhile.
+#[test]
+fn swapoff_needs_no_memory_for_all_that_is_shared() {
+    for (device, orders) in [DeviceFlags::SYNCHRONOUS, LATE, CHECKED]
+        .into_iter()
+        .flat_map(|device| [(device, FolioOrders::SINGLE), (device, FolioOrders::group::<K4>())])
+    {
+        let rig = Rig::<K4>::new(Setup { slots: 512, frames: 112, orders: Some(orders), ..setup::<K4>(device) });
+        let test_device = std::sync::Arc::new(ebbtide::machine::emu::TestDevice::new(256, device));
+        let first = rig.swap_on(test_device, 256, 1).unwrap();
+        let mut family = Family::new(&rig, 128);
+        (0..128).for_each(|page| {
+            family.store(0, page, 0, page as u64 + 1);
+            family.tag(0, page, page as u8 & 0xf);
+        });
+        family.out(0);
+        let child = family.fork(0);
+        family.fork(child);
+        let spaces: Vec<_> = family.members.iter().map(|member| &member.space).collect();
+        assert!(rig.mm.swap_off(first, &spaces).is_ok());
+        assert!(rig.count("parted") > 0);
+        family.check_all();
+        (0..128).for_each(|page| family.store(page % 3, page, 1, 3));
+        family.check_all();
+        // There is nowhere else to go: the area stays, and all is there.
+        let spaces: Vec<_> = family.members.iter().map(|member| &member.space).collect();
+        assert_eq!(rig.mm.swap_off(rig.area.unwrap(), &spaces).err(), Some(SwapOffError::NoMemory));
         family.check_all();
         family.finish();
     }

@@ -33,6 +33,7 @@ const DRY: Setup = Setup {
     features: Features::all(),
     adversary: Adversary::Quiet,
     asid_bits: 8,
+    va_bits: 48,
     orders: None,
     device: DeviceFlags::SYNCHRONOUS,
     replacement: Replacement::Adaptive,

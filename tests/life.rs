@@ -84,6 +84,7 @@ const TIGHT: Setup = Setup {
     features: Features::all(),
     adversary: Adversary::Full,
     asid_bits: 16,
+    va_bits: 48,
     orders: None,
     device: DeviceFlags::SYNCHRONOUS,
     replacement: Replacement::Adaptive,

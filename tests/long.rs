@@ -56,6 +56,7 @@ const SINGLE: Setup = Setup {
     features: Features::all(),
     adversary: Adversary::Full,
     asid_bits: 16,
+    va_bits: 48,
     orders: Some(FolioOrders::SINGLE),
     device: DeviceFlags::SYNCHRONOUS,
     replacement: Replacement::Adaptive,

@@ -152,6 +152,29 @@ fn a_pin_outlives_the_mapping() {
     rig.check_nothing_leaked();
 }
 
+/// A device's store is a store: what was given up before it has ended, is not given up any more.
+#[test]
+fn what_a_device_stores_is_not_given_up() {
+    for orders in [None, Some(FolioOrders::SINGLE)] {
+        let rig = rig(DeviceFlags::SYNCHRONOUS, orders);
+        let scene = Scene::new(&rig, RWT);
+        (0..PAGES).for_each(|page| scene.program().store(at(page) + OURS, page + 1).unwrap());
+        let pin = scene.pin(5, Access::Write).unwrap();
+        scene.space.advise(&rig.mm, VirtAddr::new(BASE), PAGES << 12, Advice::Free).unwrap();
+        scene.device_stores(&pin, 77);
+        rig.mm.unpin(pin);
+        scene.out(&scene.space);
+        assert_eq!(scene.program().load(at(5) + DEVICES), Ok(77), "{orders:?}");
+        assert_eq!(scene.program().load(at(5) + OURS), Ok(6), "{orders:?}");
+        // Single pages that no device has may go.
+        if orders.is_some() {
+            assert_eq!(scene.program().load(at(4) + OURS), Ok(0));
+            assert_eq!(scene.program().load(at(6) + OURS), Ok(0));
+        }
+        rig.finish(scene.space);
+    }
+}
+
 /// What a program may not do, a pin on its behalf may not either.
 #[test]
 fn a_pin_asks_as_the_program_would() {

@@ -146,6 +146,8 @@ impl World {
             seed: pick(1 << 20) as u64,
             features,
             adversary,
+            // Three levels of tables, or four.
+            va_bits: [32, 32, 32, 48][pick(4)],
             orders: Some(orders),
             device: DEVICES[pick(DEVICES.len())],
             ..Setup::default()
@@ -216,8 +218,8 @@ impl World {
         match pick(8) {
             0 | 1 => self.advise(member, ALL, Advice::PageOut),
             2 => self.advise(member, some, Advice::PageOut),
-            3 => some.for_each(|page| self.load(member, 0, page)),
-            4 => ALL.for_each(|page| self.load(member, 0, page)),
+            3 => some.for_each(|page| _ = self.load(member, 0, page)),
+            4 => ALL.for_each(|page| _ = self.load(member, 0, page)),
             5 => some.for_each(|page| self.store(member, 0, page)),
             6 => self.advise(member, some, Advice::Cold),
             _ => self.advise(member, ALL, Advice::Cold),
@@ -272,33 +274,36 @@ impl World {
         member.change(page..page + 1, |page| page.tag = tag);
     }
 
-    /// Looks at a page, of which a program on `cpu` is at its own word, if any is beside.
-    fn load(&self, member: &Member, cpu: usize, page: usize) {
-        for word in 0..WORDS {
+    /// Looks at a page, of which a program on `cpu` is at its own word, if any is beside. Returns what it saw, of a page
+    /// that is there.
+    fn load(&self, member: &Member, cpu: usize, page: usize) -> [u64; WORDS] {
+        let mut all = [0; WORDS];
+        for (word, into) in all.iter_mut().enumerate() {
             let before = member.page(page);
             let seen = self.access(member, cpu, word_at(page, word), Access::Load);
             let after = member.page(page);
             if before.is_unmapped {
                 assert!(matches!(seen, Err(Death::Refused(_, FaultError::NotMapped))), "{seen:?}: {self:?}");
-                return;
+                break;
             }
             let seen = seen.unwrap_or_else(|error| panic!("page {page}: {error:?}: {self:?}"));
             let admitted = Word { high: after.words[word].high, ..before.words[word] };
             assert!(admitted.admits(seen), "word {word} of page {page} is {seen}, not {admitted:?}: {self:?}");
+            *into = seen;
         }
+        all
     }
 
     /// Looks at all of a space on CPU 0, when nobody else does anything.
     fn check(&self, member: &Member) {
         self.rig.activate(0, &member.space);
         for page in ALL {
-            self.load(member, 0, page);
+            let seen = self.load(member, 0, page);
             let Page { words, tag, given_up, is_unmapped } = member.page(page);
             if is_unmapped {
                 continue;
             }
             let program = self.rig.program(&member.space);
-            let seen = [0, 1, 2].map(|cpu| program.load(word_at(page, cpu)).unwrap());
             let old = || words.iter().zip(seen).filter(|(word, _)| word.may_go && word.low > 0);
             let (gone, stays) = (old().any(|(_, seen)| seen == 0), old().any(|(_, seen)| seen > 0));
             // What goes, goes whole.
@@ -463,8 +468,8 @@ impl Call {
             Reclaim => world.rig.mm.balance(),
             Store => SOME.iter().for_each(|&page| world.store(member, cpu, page)),
             StoreAll => ALL.for_each(|page| world.store(member, cpu, page)),
-            Load => SOME.iter().for_each(|&page| world.load(member, cpu, page)),
-            LoadAll => ALL.for_each(|page| world.load(member, cpu, page)),
+            Load => SOME.iter().for_each(|&page| _ = world.load(member, cpu, page)),
+            LoadAll => ALL.for_each(|page| _ = world.load(member, cpu, page)),
             Tag => SOME.iter().for_each(|&page| world.tag(member, cpu, page, 7)),
             Fork | ForkRun => self.fork(world, member, cpu),
             End => {}

@@ -10,7 +10,7 @@
 //! then confirms again all that it knew.
 
 use super::database::Frames;
-use super::{AREA_SHIFT, Frame, Kind, Left, ORDER_MASK, OwnedFrame, REFERENCE, flag};
+use super::{AREA_SHIFT, Frame, FrameRecord, Kind, Left, ORDER_MASK, OwnedFrame, REFERENCE, flag};
 use crate::machine::Machine;
 use crate::node::Home;
 use crate::sync::{Ordering, assert_may_sleep, try_lock_bit, unlock_bits};
@@ -99,8 +99,9 @@ impl Frames {
     /// Takes the folio lock if it is free.
     #[inline]
     pub(crate) fn try_lock<'a, M: Machine>(&'a self, machine: &'a M, frame: Frame) -> Option<FolioLock<'a, M>> {
-        let taken = try_lock_bit(&self.record(frame).flags, flag::LOCKED);
-        if taken { Some(FolioLock { frames: self, machine, frame }) } else { None }
+        let record = self.record(frame);
+        let taken = try_lock_bit(&record.flags, flag::LOCKED);
+        if taken { Some(FolioLock { record, machine, frame }) } else { None }
     }
 
     /// Sleeps until the folio lock is free, and takes it. The caller holds a reference and no inner lock.
@@ -121,12 +122,18 @@ impl Frames {
 
 /// A held folio lock.
 pub struct FolioLock<'a, M: Machine> {
-    frames: &'a Frames,
+    record: &'a FrameRecord,
     machine: &'a M,
     frame: Frame,
 }
 
-impl<M: Machine> FolioLock<'_, M> {
+impl<'a, M: Machine> FolioLock<'a, M> {
+    /// The record of the locked folio.
+    #[inline]
+    pub(crate) fn record(&self) -> &'a FrameRecord {
+        self.record
+    }
+
     /// The locked folio.
     #[inline]
     pub(crate) fn frame(&self) -> Frame {
@@ -137,7 +144,7 @@ impl<M: Machine> FolioLock<'_, M> {
 impl<M: Machine> Drop for FolioLock<'_, M> {
     #[inline]
     fn drop(&mut self) {
-        let flags = &self.frames.record(self.frame).flags;
+        let flags = &self.record.flags;
         let before = unlock_bits(flags, flag::LOCKED | flag::WAITED);
         if before & flag::WAITED != 0 {
             self.machine.wake(flags);

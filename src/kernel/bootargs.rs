@@ -4,7 +4,9 @@ use core::str::SplitAsciiWhitespace;
 
 use arrayvec::ArrayVec;
 use ebbtide::frame::FolioOrders;
+use ebbtide::reclaim::Replacement;
 
+use super::collapse;
 use super::cpu::TagChecks;
 use super::swap::Faults;
 use super::watchdog;
@@ -44,6 +46,12 @@ pub struct BootArgs<'a> {
     pub no_hafdbs: bool,
     /// `folio-orders=ORDER,...`: the sizes of folio that first touch makes.
     pub folio_orders: Option<FolioOrders>,
+    /// `policy=clock|generations|adaptive`: which page leaves.
+    pub policy: Replacement,
+    /// `collapse-ms=MS`: the time between two searches for groups to collapse; 0 is never.
+    pub collapse_ms: u64,
+    /// `cap=MIB`: what the first program may have in memory, and each that comes from it.
+    pub cap_mib: Option<u64>,
     /// `quiet`: log warnings and deaths only.
     pub quiet: bool,
     /// `icount`: the counter counts instructions.
@@ -62,6 +70,9 @@ impl<'a> BootArgs<'a> {
             tag_checks: TagChecks::Async,
             no_hafdbs: false,
             folio_orders: None,
+            policy: Replacement::default(),
+            collapse_ms: collapse::EVERY_MS,
+            cap_mib: None,
             quiet: false,
             icount: false,
             text,
@@ -75,6 +86,9 @@ impl<'a> BootArgs<'a> {
                 Word::TagChecks(checks) => args.tag_checks = checks,
                 Word::NoHafdbs => args.no_hafdbs = true,
                 Word::FolioOrders(orders) => args.folio_orders = Some(orders),
+                Word::Policy(policy) => args.policy = policy,
+                Word::CollapseMs(gap) => args.collapse_ms = gap,
+                Word::Cap(mib) => args.cap_mib = Some(mib),
                 Word::Quiet => args.quiet = true,
                 Word::Icount => args.icount = true,
                 Word::Selftest | Word::Unknown => {}
@@ -121,7 +135,8 @@ fn faults(list: &str) -> Option<Faults> {
     for word in list.split(',') {
         match word.split_once('=') {
             None if word == "checked" => faults.checked = true,
-            None if word == "late" => faults.late = true,
+            None if word == "late" => faults.late = Some(0),
+            Some(("late", milliseconds)) => faults.late = Some(milliseconds.parse().ok()?),
             Some(("fail", every)) => faults.fail = every.parse().ok()?,
             Some(("damage", every)) => faults.damage = every.parse().ok()?,
             _ => return None,
@@ -138,6 +153,9 @@ enum Word {
     TagChecks(TagChecks),
     NoHafdbs,
     FolioOrders(FolioOrders),
+    Policy(Replacement),
+    CollapseMs(u64),
+    Cap(u64),
     Quiet,
     Icount,
     Selftest,
@@ -158,6 +176,9 @@ impl Word {
             Some(("swap", value)) => swap_sizes(value).map_or(Self::Unknown, Self::Swap),
             Some(("swap-device", value)) => faults(value).map_or(Self::Unknown, Self::SwapDevice),
             Some(("folio-orders", value)) => folio_orders(value).map_or(Self::Unknown, Self::FolioOrders),
+            Some(("policy", name)) => Replacement::named(name).map_or(Self::Unknown, Self::Policy),
+            Some(("collapse-ms", value)) => value.parse().map_or(Self::Unknown, Self::CollapseMs),
+            Some(("cap", value)) => value.parse().map_or(Self::Unknown, Self::Cap),
             Some(("tag-checks", "sync")) => Self::TagChecks(TagChecks::Sync),
             Some(("tag-checks", "async")) => Self::TagChecks(TagChecks::Async),
             Some(("tag-checks", "asymm")) => Self::TagChecks(TagChecks::Asymm),

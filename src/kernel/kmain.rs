@@ -12,8 +12,10 @@
 
 mod board;
 mod bootargs;
+mod collapse;
 mod console;
 mod cpu;
+mod direct;
 mod dt;
 mod el0;
 mod elf;
@@ -154,7 +156,7 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     random::seed(if args.icount { 0 } else { tree.seed });
     floor::start(&mut ground, if args.icount { Counter::Instructions } else { Counter::Time });
 
-    let mm = layout::start_mm(machine, &plan, &mut ground);
+    let mm = layout::start_mm(machine, &plan, &mut ground, args.policy);
     if let Err(why) = swap::start(mm, &plan, &args) {
         cannot_start(format_args!("{why}"));
     }
@@ -163,6 +165,7 @@ extern "C" fn kmain(device_tree: u64) -> ! {
     }
     sched::start();
     sched::spawn(reclaimer);
+    collapse::start(args.collapse_ms);
 
     let Some(files) = initrd else {
         cannot_start(format_args!("there is no initrd, hence no program to run"));

@@ -19,6 +19,7 @@ use core::ptr::NonNull;
 use ebbtide::addr::{PfnRange, PhysAddr};
 use ebbtide::frame::FrameRecord;
 use ebbtide::machine::{Machine, Tags};
+use ebbtide::reclaim::Replacement;
 use ebbtide::{Memory, Mm};
 
 use super::bootargs::BootArgs;
@@ -141,7 +142,7 @@ const _: () = assert!(3 * size_of::<Mm<Hardware>>() <= stack::STACK);
 /// Hands the managed machine to the library. Not inlined: its frame holds the library's root object while that is made,
 /// and shall not lie below all that follows.
 #[inline(never)]
-pub fn start_mm(machine: Hardware, plan: &Plan, ground: &mut Ground) -> &'static Mm<Hardware> {
+pub fn start_mm(machine: Hardware, plan: &Plan, ground: &mut Ground, policy: Replacement) -> &'static Mm<Hardware> {
     let bytes = plan.managed.pages() * size_of::<FrameRecord>() as u64;
     let records = ground.take(bytes);
     machine.zero(pages(records, records + bytes.next_multiple_of(PAGE)), Tags::Ignore);
@@ -153,9 +154,10 @@ pub fn start_mm(machine: Hardware, plan: &Plan, ground: &mut Ground) -> &'static
     let free = [pages(start, image.start), pages(ground.next, ground.end)];
     // From here on the rest of the ground is the library's.
     ground.end = ground.next;
+    let memory = Memory { span: plan.managed, records, free: &free };
     // SAFETY: the two free runs are RAM that nothing uses: below the image, and above all that the ground gave out. The
     // records are zeroed, one for each managed frame, and nobody else's.
-    match global::set_mm(|| unsafe { Mm::new(machine, Memory { span: plan.managed, records, free: &free }) }) {
+    match global::set_mm(|| unsafe { Mm::with_policy(machine, memory, policy) }) {
         Ok(mm) => mm,
         Err(error) => cannot_start(format_args!("memory= is of no use: {error:?}")),
     }

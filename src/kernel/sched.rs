@@ -9,8 +9,9 @@
 //! disturbs what is being counted. A CPU that finds nothing waits for an interrupt on a stack of its own.
 //!
 //! **Waiting.** A task waits on a word: [`wait`] is what the library's sleeping locks come down to, and ends only by
-//! [`wake`]; [`wait_breakable`] ends also at a time, or when the task is to be killed. The word is compared under the
-//! scheduler's lock, which `wake` takes after the word has changed: none is lost.
+//! [`wake`]; [`wait_breakable`] ends also at a time, or when the task is to be killed; [`sleep_until`] at a time alone,
+//! for who waits for a device that has something of theirs. The word is compared under the scheduler's lock, which
+//! `wake` takes after the word has changed: none is lost.
 //!
 //! **Killing.** Nobody ends another task. [`doom`] notes why, which the task finds on its way to EL0, with no lock
 //! held and nothing half done.
@@ -38,10 +39,12 @@ use super::el0::UserState;
 use super::percpu::{self, MOST_CPUS, NO_TASK};
 use super::process::{Fatal, Memory, MemoryRef};
 use super::{global, interrupt, panic, stack, time, watchdog};
-pub use end::{Record, die, doom, doomed, fatal, release, wait_for_rest};
+pub use end::{Noted, Record, all_doomed, die, doom, doom_all, doomed, fatal, kill_pending, release, wait_for_rest};
 pub use make::{add, begin, has_room, spawn, start};
 use queue::Queue;
-pub use running::{current, current_memory, defer_call, for_each_memory, replace_memory, take_work, with_user};
+pub use running::{
+    current, current_memory, defer_call, for_each_memory, memory_of, next_memory, replace_memory, take_work, with_user,
+};
 
 /// The longest turn of a program while another one is ready.
 const SLICE_NS: u64 = 4_000_000;
@@ -81,6 +84,8 @@ enum Ends {
     Killing,
     /// That, or a value of the counter.
     KillingOrTime(u64),
+    /// A value of the counter alone.
+    Time(u64),
 }
 
 #[derive(Copy, Clone, Eq, PartialEq)]
@@ -124,7 +129,7 @@ impl Task {
 
     fn wake_time(&self) -> Option<u64> {
         match self.state {
-            State::Waiting(_, Ends::KillingOrTime(at)) => Some(at),
+            State::Waiting(_, Ends::KillingOrTime(at) | Ends::Time(at)) => Some(at),
             _ => None,
         }
     }
@@ -265,7 +270,11 @@ impl Scheduler {
         task.state = State::Ready;
         let is_kernel_task = matches!(task.kind, Kind::Kernel);
         let mut to = task.cpu;
-        let is_free = |cpu: usize| self.cpus[cpu].idle || cpu == here && self.cpus[cpu].current.is_none();
+        let is_free = |cpu: usize| {
+            let local = &self.cpus[cpu];
+            // This CPU, when it looks for work, has room for one.
+            local.idle || cpu == here && local.current.is_none() && local.waiting() == 0
+        };
         if !is_free(to) {
             let idle = self.cpus[..percpu::count()].iter().position(|cpu| cpu.idle);
             // A kernel task runs before the waker does.
@@ -334,7 +343,8 @@ impl Scheduler {
     }
 
     /// Sets the timer for what comes first: the turn's end, if there is somebody to be next, the time of a sleeper
-    /// that is to go on here, or that of the next sign of life.
+    /// that is to go on here, or that of the next sign of life. One that is set for earlier stays: it finds nothing to
+    /// do and is set again then. So tasks that yield in turn do not set it each time.
     fn set_alarm(&mut self) {
         let here = percpu::number();
         let local = &self.cpus[here];
@@ -343,7 +353,7 @@ impl Scheduler {
         let alarm = sleepers.chain(turn_end).min();
         let alarm = watchdog::alarm(alarm);
         let local = &mut self.cpus[here];
-        if alarm != local.alarm {
+        if alarm.is_some_and(|alarm| local.alarm.is_none_or(|set| alarm < set)) {
             local.alarm = alarm;
             interrupt::set_timer(alarm);
         }
@@ -398,11 +408,13 @@ impl Scheduler {
         Some((current, &mut self.tasks[current.0].kind))
     }
 
-    /// Whether nothing will ever happen again.
+    /// Whether nothing will ever happen again, but that a kernel task looks round at its times.
     fn is_stuck(&self) -> bool {
         let cpus = &self.cpus[..percpu::count()];
+        let looks_round =
+            |task: &Task| matches!((&task.kind, task.state), (Kind::Kernel, State::Waiting(_, Ends::KillingOrTime(_))));
         cpus.iter().all(|cpu| cpu.idle && cpu.waiting() == 0)
-            && self.tasks.iter().all(|task| task.wake_time().is_none())
+            && self.tasks.iter().all(|task| task.wake_time().is_none() || looks_round(task))
     }
 }
 
@@ -502,6 +514,16 @@ pub fn wait_breakable(word: &AtomicU32, seen: u32, until: Option<u64>) {
         switch(State::Waiting(word, until.map_or(Ends::Killing, Ends::KillingOrTime)), Rank::Last);
     } else {
         unlock();
+    }
+}
+
+/// Sleeps until the counter has the value `at`, whatever is to become of the task.
+pub fn sleep_until(at: u64) {
+    /// Of all who sleep so.
+    static NOBODY_WAKES: AtomicU32 = AtomicU32::new(0);
+    while time::counter() < at {
+        lock();
+        switch(State::Waiting(&NOBODY_WAKES, Ends::Time(at)), Rank::Last);
     }
 }
 

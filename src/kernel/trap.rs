@@ -12,7 +12,7 @@ use ebbtide::space::{Access, Fault, FaultError};
 
 use super::el0::WholeFrame;
 use super::panic::{self, Registers};
-use super::process::{Signal, no_memory};
+use super::process::Signal;
 use super::{cpu, global, interrupt, mte, percpu, process, sched, syscall, uaccess};
 
 /// Exception classes: ESR_EL1.EC (Arm ARM, D24.2.40).
@@ -85,12 +85,8 @@ fn is_upper(address: u64) -> bool {
 }
 
 #[inline]
-fn resolve(abort: Abort, far: u64) -> Result<(), FaultError> {
-    if is_upper(far) {
-        return Err(FaultError::NotMapped);
-    }
-    let fault = Fault { address: VirtAddr::untagged(far), access: abort.access() };
-    process::space().handle_fault(global::mm(), fault)
+fn fault(abort: Abort, far: u64) -> Fault {
+    Fault { address: VirtAddr::untagged(far), access: abort.access() }
 }
 
 /// A synchronous exception from EL0 that is not a system call.
@@ -98,7 +94,12 @@ fn resolve(abort: Abort, far: u64) -> Result<(), FaultError> {
 extern "C" fn el0_abort(esr: u64, far: u64) {
     let abort = Abort(esr);
     if abort.is_from_user() && abort.is_translation() {
-        if let Err(error) = resolve(abort, far) {
+        let resolved = if is_upper(far) {
+            Err(FaultError::NotMapped)
+        } else {
+            process::space().handle_fault(global::mm(), fault(abort, far))
+        };
+        if let Err(error) = resolved {
             unresolved(&error);
         }
     } else {
@@ -106,13 +107,21 @@ extern "C" fn el0_abort(esr: u64, far: u64) {
     }
 }
 
-/// Ends the program for a fault that its address space refused.
+/// Ends the program for a fault that its address space refused; returns when it found no memory at first, and the
+/// access may be repeated, or the process is to be killed.
 ///
 /// Reads the syndrome again, so that the way of a resolved fault need not keep it: no exception came in between, as
 /// nothing there copies from or to the program.
 #[cold]
-fn unresolved(error: &FaultError) -> ! {
+fn unresolved(error: &FaultError) {
     let (abort, far) = (Abort(ESR_EL1.get()), FAR_EL1.get());
+    let mut error = *error;
+    if error == FaultError::NoMemory {
+        match process::outlast(fault(abort, far)) {
+            Ok(()) | Err(FaultError::NoMemory) => return,
+            Err(other) => error = other,
+        }
+    }
     let (address, access) = (VirtAddr::untagged(far).bytes(), verb(abort));
     let address = if is_upper(far) { far } else { address };
     match error {
@@ -124,7 +133,8 @@ fn unresolved(error: &FaultError) -> ! {
             Signal::SEGV,
             format_args!("{access} at {address:#x}, where the mapping forbids it"),
         ),
-        FaultError::NoMemory => no_memory(),
+        FaultError::NoMemory => {}
+        FaultError::Capped => process::doom_at_cap(),
         FaultError::Unreadable { area, slot } => process::kill_at(
             address,
             Signal::BUS,
@@ -260,12 +270,11 @@ extern "C" fn el1_exception(registers: &mut Registers) {
     if abort.class() != class::DATA_ABORT_EL1 || is_upper(registers.far) || !uaccess::is_copy(registers.elr) {
         panic::on_exception("an exception in the kernel", registers);
     }
-    if abort.is_translation() && percpu::here().no_faults.load(Ordering::Relaxed) == 0 {
-        match resolve(abort, registers.far) {
-            Ok(()) => return,
-            Err(FaultError::NoMemory) => process::doom_for_memory(),
-            Err(_) => {}
-        }
+    if abort.is_translation()
+        && percpu::here().no_faults.load(Ordering::Relaxed) == 0
+        && process::resolve(fault(abort, registers.far)).is_ok()
+    {
+        return;
     }
     registers.elr = uaccess::continuation(registers.elr);
 }

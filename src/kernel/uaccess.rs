@@ -35,12 +35,16 @@ unsafe extern "C" {
 const USER_END: u64 = 1 << 39;
 const TOP_BYTE: u64 = 0xff << 56;
 
-/// Whether a range lies in the user's half. A tag in the pointer is allowed only to a program that asked for
-/// the tagged address ABI (Linux's Documentation/arch/arm64/tagged-address-abi.rst).
-fn is_user(pointer: u64, bytes: usize) -> bool {
+/// The address of a range's start, without a tag, if it lies in the user's half. A tag in the pointer is allowed only to
+/// a program that asked for the tagged address ABI (Linux's Documentation/arch/arm64/tagged-address-abi.rst).
+///
+/// # Errors
+/// [`Fault`]: it does not.
+pub fn range(pointer: u64, bytes: u64) -> Result<u64, Fault> {
     let tag_allowed = pointer & TOP_BYTE == 0 || process::tagged_addresses();
     let start = pointer & !TOP_BYTE;
-    tag_allowed && start <= USER_END && bytes as u64 <= USER_END - start
+    let is_user = tag_allowed && start <= USER_END && bytes <= USER_END - start;
+    if is_user { Ok(start) } else { Err(Fault { copied: 0 }) }
 }
 
 fn result(bytes: usize, left: usize) -> Result<(), Fault> {
@@ -72,18 +76,14 @@ pub fn without_faults<R>(copies: impl FnOnce() -> R) -> R {
 
 /// Copies from the program.
 pub fn read(from: u64, to: &mut [u8]) -> Result<(), Fault> {
-    if !is_user(from, to.len()) {
-        return Err(Fault { copied: 0 });
-    }
+    range(from, to.len() as u64)?;
     // SAFETY: the destination is a slice; the source is in the user's half, where faults are resolved or end the copy.
     result(to.len(), copying(Access::Read, || unsafe { copy_from_user_raw(to.as_mut_ptr(), from, to.len()) }))
 }
 
 /// Copies to the program.
 pub fn write(to: u64, from: &[u8]) -> Result<(), Fault> {
-    if !is_user(to, from.len()) {
-        return Err(Fault { copied: 0 });
-    }
+    range(to, from.len() as u64)?;
     // SAFETY: the source is a slice; the destination as in `read`.
     result(from.len(), copying(Access::Write, || unsafe { copy_to_user_raw(to, from.as_ptr(), from.len()) }))
 }

@@ -140,6 +140,12 @@ impl Leaf {
         self.0 & SOFT_DIRTY != 0 || self.0 & (WRITABLE | AP_READ_ONLY) == WRITABLE
     }
 
+    /// Whether the program may store to the page, and the next store has nothing to mark.
+    #[inline]
+    pub const fn is_stored_to(self) -> bool {
+        self.0 & (WRITABLE | AP_READ_ONLY) == WRITABLE
+    }
+
     /// Whether EL0 may fetch from the page.
     #[inline]
     pub const fn is_executable(self) -> bool {
@@ -180,7 +186,7 @@ impl Leaf {
     /// The leaf as `protection` asks reclaim to treat it.
     #[inline]
     pub const fn locked_as(self, protection: Protection) -> Self {
-        if protection.contains(Protection::LOCKED) { Self(self.0 | LOCKED) } else { Self(self.0 & !LOCKED) }
+        if protection.contains(Protection::LOCKED) { self.locked() } else { Self(self.0 & !LOCKED) }
     }
 
     /// Whether the entry is one of a contiguous group.
@@ -231,6 +237,13 @@ impl Leaf {
     #[inline]
     pub(crate) const fn merged(any: u64, all: u64) -> Self {
         Self(all | any & (ACCESSED | SOFT_DIRTY))
+    }
+
+    /// Whether a leaf is dirty of those that `any` has the bits of which some of them has, and `all` those that all have:
+    /// what is not writable has AP[2] set.
+    #[inline]
+    pub(crate) const fn one_is_dirty(any: u64, all: u64) -> bool {
+        any & SOFT_DIRTY != 0 || any & WRITABLE != 0 && all & AP_READ_ONLY == 0
     }
 
     /// The leaf, clean and not accessed: two of one group are equal in this form.

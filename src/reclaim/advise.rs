@@ -3,7 +3,8 @@
 //! A page that a program gives up ([`Advice::Free`]) is made clean, and that is all: reclaim discards a clean page
 //! without a slot, whatever made it clean, and a store makes it dirty again, so that it stays. A contiguous group that
 //! the range covers in part is unfolded, so that its other pages stay dirty; a folio with clean and dirty pages is
-//! split when reclaim comes to it.
+//! split when reclaim comes to it. What is pinned is not given up: a device may store there until the pin goes, without
+//! a sign in the entry.
 
 use arrayvec::ArrayVec;
 
@@ -17,7 +18,8 @@ use crate::mm::Mm;
 use crate::node::{Home, NodeId};
 use crate::pte::{Decoded, Leaf, SwapEntry};
 use crate::rmap::{split, unback_all};
-use crate::space::{Access, MapError, Space, Unused, give_up};
+use crate::space::{Access, MapError, Space, Unused, give_up, is_pinned};
+use crate::sync::Ordering;
 use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, LeafTable, chunks};
 use crate::tlb::{Flush, Lost};
 
@@ -70,6 +72,12 @@ trait Calm {
     /// What to do with a group that the range covers in part.
     const EDGE: Edge;
 
+    /// The first pages of a part of a table that it is for. Under the space's lock alone.
+    #[inline]
+    fn first<M: Machine>(_: &Mm<M>, _: LeafTable, part: VpnRange) -> VpnRange {
+        part
+    }
+
     /// What comes before, for folios of the part of a table. Under the space's lock alone.
     fn prepare<M: Machine>(mm: &Mm<M>, table: LeafTable, part: VpnRange);
 
@@ -104,6 +112,11 @@ impl Calm for Free {
     // A store may be noted in any entry of a group: its other pages must not lose it.
     const EDGE: Edge = Edge::Unfold;
 
+    #[inline]
+    fn first<M: Machine>(mm: &Mm<M>, table: LeafTable, part: VpnRange) -> VpnRange {
+        if mm.pins.load(Ordering::Relaxed) == 0 { part } else { not_pinned(mm, table, part) }
+    }
+
     fn prepare<M: Machine>(mm: &Mm<M>, table: LeafTable, part: VpnRange) {
         // Clean is to mean given up.
         if mm.swap().some_are_backed() {
@@ -125,10 +138,27 @@ impl Calm for Free {
 fn calm<M: Machine, C: Calm>(mm: &Mm<M>, space: &Space<M>, range: VpnRange, _: C) {
     let mut flush = Flush::new(mm);
     space.for_each_leaf_table(mm, range, |table, part| {
-        for part in chunks(part) {
-            calm_chunk::<M, C>(mm, space.node(), table, part, &mut flush);
+        for mut part in chunks(part) {
+            while !part.is_empty() {
+                let first = C::first(mm, table, part);
+                if !first.is_empty() {
+                    calm_chunk::<M, C>(mm, space.node(), table, first, &mut flush);
+                }
+                part = VpnRange::between(first.end(), part.end());
+            }
         }
     });
+}
+
+/// The first pages in a row of a part of a table that are not pinned; none, at its end, if all are. They stay so under
+/// the space's lock.
+#[cold]
+fn not_pinned<M: Machine>(mm: &Mm<M>, table: LeafTable, part: VpnRange) -> VpnRange {
+    let none = VpnRange::new(part.end(), 0);
+    let Some(cursor) = table.lock(mm) else { return none };
+    let mut pages = (0..part.pages()).map(|page| part.start().offset(page));
+    let Some(start) = pages.by_ref().find(|&page| !is_pinned(mm, &cursor, page)) else { return none };
+    VpnRange::between(start, pages.find(|&page| is_pinned(mm, &cursor, page)).unwrap_or(part.end()))
 }
 
 fn calm_chunk<M: Machine, C: Calm>(

@@ -8,10 +8,9 @@ use super::policy::Seen;
 use crate::frame::{FolioLock, Frame, Frames, Freeing, Left, REFERENCE, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::rmap::{Refusal, Site, Unmapped, unback_dirty, unmap};
+use crate::rmap::{Refusal, Unmapped, Unmapping, unback_dirty, unmap};
 use crate::stats::Stats;
-use crate::swap::{Dry, Late, Leaving, Prepared, Saved, Written};
-use crate::tlb::Flush;
+use crate::swap::{Dry, Late, Leaving, Saved, Supply, Written};
 
 pub(super) use crate::rmap::Ageing;
 
@@ -21,6 +20,8 @@ pub(super) struct Evicted {
     pub(super) pages: u64,
     /// Large folios that could not leave as one and are single pages now, listed as the oldest.
     pub(super) split: u64,
+    /// Folios that stay for want of a slot, or of room for tags.
+    pub(super) dry: u64,
 }
 
 /// Evicts what it can of `batch`; the rest goes back to the list.
@@ -36,11 +37,10 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
     // Two arrays in step: entries that small are moved by registers.
     let mut leaving: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
     let mut ways: ArrayVec<Leaving<'_, M>, BATCH> = ArrayVec::new();
-    // Slots that a folio turned out not to need serve the next one of its size.
-    let mut spare: Result<Prepared<'_, M>, Dry> = Err(Dry::Slots);
-    let mut site: Option<Site<'_, M>> = None;
-    let mut flush = Flush::new(mm);
+    let mut supply = Supply::new(mm);
+    let mut unmapping = Unmapping::new(mm);
     let spared = batch.spared(ageing);
+    let mut dry = 0;
     for (index, &frame) in batch.folios.iter().enumerate() {
         let Some(folio) = frames.try_lock(mm.machine(), frame) else {
             stats.busy.bump();
@@ -61,51 +61,43 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
         }
         let ageing = if spared >> index & 1 == 0 { ageing } else { Ageing::Spared };
         if record.has(flag::BACKED) {
-            unback_dirty(mm, &folio, &mut site);
+            unback_dirty(mm, &folio, &mut unmapping);
         }
-        let order = record.order();
-        let tagged = frames.tagged_pages(frame, order);
-        if !spare.as_mut().is_ok_and(|spare| spare.fit(order, tagged)) {
-            // For those after it as well: all of them, when their use does not count; else as many more as have left
-            // so far, as most may stay.
-            let others = match ageing {
-                Ageing::Ignored => batch.folios.len() - index,
-                Ageing::SecondChance | Ageing::Spared => leaving.len() + 1,
-            };
-            // What is left goes back first: it may be what there is.
-            drop(core::mem::replace(&mut spare, Err(Dry::Slots)));
-            let others = others.min(batch.folios.len() - index) as u32;
-            let prepare = || mm.swap().prepare(cpu, order, tagged, others);
-            spare = prepare();
-            if let Err(Dry::Slots) = spare
-                && mm.swap().some_are_backed()
-            {
-                // One table's lock at a time.
-                site = None;
-                mm.unback_some();
-                spare = prepare();
-            }
+        // All of them, when their use does not count; else as many more as have left so far, as most may stay.
+        let others = batch.folios.len() - index;
+        supply.expect(match ageing {
+            Ageing::Ignored => others,
+            Ageing::SecondChance | Ageing::Spared => others.min(leaving.len() + 1),
+        } as u32);
+        let mut outcome = unmap(mm, &folio, &mut supply, ageing, &mut unmapping);
+        if let Unmapped::Kept(Refusal::Dry(Dry::Backed)) = outcome {
+            unmapping.leave();
+            mm.unback_some();
+            supply.insist();
+            outcome = unmap(mm, &folio, &mut supply, ageing, &mut unmapping);
         }
-        match unmap(mm, &folio, &mut spare, ageing, &mut flush, &mut site) {
+        match outcome {
             Unmapped::Discarded | Unmapped::Returned => clean.push(folio),
             Unmapped::Leaving(way) => {
                 leaving.push(folio);
                 ways.push(way);
             }
             Unmapped::Kept(Refusal::Split) => split.push(frame),
-            Unmapped::Kept(refusal) => kept.push((frame, count(stats, refusal))),
+            Unmapped::Kept(refusal) => {
+                dry += u64::from(matches!(refusal, Refusal::Dry(_)));
+                kept.push((frame, count(stats, refusal)));
+            }
         }
     }
-    drop(site);
-    drop(spare);
+    drop(supply);
     // From here on no CPU can write to any of these pages.
-    flush.complete();
+    unmapping.complete();
 
     let mut freed = 0;
     let mut freeing = frames.freeing(cpu);
     let mut saved = Saved::default();
     for folio in clean.drain(..) {
-        let record = frames.record(folio.frame());
+        let record = folio.record();
         let pages = 1 << record.order();
         if record.has(flag::CACHED) {
             mm.returned_to_slots(&folio);
@@ -121,7 +113,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
         let pages = way.pages();
         match way.write_out(mm, &folio, &mut saved, &mut late) {
             Written::Gone => freed += release(frames, folio, pages, &mut freeing),
-            Written::Kept => keep(frames, &folio, &mut kept),
+            Written::Kept => keep(&folio, &mut kept),
             Written::Late => waiting.push(folio),
         }
     }
@@ -129,7 +121,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
         let pages = writing.pages();
         match writing.finish(mm, &folio, &mut saved) {
             Written::Gone => freed += release(frames, folio, pages, &mut freeing),
-            Written::Kept | Written::Late => keep(frames, &folio, &mut kept),
+            Written::Kept | Written::Late => keep(&folio, &mut kept),
         }
     }
     drop(freeing);
@@ -143,7 +135,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
         mm.release(split.iter().map(|&frame| (frame, REFERENCE)));
     }
     mm.reclaim().settled(mm.machine(), batch.folios.len());
-    Evicted { pages: freed, split: split.len() as u64 }
+    Evicted { pages: freed, split: split.len() as u64, dry }
 }
 
 /// Counts why a folio stays, and says what that tells of its use.
@@ -160,7 +152,7 @@ fn count(stats: &Stats, refusal: Refusal) -> Seen {
         Refusal::Pinned => stats.busy.bump(),
         Refusal::Locked => stats.locked.bump(),
         Refusal::Raced => stats.raced.bump(),
-        Refusal::Dry(Dry::Slots) => stats.no_slot.bump(),
+        Refusal::Dry(Dry::Slots | Dry::Backed) => stats.no_slot.bump(),
         Refusal::Dry(Dry::Rooms) => stats.no_tag_room.bump(),
         // Counted where it is done.
         Refusal::Split => {}
@@ -171,8 +163,8 @@ fn count(stats: &Stats, refusal: Refusal) -> Seen {
 /// The cache keeps a reference of its own to a folio that the device refused; reclaim's goes back with the others of
 /// `kept`.
 #[cold]
-fn keep<M: Machine>(frames: &Frames, folio: &FolioLock<'_, M>, kept: &mut Kept) {
-    let record = frames.record(folio.frame());
+fn keep<M: Machine>(folio: &FolioLock<'_, M>, kept: &mut Kept) {
+    let record = folio.record();
     if !record.has(flag::KEPT) {
         record.set(flag::KEPT);
         record.count.add(REFERENCE);

@@ -2,11 +2,12 @@
 
 use arrayvec::ArrayVec;
 
-use super::BATCH;
+use super::background::Background;
 use super::evict::Ageing;
 use super::policy::{Chosen, Looked, Policy, Replacement, Seen};
 use super::queues::{Queue, Queues, Taken};
 use super::watermarks::Watermarks;
+use super::{BATCH, Progress};
 use crate::frame::{Class, Frame, Frames, Left, Standing, flag};
 use crate::machine::Machine;
 use crate::sync::{AtomicU32, Ordering, Spin};
@@ -22,8 +23,9 @@ struct List {
 pub struct Reclaim {
     list: Spin<List>,
     watermarks: Watermarks,
-    /// 1 while the background reclaimer is asked to work; it sleeps on this word while it is 0.
-    pub(super) request: AtomicU32,
+    pub(super) background: Background,
+    /// Meagre searches since the last one that freed half a batch.
+    pub(super) meagre: AtomicU32,
     /// Folios isolated and not settled yet, by all CPUs. Who finds the list empty meanwhile sleeps on this word.
     isolated: AtomicU32,
     /// Pages evicted so far, modulo 2^32.
@@ -64,7 +66,9 @@ pub(super) type Kept = ArrayVec<(Frame, Seen), BATCH>;
 pub(super) enum Search {
     /// Those that the policy chooses.
     Chosen,
-    /// All, one after the other, after [`Reclaim::line_up`].
+    /// All, one after the other, after [`Reclaim::line_up`]; those in use stay.
+    Unused,
+    /// As well, and those in use leave too.
     All,
 }
 
@@ -72,7 +76,7 @@ impl Search {
     /// What a use counts in it.
     pub(super) const fn ageing(self) -> Ageing {
         match self {
-            Self::Chosen => Ageing::SecondChance,
+            Self::Chosen | Self::Unused => Ageing::SecondChance,
             Self::All => Ageing::Ignored,
         }
     }
@@ -94,7 +98,8 @@ impl Reclaim {
         Self {
             list: Spin::new(List { queues: Queues::new(), policy: Chosen::new(replacement, frames) }),
             watermarks: Watermarks::of(frames),
-            request: AtomicU32::new(0),
+            background: Background::new(),
+            meagre: AtomicU32::new(0),
             isolated: AtomicU32::new(0),
             clock: AtomicU32::new(0),
             soon: (frames - frames / 4) as u32,
@@ -104,6 +109,25 @@ impl Reclaim {
     #[inline]
     pub(crate) fn watermarks(&self) -> &Watermarks {
         &self.watermarks
+    }
+
+    /// Hears what a search came to.
+    pub(super) fn hear(&self, progress: Progress) {
+        self.background.hear(progress);
+        match progress {
+            Progress::Meagre(_) => {
+                self.meagre.fetch_add(1, Ordering::Relaxed);
+            }
+            Progress::Freed(pages) if pages >= BATCH as u64 / 2 && self.meagre.load(Ordering::Relaxed) > 0 => {
+                self.meagre.store(0, Ordering::Relaxed);
+            }
+            Progress::Freed(_) | Progress::Nothing => {}
+        }
+    }
+
+    /// Whether the last search for a page that might leave found none.
+    pub(crate) fn is_vain(&self) -> bool {
+        self.background.is_vain()
     }
 
     /// Folios in the list.
@@ -125,12 +149,23 @@ impl Reclaim {
         self.list.lock().queues.push_new(frames, Queue::Entry, frame, Standing::NEW);
     }
 
-    /// Enters a folio of `pages` pages that was just mapped, and whose slots kept `shadow`.
+    /// Enters a folio of `pages` pages that was just mapped, and whose slots kept `shadow`; and those that came with
+    /// it, for which nobody has asked yet, as new ones.
     #[inline(always)]
-    pub(super) fn insert_returned(&self, frames: &Frames, frame: Frame, shadow: u32, pages: u64) -> Returned {
+    pub(super) fn insert_returned(
+        &self,
+        frames: &Frames,
+        frame: Frame,
+        shadow: u32,
+        pages: u64,
+        others: &[Frame],
+    ) -> Returned {
         let now = self.clock.load(Ordering::Relaxed) << 1;
         let distance = now.wrapping_sub(shadow & !WAS_PROTECTED) >> 1;
         let mut list = self.list.lock();
+        for &other in others {
+            list.queues.push_new(frames, Queue::Entry, other, Standing::NEW);
+        }
         if distance > self.soon {
             list.queues.push_new(frames, Queue::Entry, frame, Standing::NEW);
             return Returned { distance, class: Class::Probation };
@@ -170,7 +205,7 @@ impl Reclaim {
         if pages < BATCH && queues.len() > 0 {
             let chosen = match search {
                 Search::Chosen => policy.choose(queues, frames),
-                Search::All => Queue::Entry,
+                Search::Unused | Search::All => Queue::Entry,
             };
             let queue = core::iter::once(chosen).chain(Queue::ALL).find(|&queue| !queues.is_empty(queue));
             take(queues, policy, frames, queue.unwrap_or(chosen), &mut batch, &mut pages);
@@ -208,14 +243,6 @@ impl Reclaim {
         });
         list.queues.finish(frames, taken);
         self.isolated.fetch_add(batch.len() as u32, Ordering::Relaxed);
-    }
-
-    /// Enters folios that were just mapped, and are new.
-    pub(super) fn insert_all(&self, frames: &Frames, folios: &[Frame]) {
-        let mut list = self.list.lock();
-        for &frame in folios {
-            list.queues.push_new(frames, Queue::Entry, frame, Standing::NEW);
-        }
     }
 
     /// Puts isolated folios back that stay, and tells the policy how those of `batch` were found. Their references are

@@ -9,12 +9,14 @@
 //! chooses. A folio that was used since the last look, or that the policy spares, stays, with its flag cleared. Then
 //! all queues become one ([`Reclaim::line_up`]), and each folio is looked at once without regard to use or policy: as
 //! other CPUs may use every page between two looks, and a policy may look where nothing can leave, only that ends for
-//! certain. So there is no livelock, and no program dies for want of memory that could be had.
+//! certain. So there is no livelock, and no program dies for want of memory that could be had. But where swap is full,
+//! what a search finds may be just the pages with which programs go on, as those of their code: they come back at
+//! once, and each time all of memory is looked at. After [`MOST_MEAGRE`] such searches in a row each looks once at
+//! every folio, and takes none in use, until one frees half a batch, or slots are free again.
 //!
 //! **Watermarks**, in free frames: below *low* the background reclaimer wakes, and works until *high* are free. An
-//! ordinary allocation leaves *reserve* frames alone. A fault or call that finds nothing reclaims for itself
-//! ([`Mm::take_frame`]); it gives up, with a clear error to its caller, when a search freed nothing, no other CPU has
-//! folios in hand, and none has free frames in its magazine.
+//! ordinary allocation leaves *reserve* frames alone. What a fault or call does that finds no more than those stands at
+//! the head of `background`: it waits a little, then reclaims for itself, and gives up with a clear error.
 //!
 //! **Batches.** Reclaim isolates folios of some [`BATCH`] pages with one hold of the list's lock, unmaps them,
 //! completes one flush, then writes them out. It takes folios by try-lock only and never a space's lock.
@@ -29,6 +31,7 @@
 #![forbid(unsafe_code)]
 
 mod advise;
+mod background;
 mod evict;
 mod list;
 mod own;
@@ -46,10 +49,10 @@ pub use watermarks::Watermarks;
 
 use arrayvec::ArrayVec;
 
-use evict::{Evicted, evict};
+use evict::evict;
 use list::{Returned, Search};
 
-use crate::frame::{Class, Frame, Kind, OwnedFrame, Urgency, flag};
+use crate::frame::{Class, Frame, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::sync::Ordering;
@@ -65,17 +68,34 @@ pub(crate) const BATCH: usize = 32;
 enum Progress {
     /// So many pages were freed.
     Freed(u64),
+    /// So many, less than half a batch, after a look at all there is, of which some stayed for want of a slot.
+    Meagre(u64),
     /// As many looks as two passes over the list take, and one pass that regards no use, freed nothing.
     Nothing,
 }
 
+/// Searches in a row that may be meagre. As many frames as a batch and a magazine have come to be at the price of
+/// looking at all of memory 16 times: that is a second for 64 MiB under an emulator, for which a program dies instead.
+const MOST_MEAGRE: u32 = 16;
+
 impl<M: Machine> Mm<M> {
     /// Frees some pages: one batch, or as many batches as it takes to free any.
     fn shrink(&self) -> Progress {
+        let progress = self.search();
+        self.reclaim().hear(progress);
+        progress
+    }
+
+    fn search(&self) -> Progress {
         // Pages that come in or are used while we scan do not extend the scan: it is bounded by the list as it is now.
         let pass = self.reclaim().len() + BATCH as u64;
-        for (search, folios) in [(Search::Chosen, 2 * pass), (Search::All, pass)] {
-            if search == Search::All {
+        let (mut looked, mut dry) = (0, 0);
+        let passes: &[_] = match self.is_meagre() {
+            false => &[(Search::Chosen, 2 * pass), (Search::All, pass)],
+            true => &[(Search::Unused, pass)],
+        };
+        for &(search, folios) in passes {
+            if search != Search::Chosen {
                 self.reclaim().line_up(self.frames());
             }
             let mut left = folios;
@@ -88,61 +108,32 @@ impl<M: Machine> Mm<M> {
                     left -= 1;
                     continue;
                 }
-                let Evicted { pages, split } = evict(self, &batch, search.ageing());
-                if pages > 0 {
-                    return Progress::Freed(pages);
+                let evicted = evict(self, &batch, search.ageing());
+                looked += batch.folios.len() as u64;
+                dry += evicted.dry;
+                if evicted.pages > 0 {
+                    let is_meagre = looked + BATCH as u64 >= pass && dry > 0 && evicted.pages < BATCH as u64 / 2;
+                    let progress = if is_meagre { Progress::Meagre } else { Progress::Freed };
+                    return progress(evicted.pages);
                 }
                 // The pages of a folio that was split are looked at before the next folio.
-                left = left.saturating_sub(batch.folios.len() as u64 - split);
+                left = left.saturating_sub(batch.folios.len() as u64 - evicted.split);
             }
         }
         Progress::Nothing
     }
 
-    /// Takes a frame after reclaiming: the slow half of [`Mm::take_frame`].
-    #[cold]
-    pub(crate) fn take_frame_by_reclaim(&self, kind: Kind) -> Option<OwnedFrame<'_>> {
-        self.stats().direct_reclaims.bump();
-        self.wake_reclaimer();
-        loop {
-            if self.shrink() == Progress::Nothing {
-                return self.frames().take_from_anywhere(self.machine().cpu(), kind);
-            }
-            // What was freed here another CPU may have taken since.
-            if let Some((frame, _)) = self.frames().take(self.machine().cpu(), 0, kind, Urgency::Normal) {
-                return Some(frame);
-            }
+    /// Whether the search is to be short: see the module's head.
+    fn is_meagre(&self) -> bool {
+        let meagre = &self.reclaim().meagre;
+        if meagre.load(Ordering::Relaxed) < MOST_MEAGRE {
+            return false;
         }
-    }
-
-    /// Asks the background reclaimer to work.
-    #[cold]
-    pub(crate) fn wake_reclaimer(&self) {
-        if self.reclaim().request.swap(1, Ordering::Release) == 0 {
-            self.stats().background_wakes.bump();
-            self.machine().wake(&self.reclaim().request);
+        let free: u64 = self.swap().areas().map(|area| area.slots().1 as u64).sum();
+        if free >= BATCH as u64 {
+            meagre.store(0, Ordering::Relaxed);
         }
-    }
-
-    /// Works until the high watermark is reached, or nothing more can be freed.
-    pub fn balance(&self) {
-        while self.frames().free_blocks() < self.reclaim().watermarks().high {
-            if self.shrink() == Progress::Nothing {
-                return;
-            }
-        }
-    }
-
-    /// The body of the background reclaimer's thread: sleeps until memory is short, then works until it is not.
-    pub fn reclaimer(&self) -> ! {
-        loop {
-            let request = &self.reclaim().request;
-            if request.swap(0, Ordering::Acquire) == 0 {
-                self.machine().wait(request, 0);
-                continue;
-            }
-            self.balance();
-        }
+        free < BATCH as u64
     }
 
     /// Gives back counts of folios, each of the weight that stands with it, and frees those that nobody holds any more.
@@ -178,18 +169,17 @@ impl<M: Machine> Mm<M> {
     /// used.
     pub(crate) fn returned_together(&self, folios: &[Frame], shadow: u32) {
         let Some((&first, others)) = folios.split_first() else { return };
-        let returned = self.reclaim().insert_returned(self.frames(), first, shadow, 1);
+        let returned = self.reclaim().insert_returned(self.frames(), first, shadow, 1, others);
         self.count_return(returned, 1);
         if u64::from(returned.distance) <= self.frames().managed_frames() {
             self.stats().refaults.add(others.len() as u64);
         }
-        self.reclaim().insert_all(self.frames(), others);
     }
 
     /// Enters a folio of `pages` pages in the list that came back from slots which kept `shadow`.
     #[inline(always)]
     pub(crate) fn returned(&self, folio: Frame, shadow: u32, pages: u64) {
-        self.count_return(self.reclaim().insert_returned(self.frames(), folio, shadow, pages), pages);
+        self.count_return(self.reclaim().insert_returned(self.frames(), folio, shadow, pages, &[]), pages);
     }
 
     #[inline(always)]

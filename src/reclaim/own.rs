@@ -54,7 +54,7 @@ impl<M: Machine> Space<M> {
             let mut left = part;
             while !left.is_empty() {
                 let rest = isolate(mm, self.node(), table, left, &mut batch.folios);
-                let Evicted { pages, split } = evict(mm, &batch, ageing);
+                let Evicted { pages, split, .. } = evict(mm, &batch, ageing);
                 *wanted = wanted.saturating_sub(pages);
                 // What had to be split comes again, page by page.
                 if split == 0 {

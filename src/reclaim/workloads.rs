@@ -233,7 +233,7 @@ impl Model {
             None => self.reclaim.insert(&self.desk, frame),
             Some(shadow) => {
                 self.work.refaults += 1;
-                let _ = self.reclaim.insert_returned(&self.desk, frame, shadow, 1);
+                let _ = self.reclaim.insert_returned(&self.desk, frame, shadow, 1, &[]);
             }
         }
     }

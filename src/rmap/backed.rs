@@ -3,7 +3,8 @@
 use core::ops::ControlFlow;
 
 use super::shared::{Place, for_each_table};
-use super::unmap::{Site, survey, update_ours};
+use super::site::Unmapping;
+use super::unmap::{survey, update_ours};
 use crate::addr::{Vpn, VpnRange};
 use crate::frame::{FolioLock, Frame, flag};
 use crate::machine::Machine;
@@ -17,25 +18,49 @@ pub(crate) fn unback<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, folio: 
     if mm.is_wanted(folio) {
         return None;
     }
-    let Place { run, ours, .. } = Place::of(mm, folio);
-    update_ours(cursor, run, ours, Leaf::with_dirty, |_, _| {});
+    make_dirty(mm, cursor, folio);
     mm.leave_slots(folio);
     Some(())
 }
 
 /// [`unback`] of a folio that is mapped wherever it may be.
-pub(super) fn unback_everywhere<M: Machine>(mm: &Mm<M>, folio: &FolioLock<'_, M>) -> Option<()> {
+fn unback_everywhere<M: Machine>(mm: &Mm<M>, folio: &FolioLock<'_, M>) -> Option<()> {
     if mm.is_wanted(folio) {
         return None;
     }
-    let place = Place::of(mm, folio);
-    // A leaf that is copied meanwhile is copied as it is then, to a table that comes later.
-    for_each_table(mm, &place, |_, cursor| {
-        update_ours(cursor, place.run, place.ours, Leaf::with_dirty, |_, _| {});
-        ControlFlow::Continue(())
-    });
+    make_dirty_everywhere(mm, folio);
     mm.leave_slots(folio);
     Some(())
+}
+
+/// Parts a backed folio, all of whose leaves `cursor` has, from its slots, for reclaim: every leaf is dirty from now
+/// on, the slots that a swap entry names are out, and the others free.
+///
+/// Where its area takes no entries any more, as it is being turned off, that is the only way for it to leave before
+/// all who share it have brought it in; and the memory for that may be what is missing. Those who have it and those
+/// who do not then have a page each of the same contents.
+pub(super) fn part<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, folio: &FolioLock<'_, M>) {
+    make_dirty(mm, cursor, folio);
+    mm.part_from_slots(folio);
+}
+
+/// [`part`] of a folio that is mapped wherever it may be.
+pub(super) fn part_everywhere<M: Machine>(mm: &Mm<M>, folio: &FolioLock<'_, M>) {
+    make_dirty_everywhere(mm, folio);
+    mm.part_from_slots(folio);
+}
+
+fn make_dirty<M: Machine>(mm: &Mm<M>, cursor: &mut Cursor<'_, M>, folio: &FolioLock<'_, M>) {
+    let Place { run, ours, .. } = Place::of(mm, folio);
+    update_ours(cursor, run, ours, Leaf::with_dirty, |_, _| {});
+}
+
+fn make_dirty_everywhere<M: Machine>(mm: &Mm<M>, folio: &FolioLock<'_, M>) {
+    // A leaf that is copied meanwhile is copied as it is then, to a table that comes later.
+    for_each_table(mm, &Place::of(mm, folio), |_, cursor| {
+        make_dirty(mm, cursor, folio);
+        ControlFlow::Continue(())
+    });
 }
 
 /// Leaves the backed folios that a part of a table maps, of the areas that `of` says, to memory alone. Under the
@@ -71,12 +96,11 @@ fn next_backed<M: Machine>(
     })
 }
 
-/// [`unback`] of a folio that has been stored to: it is to leave for new slots. `site` as for
-/// [`unmap`](super::unmap).
+/// [`unback`] of a folio that has been stored to: it is to leave for new slots.
 #[cold]
-pub(crate) fn unback_dirty<'a, M: Machine>(mm: &'a Mm<M>, folio: &FolioLock<'_, M>, site: &mut Option<Site<'a, M>>) {
+pub(crate) fn unback_dirty<M: Machine>(mm: &Mm<M>, folio: &FolioLock<'_, M>, unmapping: &mut Unmapping<'_, M>) {
     let Place { home, run, .. } = Place::of(mm, folio);
-    let Some(site) = Site::at(site, mm, home) else { return };
+    let Some((site, _)) = unmapping.enter(home) else { return };
     if site.has_all(mm, folio) && survey(mm, &site.cursor, run, folio).is_dirty {
         let _ = unback(mm, &mut site.cursor, folio);
     }

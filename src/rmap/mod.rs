@@ -10,9 +10,11 @@
 
 mod backed;
 mod shared;
+mod site;
 mod split;
 mod unmap;
 
 pub(crate) use backed::{unback_all, unback_dirty};
+pub(crate) use site::Unmapping;
 pub(crate) use split::split;
-pub(crate) use unmap::{Ageing, Refusal, Site, Unmapped, mapped_in, unmap, update_ours};
+pub(crate) use unmap::{Ageing, Refusal, Unmapped, mapped_in, unmap, update_ours};

@@ -13,7 +13,7 @@
 
 use core::ops::ControlFlow;
 
-use super::backed::unback_everywhere;
+use super::backed::part_everywhere;
 use super::split::split;
 use super::unmap::{Ageing, Refusal, Survey, Unmapped, age, survey, take_clean, take_ours};
 use crate::addr::{PfnRange, VpnRange};
@@ -22,8 +22,8 @@ use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::node::{Home, NodeId};
 use crate::pte::SwapEntry;
-use crate::swap::{Dry, Leaving, MOST_USERS, Prepared};
-use crate::table::{self, Cursor};
+use crate::swap::{Dry, Leaving, MOST_USERS, Supply};
+use crate::table::{self, Cursor, Leaves};
 use crate::tlb::Flush;
 
 /// Where a folio may be.
@@ -37,7 +37,7 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn of<M: Machine>(mm: &Mm<M>, folio: &FolioLock<'_, M>) -> Self {
-        let record = mm.frames().record(folio.frame());
+        let record = folio.record();
         let (home, pages) = (Home::load(&record.home), 1 << record.order());
         Self {
             home,
@@ -72,11 +72,11 @@ pub(super) fn for_each_table<'a, M: Machine>(
 pub(super) fn unmap_shared<'a, M: Machine>(
     mm: &'a Mm<M>,
     folio: &FolioLock<'_, M>,
-    spare: &mut Result<Prepared<'a, M>, Dry>,
+    supply: &mut Supply<'a, M>,
     ageing: Ageing,
     flush: &mut Flush<'_, M>,
 ) -> Unmapped<'a, M> {
-    let record = mm.frames().record(folio.frame());
+    let record = folio.record();
     let place = Place::of(mm, folio);
     let mut seen = Survey::default();
     let mut tables = 0;
@@ -113,9 +113,7 @@ pub(super) fn unmap_shared<'a, M: Machine>(
         {
             return return_everywhere(mm, folio, &place, flush);
         }
-        if unback_everywhere(mm, folio).is_none() {
-            return Unmapped::Kept(Refusal::Raced);
-        }
+        part_everywhere(mm, folio);
         seen.is_dirty = true;
     }
     if record.has(flag::KEPT) {
@@ -129,7 +127,7 @@ pub(super) fn unmap_shared<'a, M: Machine>(
     if !seen.is_dirty {
         return discard_everywhere(mm, folio, &place, flush);
     }
-    match spare {
+    match supply.take(folio.frame(), record.order()) {
         Ok(prepared) => {
             let first = prepared.cache(folio.frame(), record.order());
             record.enter_cache(first.area(), first.slot() as u32);
@@ -138,8 +136,10 @@ pub(super) fn unmap_shared<'a, M: Machine>(
             mm.put_slots(first, place.run.pages(), |_| {});
             Unmapped::Leaving(prepared.commit())
         }
-        Err(_) if place.run.pages() > 1 && tables == 1 => split_where_it_is(mm, folio, &place, flush),
-        Err(dry) => Unmapped::Kept(Refusal::Dry(*dry)),
+        Err(Dry::Slots | Dry::Rooms) if place.run.pages() > 1 && tables == 1 => {
+            split_where_it_is(mm, folio, &place, flush)
+        }
+        Err(dry) => Unmapped::Kept(Refusal::Dry(dry)),
     }
 }
 
@@ -152,9 +152,11 @@ fn put_out_everywhere<M: Machine>(
     flush: &mut Flush<'_, M>,
 ) {
     for_each_table(mm, place, |id, cursor| {
-        let leaves = take_ours(cursor, place.run, place.ours);
-        cursor.put_out(&leaves, place.run.start(), first);
-        give_up(mm, folio, id, place, leaves.len(), flush)
+        let leaves = take_ours(cursor, place.run, place.ours, |cursor, leaves| {
+            cursor.put_out(leaves, place.run.start(), first);
+            leaves.len()
+        });
+        give_up(mm, folio, id, place, leaves, flush)
     });
 }
 
@@ -167,11 +169,12 @@ fn return_everywhere<'a, M: Machine>(
 ) -> Unmapped<'a, M> {
     let mut stays = false;
     let Some(first) = mm.entry_of(folio) else { return Unmapped::Kept(Refusal::Raced) };
-    for_each_table(mm, place, |id, cursor| match take_clean(cursor, place.run, place.ours) {
-        Some(leaves) => {
-            cursor.put_out(&leaves, place.run.start(), first);
-            give_up(mm, folio, id, place, leaves.len(), flush)
-        }
+    let put_out = |cursor: &mut Cursor<'_, M>, leaves: &Leaves| {
+        cursor.put_out(leaves, place.run.start(), first);
+        leaves.len()
+    };
+    for_each_table(mm, place, |id, cursor| match take_clean(cursor, place.run, place.ours, put_out) {
+        Some(leaves) => give_up(mm, folio, id, place, leaves, flush),
         None => {
             // It is this space's alone by now, and nobody else had it.
             stays = true;
@@ -193,9 +196,9 @@ fn discard_everywhere<'a, M: Machine>(
     flush: &mut Flush<'_, M>,
 ) -> Unmapped<'a, M> {
     let mut stays = false;
-    for_each_table(mm, place, |id, cursor| match take_clean(cursor, place.run, place.ours) {
+    for_each_table(mm, place, |id, cursor| match take_clean(cursor, place.run, place.ours, |_, leaves| leaves.len()) {
         Some(leaves) => {
-            let done = give_up(mm, folio, id, place, leaves.len(), flush);
+            let done = give_up(mm, folio, id, place, leaves, flush);
             // Nothing stands in its place: see `unmap`.
             flush.complete();
             done

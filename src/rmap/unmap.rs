@@ -5,23 +5,20 @@
 //! hold of the table's lock, taken before the first is looked at. Where a page of it is mapped no more, or was given
 //! up, or there are no slots for all of it, it is split, and its pages leave one by one.
 //!
-//! Folios that came together leave together, and are neighbours in one table more often than not: its lock, and the
-//! family's, stay held from one to the next ([`Site`]), for a batch of reclaim at most. Nothing sleeps meanwhile.
+//! What is clean and in no slot was given up: it goes for good, and needs nothing prepared.
 
-use arrayvec::ArrayVec;
-
-use super::backed::unback;
+use super::backed::part;
 use super::shared::unmap_shared;
+use super::site::{Site, Unmapping};
 use super::split::split;
-use crate::addr::{PfnRange, Vpn, VpnRange};
+use crate::addr::{PfnRange, VpnRange};
 use crate::frame::{FolioLock, MAP, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::node::{Home, NodeId};
 use crate::pte::{Decoded, Leaf};
-use crate::swap::{Dry, Leaving, Prepared};
-use crate::sync::SharedGuard;
-use crate::table::{self, CHUNK, Change, Cursor};
+use crate::swap::{Dry, Leaving, Supply};
+use crate::table::{Change, Cursor, Leaves};
 use crate::tlb::Flush;
 
 /// Whether a page's recent use saves it.
@@ -52,49 +49,6 @@ pub(crate) enum Refusal {
     Split,
     /// No slot, or no room for its tags.
     Dry(Dry),
-}
-
-/// The leaf table at the last folio's home, locked.
-pub(crate) struct Site<'a, M: Machine> {
-    pub(super) cursor: Cursor<'a, M>,
-    _family: SharedGuard<'a>,
-    node: NodeId,
-    /// Other spaces came from this one, and may map the folio as well.
-    has_children: bool,
-}
-
-impl<'a, M: Machine> Site<'a, M> {
-    /// The leaf table of `home`, which takes the place of the one in `last`. `None` when it is gone.
-    #[inline]
-    pub(super) fn at<'s>(last: &'s mut Option<Self>, mm: &'a Mm<M>, home: Home) -> Option<&'s mut Self> {
-        let stays = |site: &Self| site.node == home.node() && site.cursor.holds(home.page());
-        if !last.as_ref().is_some_and(stays) {
-            // One table's lock at a time.
-            *last = None;
-            *last = Self::enter(mm, home);
-        }
-        last.as_mut()
-    }
-
-    fn enter(mm: &'a Mm<M>, home: Home) -> Option<Self> {
-        let family = mm.family(home.node())?;
-        let node = mm.node(home.node())?;
-        let table = table::find(mm.machine(), node.root()?, home.page())?;
-        let has_children = node.has_children();
-        Some(Self { cursor: table.lock(mm)?, _family: family, node: home.node(), has_children })
-    }
-
-    /// Whether every leaf of the folio is in this table.
-    #[inline]
-    pub(super) fn has_all(&self, mm: &Mm<M>, folio: &FolioLock<'_, M>) -> bool {
-        if !self.has_children {
-            return true;
-        }
-        let record = mm.frames().record(folio.frame());
-        let (pages, first) = (1 << record.order(), Home::load(&record.home).page());
-        let ours = PfnRange::new(mm.frames().pfn(folio.frame()), pages);
-        mapped_in(&self.cursor, VpnRange::new(first, pages), ours) == record.count.maps() as u64
-    }
 }
 
 /// What became of a folio.
@@ -160,29 +114,24 @@ pub(super) fn survey<M: Machine>(
     survey
 }
 
-/// Takes the folio out of the table of its home. `spare` is what was prepared for it, if anything; it is used up only
-/// by a folio that leaves. The pages whose translations go are noted in `flush`; the counts of the entries are given
-/// back at once, as the caller holds a reference of its own. `site` is where the last folio was, and then where this
-/// one is.
+/// Takes the folio out of the table of its home. `supply` is asked for what it needs, if it leaves. The counts of the
+/// entries are given back at once, as the caller holds a reference of its own.
 pub(crate) fn unmap<'a, M: Machine>(
     mm: &'a Mm<M>,
     folio: &FolioLock<'_, M>,
-    spare: &mut Result<Prepared<'a, M>, Dry>,
+    supply: &mut Supply<'a, M>,
     ageing: Ageing,
-    flush: &mut Flush<'_, M>,
-    site: &mut Option<Site<'a, M>>,
+    unmapping: &mut Unmapping<'a, M>,
 ) -> Unmapped<'a, M> {
-    let record = mm.frames().record(folio.frame());
+    let record = folio.record();
     let home = Home::load(&record.home);
-    let here = Site::at(site, mm, home).filter(|site| site.has_all(mm, folio) && !record.has(flag::KEPT));
-    let Some(Site { cursor, .. }) = here else {
-        // One table's lock at a time.
-        *site = None;
-        return unmap_shared(mm, folio, spare, ageing, flush);
+    let here = unmapping.enter(home).filter(|(site, _)| site.has_all(mm, folio) && !record.has(flag::KEPT));
+    let Some((site, flush)) = here else {
+        return unmap_shared(mm, folio, supply, ageing, unmapping.alone());
     };
     match record.order() {
-        0 => unmap_at(mm, folio, (home, 0), spare, ageing, flush, cursor),
-        order => unmap_at(mm, folio, (home, order), spare, ageing, flush, cursor),
+        0 => unmap_at(mm, folio, (home, 0), supply, ageing, flush, site),
+        order => unmap_at(mm, folio, (home, order), supply, ageing, flush, site),
     }
 }
 
@@ -192,10 +141,10 @@ fn unmap_at<'a, M: Machine>(
     mm: &'a Mm<M>,
     folio: &FolioLock<'_, M>,
     (home, order): (Home, u32),
-    spare: &mut Result<Prepared<'a, M>, Dry>,
+    supply: &mut Supply<'a, M>,
     ageing: Ageing,
     flush: &mut Flush<'_, M>,
-    cursor: &mut Cursor<'_, M>,
+    site: &mut Site<'a, M>,
 ) -> Unmapped<'a, M> {
     let frames = mm.frames();
     let frame = folio.frame();
@@ -203,6 +152,7 @@ fn unmap_at<'a, M: Machine>(
     let run = VpnRange::new(home.page(), 1 << order);
     let id = home.node();
     let ours = PfnRange::new(frames.pfn(frame), run.pages());
+    let cursor = &mut site.cursor;
     let mut seen = survey(mm, cursor, run, folio);
     if seen.mapped == 0 {
         return Unmapped::Kept(Refusal::Raced);
@@ -230,26 +180,24 @@ fn unmap_at<'a, M: Machine>(
             let _ = frames.put(frame, MAP * seen.mapped);
             return Unmapped::Returned;
         }
-        if unback(mm, cursor, folio).is_none() {
-            return Unmapped::Kept(Refusal::Raced);
-        }
+        part(mm, cursor, folio);
         (seen.is_dirty, seen.has_clean_page) = (true, false);
     }
-    if !seen.is_dirty && is_whole && discard(cursor, run, ours, id, flush) {
+    if !seen.is_dirty && is_whole && cursor.take_clean(cursor.whole(run)).is_ok() {
         // Nothing stands in its place, so that another CPU may map a new page as soon as the table is free: no
         // translation of the old one may be left then.
-        flush.complete();
+        site.owes_a_flush();
+        flush.note(id, run);
         let _ = frames.put(frame, MAP * run.pages());
         return Unmapped::Discarded;
     }
-    let prepared = match spare {
-        Ok(prepared) if seen.is_one(run.pages()) => prepared,
-        _ if run.pages() > 1 => {
-            let refusal = split(mm, cursor, folio, id, flush).map_or(Refusal::Raced, |()| Refusal::Split);
-            return Unmapped::Kept(refusal);
-        }
-        Ok(_) => return Unmapped::Kept(Refusal::Raced),
-        Err(dry) => return Unmapped::Kept(Refusal::Dry(*dry)),
+    if !seen.is_one(run.pages()) {
+        return Unmapped::Kept(if order > 0 { apart(mm, cursor, folio, id, flush) } else { Refusal::Raced });
+    }
+    let prepared = match supply.take(frame, order) {
+        Ok(prepared) => prepared,
+        Err(Dry::Slots | Dry::Rooms) if order > 0 => return Unmapped::Kept(apart(mm, cursor, folio, id, flush)),
+        Err(dry) => return Unmapped::Kept(Refusal::Dry(dry)),
     };
     // Nothing fails from here on. The slots name the frames before any CPU can find the entries that name the slots.
     let first = prepared.cache(frame, order);
@@ -259,6 +207,17 @@ fn unmap_at<'a, M: Machine>(
     flush.note(id, run.pages());
     let _ = frames.put(frame, MAP * run.pages().pages());
     Unmapped::Leaving(prepared.commit())
+}
+
+/// Splits a folio that cannot leave as one.
+fn apart<M: Machine>(
+    mm: &Mm<M>,
+    cursor: &mut Cursor<'_, M>,
+    folio: &FolioLock<'_, M>,
+    node: NodeId,
+    flush: &mut Flush<'_, M>,
+) -> Refusal {
+    split(mm, cursor, folio, node, flush).map_or(Refusal::Raced, |()| Refusal::Split)
 }
 
 /// The leaves at `run` that show the frames `ours`, page by page.
@@ -304,47 +263,38 @@ pub(super) fn age<M: Machine>(
     });
 }
 
-/// Leaves that were taken out of a table, with their pages.
-pub(super) type Leaves = ArrayVec<(Vpn, Leaf), CHUNK>;
-
-/// Takes a folio's leaves out of a table, if all are clean. `None` when a store makes one dirty at the last moment:
-/// then they are back as they were.
-pub(super) fn take_clean<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange, ours: PfnRange) -> Option<Leaves> {
-    let leaves = take_ours(cursor, run, ours);
-    if leaves.iter().any(|(_, leaf)| leaf.is_dirty()) {
-        // Same frames, same rights: a CPU that still holds a translation holds one of these.
-        cursor.put_back(leaves.into_iter());
-        return None;
-    }
-    Some(leaves)
-}
-
-/// Takes a folio's leaves out of a table.
-pub(super) fn take_ours<M: Machine>(cursor: &mut Cursor<'_, M>, run: VpnRange, ours: PfnRange) -> Leaves {
-    let mut leaves = Leaves::new();
-    if mapped_in(cursor, run, ours) == 0 {
-        // Something else may be there, part of a group.
-        return leaves;
-    }
-    let is_ours = |leaf: Leaf| ours.contains(leaf.pfn::<M::Granule>());
-    cursor.take_leaves(cursor.whole(run), is_ours, |page, leaf| leaves.push((page, leaf)));
-    leaves
-}
-
-/// Takes a clean folio away for good, if it still is.
-#[inline(never)]
-fn discard<M: Machine>(
+/// Takes the leaves of a folio that are in a table out, if all are clean, and hands them to `taken`. `None` when a store
+/// makes one dirty at the last moment: then they are back as they were.
+pub(super) fn take_clean<M: Machine, R>(
     cursor: &mut Cursor<'_, M>,
     run: VpnRange,
     ours: PfnRange,
-    node: NodeId,
-    flush: &mut Flush<'_, M>,
-) -> bool {
-    let done = take_clean(cursor, run, ours).is_some();
-    if done {
-        flush.note(node, run);
+    taken: impl FnOnce(&mut Cursor<'_, M>, &Leaves) -> R,
+) -> Option<R> {
+    take_ours(cursor, run, ours, |cursor, leaves| {
+        if leaves.iter().any(|(_, leaf)| leaf.is_dirty()) {
+            // Same frames, same rights: a CPU that still holds a translation holds one of these.
+            cursor.put_back(leaves.iter().copied());
+            return None;
+        }
+        Some(taken(cursor, leaves))
+    })
+}
+
+/// Takes the leaves of a folio that are in a table out, and hands them to `taken`: they are too many to be moved.
+pub(super) fn take_ours<M: Machine, R>(
+    cursor: &mut Cursor<'_, M>,
+    run: VpnRange,
+    ours: PfnRange,
+    taken: impl FnOnce(&mut Cursor<'_, M>, &Leaves) -> R,
+) -> R {
+    let mut leaves = Leaves::new();
+    // Else something else may be there, part of a group.
+    if mapped_in(cursor, run, ours) > 0 {
+        let is_ours = |leaf: Leaf| ours.contains(leaf.pfn::<M::Granule>());
+        cursor.take_leaves(cursor.whole(run), is_ours, |page, leaf| leaves.push((page, leaf)));
     }
-    done
+    taken(cursor, &leaves)
 }
 
 /// Puts the entries of the slots of a clean backed folio in the places of its leaves, if it still is clean.
@@ -357,8 +307,9 @@ fn return_to_slots<M: Machine>(
 ) -> bool {
     let (Some(_open), Some(first)) = (mm.enter_slots(folio), mm.entry_of(folio)) else { return false };
     let ours = PfnRange::new(mm.frames().pfn(folio.frame()), run.pages());
-    let Some(leaves) = take_clean(cursor, run, ours) else { return false };
-    cursor.put_out(&leaves, run.start(), first);
-    mm.leaves_as_it_came(folio);
-    true
+    let done = take_clean(cursor, run, ours, |cursor, leaves| cursor.put_out(leaves, run.start(), first));
+    if done.is_some() {
+        mm.leaves_as_it_came(folio);
+    }
+    done.is_some()
 }

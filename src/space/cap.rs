@@ -2,7 +2,8 @@
 //!
 //! A space with a cap makes room for itself: before a fault that might take it above, some of its own pages leave,
 //! those first that were not used since the hand that goes round its tables passed them last. What other spaces do is
-//! as before, but that a page which several share leaves all of them. Counted are the pages that its tables map, those included that it shares.
+//! as before, but that a page which several share leaves all of them. Counted are the pages that its tables map, those
+//! included that it shares.
 //!
 //! Spaces without a cap pay nothing for this: one that has a cap does not remember the table of its last fault, so that
 //! each fault takes the longer way, which looks at the cap.
@@ -45,8 +46,21 @@ impl Cap {
 pub enum MemoryCap {
     /// What there is.
     None,
-    /// So many pages; no less than [`LEAST_CAP_PAGES`], and than four of the largest folios that are made.
+    /// So many pages; no less than [`Mm::least_cap_pages`].
     Pages(u64),
+}
+
+/// Pages that one fault may map.
+fn most_at_once<M: Machine>(mm: &Mm<M>) -> u64 {
+    (1 << mm.folio_orders().largest()).max(AHEAD_PAGES as u64)
+}
+
+impl<M: Machine> Mm<M> {
+    /// The least cap that is kept to the page: [`LEAST_CAP_PAGES`], or four of the largest folios that are made. A
+    /// space with a smaller one may have so much.
+    pub fn least_cap_pages(&self) -> u64 {
+        LEAST_CAP_PAGES.max(4 * most_at_once(self))
+    }
 }
 
 impl<M: Machine> Space<M> {
@@ -66,28 +80,11 @@ impl<M: Machine> Space<M> {
         self.lock(mm).cap.as_ref().map_or(MemoryCap::None, |cap| MemoryCap::Pages(cap.pages))
     }
 
-    /// Pages that the space has in memory, at some moment of the call.
-    fn resident_pages(&self, mm: &Mm<M>, regions: &Regions) -> u64 {
-        let (mut pages, mut next, mut last) = (0, Vpn::new(0), None);
-        while let Some(region) = regions.at_or_after(mm, next) {
-            self.for_each_leaf_table(mm, region.pages, |table, _| {
-                // Neighbours among the regions may have one table.
-                let first = Some(table.pages::<M::Granule>().start());
-                if last != first {
-                    pages += table.leaves(mm);
-                }
-                last = first;
-            });
-            next = region.pages.end();
-        }
-        pages
-    }
-
     /// Resolves a fault of a space with a cap.
     ///
     /// # Errors
-    /// As [`Space::handle_fault`]; also [`FaultError::NoMemory`] when a page is to come, the space is at its cap, or less
-    /// than a folio below, and nothing of it can leave.
+    /// As [`Space::handle_fault`]; [`FaultError::Capped`] when a page is to come, the space is at its cap, or less than
+    /// a folio below, and nothing of it can leave.
     #[cold]
     pub(super) fn resolve_below(
         &self,
@@ -109,11 +106,11 @@ impl<M: Machine> Space<M> {
 
     /// Makes room for what one fault may map.
     fn stay_below(&self, mm: &Mm<M>, regions: &Regions, cap: &mut Cap) -> Result<(), FaultError> {
-        let most = (1 << mm.folio_orders().largest()).max(AHEAD_PAGES as u64);
+        let most = most_at_once(mm);
         let pages = cap.pages.max(4 * most);
         let mut tries = TRIES;
         while cap.room < most {
-            let resident = self.resident_pages(mm, regions);
+            let resident = self.size_of(mm, regions).resident;
             cap.room = pages.saturating_sub(resident);
             if cap.room >= most {
                 break;
@@ -121,10 +118,10 @@ impl<M: Machine> Space<M> {
             mm.stats().cap_reclaims.bump();
             let others = mm.reclaim().isolated();
             self.evict_own(mm, regions, &mut cap.hand, most - cap.room);
-            cap.room = pages.saturating_sub(self.resident_pages(mm, regions));
+            cap.room = pages.saturating_sub(self.size_of(mm, regions).resident);
             if cap.room < most {
                 // Others may have the space's pages in hand: theirs is the progress to wait for.
-                let others = others.filter(|_| tries > 0).ok_or(FaultError::NoMemory)?;
+                let others = others.filter(|_| tries > 0).ok_or(FaultError::Capped)?;
                 mm.reclaim().wait_for_others(mm.machine(), others);
                 tries -= 1;
             }

@@ -9,18 +9,17 @@
 //! that the program gave up or never stored to; a region that is to have single pages, or is locked, whose pages
 //! nobody may take away even for a moment.
 
-use core::ops::RangeInclusive;
+use core::ops::{ControlFlow, RangeInclusive};
 
 use arrayvec::ArrayVec;
 
-use super::copy::leaf_of_copy;
+use super::copy::{copy_contents, leaf_of_copy};
 use super::fault::Access;
-use super::regions::Region;
 use super::{Part, Protection, Space};
 use crate::addr::{Pfn, VirtAddr, Vpn, VpnRange};
-use crate::frame::{Frame, MAP, OwnedFrame, flag};
+use crate::frame::{Frame, MAP, flag};
 use crate::granule::Granule;
-use crate::machine::{Machine, Tags};
+use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::node::Home;
 use crate::pte::{Decoded, Leaf};
@@ -62,16 +61,17 @@ impl<M: Machine> Space<M> {
             }
             let part = Part { pages: whole, region, streams: &guarded.streams, is_capped: guarded.cap.is_some() };
             let mut stopped = None;
-            self.for_each_leaf_table(mm, whole, |table, run| {
+            let _ = self.try_each_leaf_table(mm, whole, |table, run| {
                 for start in (run.start().number()..run.end().number()).step_by(M::Granule::GROUP_PAGES) {
                     let run = group::around::<M::Granule>(VpnRange::new(Vpn::new(start), 1));
                     if left == 0 {
-                        stopped.get_or_insert(run.start());
-                        return;
+                        stopped = Some(run.start());
+                        return ControlFlow::Break(());
                     }
                     left -= 1;
                     let _ = self.collapse_group(mm, &part, table, run);
                 }
+                ControlFlow::Continue(())
             });
             if let Some(at) = stopped {
                 return Search::At(at.base::<M::Granule>());
@@ -86,11 +86,15 @@ impl<M: Machine> Space<M> {
         if !found.is_used || !worth::<M>().contains(&found.present) || found.present + found.out < run.pages() {
             return None;
         }
+        if found.out > 0 && part.is_capped {
+            return None;
+        }
+        // First of all: without it nothing need come in.
+        let folio = mm.take_large(M::Granule::GROUP_ORDER)?;
         if found.out > 0 {
             // As for a store: to stay in memory alone.
             self.bring_in(mm, &Part { pages: run, ..*part }, Access::Write);
         }
-        let folio = mm.take_large(M::Granule::GROUP_ORDER)?;
         let mut old: ArrayVec<(Frame, u64), CHUNK> = ArrayVec::new();
         {
             let mut cursor = table.lock(mm)?;
@@ -105,9 +109,10 @@ impl<M: Machine> Space<M> {
             // From here on no program stores to the old pages.
             flush.invalidate();
             for (page, &from) in (0..).zip(&frames) {
-                let Some(frame) = mm.frames().frame(from) else { continue };
-                copy_page(mm, frame, &folio, page, part.region);
-                old.push((mm.frames().head(frame), MAP));
+                let frames = mm.frames();
+                let (Some(from), Some(to)) = (frames.frame(from), frames.tail(folio.frame(), page)) else { continue };
+                copy_contents(mm, from, (&folio, to), part.region.protection);
+                old.push((frames.head(from), MAP));
             }
             let record = mm.frames().record(folio.frame());
             record.count.begin(MAP * run.pages());
@@ -158,19 +163,4 @@ fn can_move<M: Machine>(mm: &Mm<M>, cursor: &Cursor<'_, M>, run: VpnRange) -> bo
         }),
         _ => false,
     })
-}
-
-/// Fills page `page` of a new folio with the data and the tags of `from`.
-fn copy_page<M: Machine>(mm: &Mm<M>, from: Frame, folio: &OwnedFrame<'_>, page: u64, region: Region) {
-    let (frames, machine) = (mm.frames(), mm.machine());
-    let Some(to) = frames.tail(folio.frame(), page) else { return };
-    let is_tagged = frames.record(from).has(flag::TAGS_VALID);
-    machine.copy_page(frames.pfn(from), frames.pfn(to), if is_tagged { Tags::Include } else { Tags::Ignore });
-    if !is_tagged {
-        if !region.protection.contains(Protection::TAGGED) {
-            return;
-        }
-        machine.zero_tags(frames.pfn(to));
-    }
-    folio.mark_page(to, flag::TAGS_VALID);
 }

@@ -68,7 +68,7 @@ impl<M: Machine> Space<M> {
             let Some(frame) = frames.frame(shared.pfn::<M::Granule>()).filter(|_| !shared.is_exclusive()) else {
                 return Ok(Step::Again);
             };
-            copy_contents(mm, frame, &folio, protection);
+            copy_contents(mm, frame, (&folio, folio.frame()), protection);
             let record = frames.record(folio.frame());
             Home::new(self.node, page).store(&record.home);
             record.count.begin(MAP);
@@ -98,17 +98,22 @@ pub(super) fn leaf_of_copy<M: Machine>(frame: Pfn, protection: Protection) -> Le
     if protection.contains(Protection::WRITE) { leaf.with_write(&Exclusive::proven()) } else { leaf }
 }
 
-/// Fills a new page with the data and the tags of `from`.
+/// Fills page `to` of a new folio with the data and the tags of `from`.
 #[inline(always)]
-pub(super) fn copy_contents<M: Machine>(mm: &Mm<M>, from: Frame, to: &OwnedFrame<'_>, protection: Protection) {
+pub(super) fn copy_contents<M: Machine>(
+    mm: &Mm<M>,
+    from: Frame,
+    (folio, to): (&OwnedFrame<'_>, Frame),
+    protection: Protection,
+) {
     let (frames, machine) = (mm.frames(), mm.machine());
     let is_tagged = frames.record(from).has(flag::TAGS_VALID);
-    machine.copy_page(frames.pfn(from), to.pfn(), if is_tagged { Tags::Include } else { Tags::Ignore });
+    machine.copy_page(frames.pfn(from), frames.pfn(to), if is_tagged { Tags::Include } else { Tags::Ignore });
     if !is_tagged {
         if !protection.contains(Protection::TAGGED) {
             return;
         }
-        machine.zero_tags(to.pfn());
+        machine.zero_tags(frames.pfn(to));
     }
-    to.mark_page(to.frame(), flag::TAGS_VALID);
+    folio.mark_page(to, flag::TAGS_VALID);
 }

@@ -51,6 +51,8 @@ pub enum FaultError {
     Protection,
     /// No memory, and nothing left to reclaim.
     NoMemory,
+    /// The space is at its cap, and nothing of it can leave. There may be memory: another space's end is no help.
+    Capped,
     /// The page is out and its slot cannot be read: the device failed, or the entry names no slot in use. A later try
     /// may succeed.
     Unreadable {
@@ -235,13 +237,15 @@ impl<M: Machine> Space<M> {
     }
 }
 
+/// Counts a fault that was not resolved.
 #[cold]
-fn refused<M: Machine>(mm: &Mm<M>, error: FaultError) {
+pub(super) fn refused<M: Machine>(mm: &Mm<M>, error: FaultError) {
     let stats = mm.stats();
     match error {
         FaultError::NotMapped => stats.faults_unmapped.bump(),
         FaultError::Protection => stats.faults_forbidden.bump(),
         FaultError::NoMemory => stats.faults_no_memory.bump(),
+        FaultError::Capped => stats.faults_capped.bump(),
         FaultError::Unreadable { .. } | FaultError::Damaged { .. } | FaultError::Lost => stats.faults_unreadable.bump(),
     }
 }

@@ -17,6 +17,7 @@
 use core::convert::Infallible;
 
 use super::copy::copy_contents;
+use super::pin::is_pinned;
 use super::{Cap, Guarded, Protection, Space, SpaceError};
 use crate::addr::{PfnRange, Vpn, VpnRange};
 use crate::frame::{Kind, MAP, OwnedFrame, Spares, flag};
@@ -117,14 +118,7 @@ fn pinned<M: Machine>(mm: &Mm<M>, cursor: &Cursor<'_, M>, part: VpnRange) -> usi
     if mm.pins.load(Ordering::Relaxed) == 0 {
         return 0;
     }
-    let frames = mm.frames();
-    let is_pinned = |page| match cursor.read(part.start().offset(page)) {
-        Decoded::Leaf(leaf) => {
-            frames.frame(leaf.pfn::<M::Granule>()).is_some_and(|frame| frames.is_pinned(frames.head(frame)))
-        }
-        _ => false,
-    };
-    (0..part.pages()).filter(|&page| is_pinned(page)).count()
+    (0..part.pages()).filter(|&page| is_pinned(mm, cursor, part.start().offset(page))).count()
 }
 
 /// Copies a page that is pinned, into `folio`. Returns the leaf that shows the copy, with the rights of `leaf`.
@@ -132,7 +126,7 @@ fn pinned<M: Machine>(mm: &Mm<M>, cursor: &Cursor<'_, M>, part: VpnRange) -> usi
 fn copy_pinned<M: Machine>(mm: &Mm<M>, node: NodeId, page: Vpn, leaf: Leaf, folio: OwnedFrame<'_>) -> Option<Leaf> {
     let frames = mm.frames();
     let protection = if leaf.is_tagged() { Protection::TAGGED } else { Protection::empty() };
-    copy_contents(mm, frames.frame(leaf.pfn::<M::Granule>())?, &folio, protection);
+    copy_contents(mm, frames.frame(leaf.pfn::<M::Granule>())?, (&folio, folio.frame()), protection);
     if leaf.is_executable() {
         mm.machine().sync_code(PfnRange::new(folio.pfn(), 1));
         folio.mark_page(folio.frame(), flag::CODE_SYNCED);

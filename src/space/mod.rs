@@ -24,6 +24,7 @@ mod first_touch;
 mod fork;
 mod map;
 mod pin;
+mod populate;
 mod protect;
 mod read_ahead;
 mod records;
@@ -41,11 +42,13 @@ pub use explain::Explanation;
 pub use fault::{Access, Fault, FaultError};
 pub use map::{Growth, MapError, MapRequest, Placement};
 pub use pin::{Pin, PinError};
+pub use populate::{Touch, Unready};
 pub use protect::Folios;
-pub use residency::Residency;
+pub use residency::{Residency, Size};
 
 pub use crate::pte::Protection;
 pub(crate) use cap::Cap;
+pub(crate) use pin::is_pinned;
 pub(crate) use unmap::{Unused, give_up};
 
 use core::convert::Infallible;

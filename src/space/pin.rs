@@ -9,19 +9,19 @@
 //! exclusive page loses that by fork alone, which looks for pins under the same lock of the space.
 //!
 //! **Lifetime.** A pin is a count of the folio: when the program unmaps the page, or ends, the frame stays until the
-//! last pin goes. A pin that is for stores makes the page dirty at once; whoever clears that meanwhile (MADV_FREE)
-//! gives the page up all the same.
+//! last pin goes. A pin that is for stores makes the page dirty at once, and dirty it stays until the pin goes:
+//! MADV_FREE passes over what is pinned.
 
 use super::Space;
 use super::fault::{Access, FaultError, Found};
 use super::regions::Region;
-use crate::addr::{Pfn, VirtAddr};
+use crate::addr::{Pfn, VirtAddr, Vpn};
 use crate::frame::{Frame, PIN};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::pte::Decoded;
 use crate::sync::Ordering;
-use crate::table;
+use crate::table::{self, Cursor};
 
 /// A pinned page. Given back by [`Mm::unpin`]; one that is merely dropped stays pinned.
 #[must_use = "a pin is given back by `Mm::unpin`"]
@@ -82,6 +82,13 @@ impl<M: Machine> Space<M> {
             return Ok(Pin { frame, head });
         }
     }
+}
+
+/// Whether a page is mapped and its folio pinned.
+pub(crate) fn is_pinned<M: Machine>(mm: &Mm<M>, cursor: &Cursor<'_, M>, page: Vpn) -> bool {
+    let Decoded::Leaf(leaf) = cursor.read(page) else { return false };
+    let frames = mm.frames();
+    frames.frame(leaf.pfn::<M::Granule>()).is_some_and(|frame| frames.is_pinned(frames.head(frame)))
 }
 
 impl<M: Machine> Mm<M> {

@@ -31,7 +31,7 @@ use crate::swap::{Area, SlotRecord, SlotState};
 const AHEAD_ORDER: u32 = 3;
 
 /// Pages that come in together at most: the fault and the locks, some 250 instructions of a page's 800, are then a
-/// twentieth of its cost, and what a program that stops leaves unused is seven pages.
+/// fifteenth of its cost, and what a program that stops leaves unused is seven pages.
 pub(super) const AHEAD_PAGES: usize = 1 << AHEAD_ORDER;
 
 // The pages are folios of their own, which are no group: so they must not be enough for one.

@@ -1,7 +1,8 @@
-//! What of a program's memory is there: for mincore, and whoever goes through its regions.
+//! What of a program's memory is there, and how much: for mincore, for whoever goes through its regions, and for who
+//! looks for the largest of several.
 
-use super::{MapError, Space};
-use crate::addr::VirtAddr;
+use super::{MapError, Regions, Space};
+use crate::addr::{VirtAddr, Vpn};
 use crate::granule::Granule;
 use crate::machine::Machine;
 use crate::mm::Mm;
@@ -18,7 +19,46 @@ pub enum Residency {
     Resident,
 }
 
+/// What a space has, in pages. A page that several share counts in each.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
+pub struct Size {
+    /// In memory: those that its tables map.
+    pub resident: u64,
+    /// In swap: those whose entries name a slot.
+    pub swapped: u64,
+}
+
+impl Size {
+    /// Both together.
+    pub const fn pages(self) -> u64 {
+        self.resident + self.swapped
+    }
+}
+
 impl<M: Machine> Space<M> {
+    /// What the space has, at some moment of the call. It looks at each of its leaf tables, and sleeps while another
+    /// thread has the space's lock.
+    pub fn size(&self, mm: &Mm<M>) -> Size {
+        self.size_of(mm, &self.lock(mm).regions)
+    }
+
+    pub(super) fn size_of(&self, mm: &Mm<M>, regions: &Regions) -> Size {
+        let (mut size, mut next, mut last) = (Size::default(), Vpn::new(0), None);
+        while let Some(region) = regions.at_or_after(mm, next) {
+            self.for_each_leaf_table(mm, region.pages, |table, _| {
+                // Neighbours among the regions may have one table.
+                let first = Some(table.pages::<M::Granule>().start());
+                if last != first {
+                    size.resident += table.leaves(mm);
+                    size.swapped += table.swap_entries(mm);
+                }
+                last = first;
+            });
+            next = region.pages.end();
+        }
+        size
+    }
+
     /// The first region that reaches beyond `from`: its first byte and its length in bytes. `None` when there is none.
     pub fn region_from(&self, mm: &Mm<M>, from: VirtAddr) -> Option<(VirtAddr, u64)> {
         let region = self.lock(mm).regions.at_or_after(mm, from.vpn::<M::Granule>())?;

@@ -355,7 +355,7 @@ impl<M: Machine> Space<M> {
         (page, index): (Missing<'a>, u64),
         folio: &FolioLock<'_, M>,
     ) -> Option<(Missing<'a>, u64)> {
-        let record = mm.frames().record(folio.frame());
+        let record = folio.record();
         let whole = folio_of(page, index, 1 << record.order());
         let is_there =
             |missing: &Missing<'_>| missing.at.table.lock(mm).is_some_and(|cursor| missing.is_there(&cursor));

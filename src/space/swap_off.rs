@@ -72,7 +72,7 @@ impl<M: Machine> Space<M> {
                     match self.swap_in(mm, &at, entry, Access::Read) {
                         Ok(Step::Done) => {}
                         Ok(Step::Again) => mm.machine().relax(),
-                        Err(FaultError::NoMemory) => return Err(SwapOffError::NoMemory),
+                        Err(FaultError::NoMemory | FaultError::Capped) => return Err(SwapOffError::NoMemory),
                         // The device may have it all the same.
                         Err(FaultError::Unreadable { .. }) if tries > 1 => tries -= 1,
                         Err(_) => lose(mm, table, page, entry),

@@ -147,7 +147,7 @@ impl<M: Machine> Swap<M> {
                     return Ok(prepared);
                 }
                 Err(Dry::Rooms) => dry = Dry::Rooms,
-                Err(Dry::Slots) => {}
+                Err(Dry::Slots | Dry::Backed) => {}
             }
         }
         Err(dry)

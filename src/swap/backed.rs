@@ -12,8 +12,9 @@
 //!
 //! **Which.** A folio that came in for several, or for a load or a fetch, from a device that is not
 //! [`SYNCHRONOUS`](DeviceFlags::SYNCHRONOUS), and an area that is not half full. While a swap entry names one of its
-//! slots no leaf of it is writable, so none is dirty, and it stays backed. A dirty one loses its slots when reclaim
-//! comes to it; the others when slots are short ([`Mm::unback_some`]), when the area is turned off, or with the folio.
+//! slots no leaf of it is writable, so none is dirty, and it stays backed; but where the area is being turned off
+//! reclaim parts it from them (`rmap::backed`). A dirty one loses its slots when reclaim comes to it; the others when
+//! slots are short ([`Mm::unback_some`]), when the area is turned off, or with the folio.
 
 use super::area::Area;
 use super::areas::Swap;
@@ -27,9 +28,10 @@ use crate::mm::Mm;
 use crate::pte::SwapEntry;
 use crate::sync::{Inside, Ordering};
 
-/// Slots that one search for backed folios looks at: while slots are short each folio that finds none searches once, so
-/// that one pass over memory looks at all.
-const LOOKS: u64 = 256;
+/// Slots that one search for backed folios looks at: while slots are short each batch of reclaim's whose folios find
+/// none searches once. That is 32 looks for a folio, a tenth of what else it costs to look at one that stays; and the
+/// three passes over memory look at 96 times as many slots as there are folios.
+const LOOKS: u64 = 1024;
 
 impl<M: Machine> Swap<M> {
     /// Whether any folio is backed. Those of a space stay as they are while its lock is held.
@@ -89,14 +91,14 @@ impl<M: Machine> Mm<M> {
     /// The swap entry of the first page of a cached folio that is to leave to its own slots. `None` when its area is
     /// gone, which cannot be.
     pub(crate) fn entry_of(&self, folio: &FolioLock<'_, M>) -> Option<SwapEntry> {
-        let area = self.swap().area(self.frames().record(folio.frame()).area())?;
-        Some(SwapEntry::exclusive(area.number(), slots_of(self.frames(), folio).first()))
+        let area = self.swap().area(folio.record().area())?;
+        Some(SwapEntry::exclusive(area.number(), slots_of(folio).first()))
     }
 
     /// The area of a cached folio, where its leaves may become entries of its slots. None become that of an area which
     /// is about to go away: that waits for whoever holds this.
     pub(crate) fn enter_slots(&self, folio: &FolioLock<'_, M>) -> Option<Inside<'_, Area<M>>> {
-        self.swap().enter_open(self.frames().record(folio.frame()).area())
+        self.swap().enter_open(folio.record().area())
     }
 
     /// Every leaf of a backed folio is gone: it is cached, on its way out.
@@ -107,17 +109,25 @@ impl<M: Machine> Mm<M> {
     /// A folio that went back to its slots leaves the cache. After the flush.
     pub(crate) fn returned_to_slots(&self, folio: &FolioLock<'_, M>) {
         let frames = self.frames();
-        let Some(area) = self.swap().area(frames.record(folio.frame()).area()) else { return };
-        let slots = slots_of(frames, folio);
+        let Some(area) = self.swap().area(folio.record().area()) else { return };
+        let slots = slots_of(folio);
         self.stats().swap_out_clean.add(slots.pages());
         area.wrote(frames, folio, slots, self.evicted(folio.frame(), slots.pages()));
     }
 
     /// Frees the slots of a backed folio whose leaves are dirty. Under the lock of their table.
     pub(crate) fn leave_slots(&self, folio: &FolioLock<'_, M>) {
-        let Some(area) = self.swap().area(self.frames().record(folio.frame()).area()) else { return };
+        let Some(area) = self.swap().area(folio.record().area()) else { return };
         self.end_backing(folio.frame());
         area.leave_cache(self.frames(), folio);
+    }
+
+    /// A backed folio whose leaves are dirty leaves its slots: those that swap entries name are out, the others free.
+    pub(crate) fn part_from_slots(&self, folio: &FolioLock<'_, M>) {
+        if self.is_wanted(folio) {
+            self.stats().parted.add(slots_of(folio).pages());
+        }
+        self.leave_slots_to_others(folio);
     }
 
     /// A backed folio that nobody maps or holds any more leaves its slots: those that other spaces name are out, the
@@ -126,9 +136,15 @@ impl<M: Machine> Mm<M> {
     pub(crate) fn end_with_slots(&self, head: Frame) {
         let frames = self.frames();
         // Nobody can have the lock, nor come by it.
-        let Some(folio) = frames.try_lock(self.machine(), head) else { return };
+        if let Some(folio) = frames.try_lock(self.machine(), head) {
+            self.leave_slots_to_others(&folio);
+        }
+    }
+
+    fn leave_slots_to_others(&self, folio: &FolioLock<'_, M>) {
+        let (frames, head) = (self.frames(), folio.frame());
         let Some(area) = self.swap().area(frames.record(head).area()) else { return };
         self.end_backing(head);
-        area.wrote(frames, &folio, slots_of(frames, &folio), self.evicted(head, 0));
+        area.wrote(frames, folio, slots_of(folio), self.evicted(head, 0));
     }
 }

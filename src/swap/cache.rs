@@ -20,15 +20,15 @@ use crate::sync::Ordering;
 
 /// The slots of a cached folio. Under its lock.
 #[inline]
-pub(crate) fn slots_of<M: Machine>(frames: &Frames, folio: &FolioLock<'_, M>) -> Slots {
-    let record = frames.record(folio.frame());
+pub(crate) fn slots_of<M: Machine>(folio: &FolioLock<'_, M>) -> Slots {
+    let record = folio.record();
     Slots::new(record.slot.load(Ordering::Relaxed), record.order())
 }
 
 /// Takes the marks of the cache off a folio. The caller has a reference of its own.
 #[inline]
 fn uncache<M: Machine>(frames: &Frames, folio: &FolioLock<'_, M>) {
-    let record = frames.record(folio.frame());
+    let record = folio.record();
     if record.has(flag::KEPT) {
         // The cache's reference, taken when the device refused the folio.
         let _ = frames.put(folio.frame(), REFERENCE);
@@ -103,7 +103,7 @@ impl<M: Machine> Area<M> {
 
     /// The folio, whose slots no swap entry names any more, leaves the cache, and the slots are freed.
     pub(crate) fn leave_cache(&self, frames: &Frames, folio: &FolioLock<'_, M>) {
-        let slots = slots_of(frames, folio);
+        let slots = slots_of(folio);
         uncache(frames, folio);
         self.free_slots(slots.first(), slots.pages() as u32);
     }
@@ -113,7 +113,7 @@ impl<M: Machine> Area<M> {
     pub(crate) fn split_kept(&self, mm: &Mm<M>, folio: &FolioLock<'_, M>) {
         let frames = mm.frames();
         let head = folio.frame();
-        let slots = slots_of(frames, folio);
+        let slots = slots_of(folio);
         let is_wanted = |slot| self.is_wanted(Slots::new(slot, 0));
         for (page, slot) in slots.each() {
             if let Some(record) = self.slot(slot as u64) {
@@ -153,9 +153,8 @@ impl<M: Machine> Mm<M> {
 
     /// Whether a swap entry leads to a page of a locked folio.
     pub(crate) fn is_wanted(&self, folio: &FolioLock<'_, M>) -> bool {
-        let record = self.frames().record(folio.frame());
-        record.has(flag::CACHED)
-            && self.swap().area(record.area()).is_some_and(|area| area.is_wanted(slots_of(self.frames(), folio)))
+        let record = folio.record();
+        record.has(flag::CACHED) && self.swap().area(record.area()).is_some_and(|area| area.is_wanted(slots_of(folio)))
     }
 
     /// Counts another use of the slot of an entry, which the caller's tables have from now on in two places, in the
@@ -189,7 +188,7 @@ impl<M: Machine> Mm<M> {
             && let Some((_, 0)) = area.names(frames, entry.slot(), &folio)
             && !frames.record(head).has(flag::BACKED)
         {
-            if !area.is_wanted(slots_of(frames, &folio)) {
+            if !area.is_wanted(slots_of(&folio)) {
                 area.leave_cache(frames, &folio);
             } else if frames.record(head).count.maps() == 0 {
                 area.split_kept(self, &folio);

@@ -9,7 +9,8 @@
 //! | place | what it is |
 //! |---|---|
 //! | empty | all of its slots were free when it came here: any order may begin to fill it |
-//! | partial | some order filled it, and slots were freed since |
+//! | partial | some order filled it, and an eighth of its slots or more was freed since |
+//! | scarce | the same, and fewer were |
 //! | fragmented | it has free slots, but had no aligned run for its order when that looked |
 //! | current | some CPU fills it |
 //! | full | it has no free slot |
@@ -17,9 +18,13 @@
 //! A CPU may go on filling a cluster that is not its own any more, and a single page takes what is left anywhere: a
 //! place says where to look first, the records of the slots say what is free.
 //!
-//! A large folio looks for room in its CPU's current cluster, in partial ones of its order, in an empty one, and in a
-//! few fragmented ones: then it is refused, and its owner splits it. A single page takes from any cluster in the end,
-//! others' current ones too: it is refused only when no slot is free.
+//! A search of a cluster for what is free there reads the slots before it, so that a slot of a full cluster costs the
+//! more the fewer of them came free. Where pages come back in no order that would be fewer the more clusters there are:
+//! scarce ones come after empty ones.
+//!
+//! A large folio looks for room in its CPU's current cluster, in partial ones of its order, in an empty one, in scarce
+//! ones of its order, and in a few fragmented ones: then it is refused, and its owner splits it. A single page takes
+//! from any cluster in the end, others' current ones too: it is refused only when no slot is free.
 //!
 //! Who has several folios to write out takes slots for all of them at once, as far as free ones lie side by side
 //! ([`Stretch`]), and gives back what was not needed.
@@ -41,6 +46,9 @@ pub(super) const NONE: u32 = u32::MAX;
 const LARGEST: u32 = 512;
 /// Clusters of an area at least, as far as that leaves room for the largest folio in each.
 const AT_LEAST: u32 = 16;
+
+/// log2 of the slots of a cluster for each that is free, from which on it is partial: a search reads 8 slots a page.
+const PARTIAL_SHIFT: u32 = 3;
 
 /// Orders of folio, each with its own current clusters and lists.
 const ORDERS: usize = MAX_ORDER as usize + 1;
@@ -66,9 +74,17 @@ pub(super) const fn shift_for<G: Granule>(slots: u32) -> u32 {
 enum Place {
     Empty,
     Partial,
+    Scarce,
     Fragmented,
     Current,
     Full,
+}
+
+impl Place {
+    /// Of a cluster that some order has filled and of which, after that, `free` of 2^`shift` slots came free.
+    const fn of_filled(free: u32, shift: u32) -> Self {
+        if free << PARTIAL_SHIFT < 1 << shift { Self::Scarce } else { Self::Partial }
+    }
 }
 
 /// What a cluster's lock guards.
@@ -136,6 +152,7 @@ impl List {
 struct Lists {
     empty: List,
     partial: [List; ORDERS],
+    scarce: [List; ORDERS],
     fragmented: [List; ORDERS],
 }
 
@@ -145,6 +162,7 @@ impl Lists {
         match place {
             Place::Empty => Some(&mut self.empty),
             Place::Partial => self.partial.get_mut(order as usize),
+            Place::Scarce => self.scarce.get_mut(order as usize),
             Place::Fragmented => self.fragmented.get_mut(order as usize),
             Place::Current | Place::Full => None,
         }
@@ -204,7 +222,8 @@ impl Clusters {
     /// `count` clusters of 2^`shift` slots each, all empty.
     pub(super) const fn new(count: u32, shift: u32) -> Self {
         let empty = if count > 0 { List { first: 0, last: count - 1 } } else { List::EMPTY };
-        let lists = Lists { empty, partial: [List::EMPTY; ORDERS], fragmented: [List::EMPTY; ORDERS] };
+        let none = [List::EMPTY; ORDERS];
+        let lists = Lists { empty, partial: none, scarce: none, fragmented: none };
         let current = [const { [const { AtomicU32::new(NONE) }; ORDERS] }; MAX_CPUS];
         Self { lists: Spin::new(lists), current, shift }
     }
@@ -227,13 +246,13 @@ impl Clusters {
             let first = {
                 let mut lists = self.lists.lock();
                 let partial = lists.partial[order as usize].first;
-                let empty = lists.empty.first;
-                let found = [partial, empty].into_iter().find(|&cluster| cluster != NONE);
+                let scarce = lists.scarce[order as usize].first;
+                let found = [partial, lists.empty.first, scarce].into_iter().find(|&cluster| cluster != NONE);
                 found.or_else(|| self.leftover(&mut lists, order))?
             };
             // Its lock comes before that of the lists: it may be elsewhere by now.
             let mut state = records.get(first as usize)?.state.lock();
-            if matches!(state.place, Place::Empty | Place::Partial | Place::Fragmented) {
+            if matches!(state.place, Place::Empty | Place::Partial | Place::Scarce | Place::Fragmented) {
                 self.place(records, first, &mut state, Place::Current);
                 state.order = order;
                 return Some(first);
@@ -243,7 +262,8 @@ impl Clusters {
 
     /// For a single page, a cluster that some larger order filled.
     fn leftover(&self, lists: &mut Lists, order: u32) -> Option<u32> {
-        let of_large = lists.partial.iter().chain(lists.fragmented.iter()).map(|list| list.first);
+        let filled = lists.partial.iter().chain(&lists.scarce).chain(&lists.fragmented);
+        let of_large = filled.map(|list| list.first);
         if order == 0 { of_large.rev().find(|&cluster| cluster != NONE) } else { None }
     }
 
@@ -369,16 +389,80 @@ impl Clusters {
             if state.place != Place::Current {
                 self.place(records, cluster, &mut state, Place::Empty);
             }
-        } else if state.place == Place::Full {
-            self.place(records, cluster, &mut state, Place::Partial);
+        } else if matches!(state.place, Place::Full | Place::Scarce) {
+            let place = Place::of_filled(state.free, self.shift);
+            if place != state.place {
+                self.place(records, cluster, &mut state, place);
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
+    use std::collections::BTreeSet;
+    use std::vec::Vec;
+
     use super::*;
     use crate::granule::{K4, K16};
+
+    const SHIFT: u32 = 6;
+    const SIZE: u32 = 1 << SHIFT;
+
+    /// An area without its pages, and one CPU that fills it with single ones.
+    struct Singles {
+        clusters: Clusters,
+        records: Vec<ClusterRecord>,
+        slots: Vec<SlotRecord>,
+    }
+
+    impl Singles {
+        fn new(count: u32) -> Self {
+            Self {
+                clusters: Clusters::new(count, SHIFT),
+                records: (0..count).map(|index| ClusterRecord::new(SIZE, index, count)).collect(),
+                slots: (0..count << SHIFT).map(|_| SlotRecord::default()).collect(),
+            }
+        }
+
+        fn take(&self) -> Option<u32> {
+            let current = self.clusters.current(0, 0)?;
+            loop {
+                let cluster = current.load(Ordering::Relaxed);
+                if let Some(stretch) = self.clusters.take(&self.records, &self.slots, cluster, 0, 1) {
+                    return Some(stretch.first());
+                }
+                current.store(self.clusters.pop(&self.records, 0)?, Ordering::Relaxed);
+            }
+        }
+
+        fn give(&self, slot: u32) {
+            self.clusters.give(&self.records, slot, 1, || self.slots[slot as usize].free());
+        }
+    }
+
+    /// Slots that come free one here, one there are left alone until an eighth of a cluster is free, or no cluster is
+    /// empty; then all of them are found.
+    #[test]
+    fn a_cluster_with_few_free_slots_comes_after_the_empty_ones() {
+        let area = Singles::new(8);
+        for slot in 0..4 * SIZE {
+            assert_eq!(area.take(), Some(slot));
+        }
+        (0..3).for_each(|cluster| area.give(cluster * SIZE + 5));
+        (1..8).for_each(|more| area.give(2 * SIZE + 5 + 4 * more));
+        // The third has an eighth of its slots free.
+        for more in 0..8 {
+            assert_eq!(area.take(), Some(2 * SIZE + 5 + 4 * more));
+        }
+        for slot in 4 * SIZE..8 * SIZE {
+            assert_eq!(area.take(), Some(slot));
+        }
+        let rest: BTreeSet<_> = core::iter::from_fn(|| area.take()).collect();
+        assert_eq!(rest, BTreeSet::from([5, SIZE + 5]));
+    }
 
     #[test]
     fn an_area_has_sixteen_clusters_unless_they_would_be_tiny() {

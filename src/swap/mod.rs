@@ -1,7 +1,7 @@
 //! Swap: slots on devices, and the pages in them.
 //!
 //! **A folio's way out** ([`crate::reclaim`] drives it): *prepare* takes a slot for each page, an aligned run of them,
-//! and reserves a room for a raw tag image for each page that has tags ([`Prepared`], which gives all back when
+//! and reserves a room for a raw tag image for each page that has tags ([`Supply`], which gives back what is left when
 //! dropped), for several folios at once; the slots then name the pages' frames (they are *cached*) with one user each;
 //! the leaf entries are exchanged for swap entries; the flush completes; the tags are saved and the data written, in
 //! one request but for pages that repeat one word, which need none; the slots are *out* and the frames are free.
@@ -44,15 +44,19 @@ pub use slot::SlotRecord;
 
 pub(crate) use areas::Swap;
 pub(crate) use out::{Late, Leaving, Saved, Written};
-pub(crate) use prepared::Prepared;
+pub(crate) use prepared::Supply;
 pub(crate) use read_in::{Kept, ReadError};
 pub(crate) use slot::{MOST_USERS, SlotState};
 
 /// What no area has left.
+///
+/// [`Mm::unback_some`]: crate::mm::Mm::unback_some
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub(crate) enum Dry {
     /// Slots.
     Slots,
+    /// Slots, but for those of folios that are in memory as well, which [`Mm::unback_some`] may free.
+    Backed,
     /// Rooms for tags, where there is a slot.
     Rooms,
 }

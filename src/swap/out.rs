@@ -88,9 +88,9 @@ impl Saved {
 impl<'a, M: Machine> Leaving<'a, M> {
     /// A cached folio whose write failed before, to try again. `None` when its area is gone.
     pub(crate) fn again(mm: &'a Mm<M>, folio: &FolioLock<'_, M>) -> Option<Self> {
-        let area = mm.swap().area(mm.frames().record(folio.frame()).area())?;
+        let area = mm.swap().area(folio.record().area())?;
         // Its tags were kept with the slots the first time.
-        Some(Self { area, slots: slots_of(mm.frames(), folio), rooms: 0 })
+        Some(Self { area, slots: slots_of(folio), rooms: 0 })
     }
 
     /// Pages of the folio.

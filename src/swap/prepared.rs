@@ -1,7 +1,8 @@
 //! What folios need to leave: slots, and room for their tags.
 //!
-//! Taken for several folios of one size at once, and used up one by one: [`Prepared::fit`], [`Prepared::cache`],
-//! [`Prepared::commit`] for each that leaves. One that stays leaves its slots to the next.
+//! Taken for several folios of one size at once, and used up one by one: [`Supply::take`] finds what serves a folio that
+//! is about to leave, [`Prepared::cache`] and [`Prepared::commit`] use it up. Nothing is taken for folios that stay, or
+//! that nobody will want again.
 
 use super::Dry;
 use super::area::Area;
@@ -10,10 +11,66 @@ use super::out::Leaving;
 use super::slots::Slots;
 use crate::frame::Frame;
 use crate::machine::Machine;
+use crate::mm::Mm;
 use crate::pte::SwapEntry;
 
+/// What folios of one batch need to leave, from whatever area has it.
+pub(crate) struct Supply<'a, M: Machine> {
+    mm: &'a Mm<M>,
+    prepared: Option<Prepared<'a, M>>,
+    /// Folios that it takes slots for, if they lie side by side.
+    folios: u32,
+    /// The backed folios have given what they could.
+    is_last: bool,
+}
+
+impl<'a, M: Machine> Supply<'a, M> {
+    /// Nothing yet.
+    pub(crate) fn new(mm: &'a Mm<M>) -> Self {
+        Self { mm, prepared: None, folios: 1, is_last: false }
+    }
+
+    /// The next folio comes. What is taken for it is for `folios` in all, if their slots lie side by side.
+    #[inline]
+    pub(crate) fn expect(&mut self, folios: u32) {
+        self.folios = folios;
+    }
+
+    /// The backed folios have given what they could: nobody is told of them any more.
+    pub(crate) fn insist(&mut self) {
+        self.is_last = true;
+    }
+
+    /// What serves the folio of 2^`order` pages headed by `head`. May be called with its table's lock held.
+    ///
+    /// # Errors
+    /// What there is not enough of.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, head: Frame, order: u32) -> Result<&mut Prepared<'a, M>, Dry> {
+        let tagged = self.mm.frames().tagged_pages(head, order);
+        if !self.prepared.as_mut().is_some_and(|prepared| prepared.fit(order, tagged)) {
+            self.refill(order, tagged)?;
+        }
+        self.prepared.as_mut().ok_or(Dry::Slots)
+    }
+
+    #[inline(never)]
+    fn refill(&mut self, order: u32, tagged: u32) -> Result<(), Dry> {
+        // What is left goes back first: it may be what there is.
+        self.prepared = None;
+        let swap = self.mm.swap();
+        match swap.prepare(self.mm.machine().cpu(), order, tagged, self.folios) {
+            Ok(prepared) => {
+                self.prepared = Some(prepared);
+                Ok(())
+            }
+            Err(Dry::Slots) if !self.is_last && swap.some_are_backed() => Err(Dry::Backed),
+            Err(dry) => Err(dry),
+        }
+    }
+}
+
 /// Slots that nobody else has, and rooms that are reserved. Dropped, it gives both back.
-#[must_use = "dropping what was prepared gives the slots back"]
 pub(crate) struct Prepared<'a, M: Machine> {
     area: &'a Area<M>,
     stretch: Stretch,
@@ -33,7 +90,7 @@ impl<'a, M: Machine> Prepared<'a, M> {
 
     /// Whether this serves a folio of 2^`order` pages with tags in `tagged` of them; it gets what rooms it lacks.
     #[inline]
-    pub(crate) fn fit(&mut self, order: u32, tagged: u32) -> bool {
+    fn fit(&mut self, order: u32, tagged: u32) -> bool {
         if order != self.stretch.order() || self.stretch.slots() == 0 {
             return false;
         }

@@ -10,6 +10,7 @@ use crate::sync::{AtomicU64, Ordering, Word};
 /// tag kind, the same-filled and poison bits, and 4 bits of the order of the folio that went out in one piece. Generic
 /// over the word, so that the models below run its very steps on loom's.
 #[repr(C)]
+#[cfg_attr(test, derive(Default))]
 pub struct SlotRecord<W = AtomicU64> {
     state: W,
     /// Uniform: the tag. Packed: the runs. Strided: the objects. Raw: the room's number.

@@ -13,9 +13,9 @@ use crate::sync::{HeldMark, Ordering, try_lock_bit, unlock_bits};
 use crate::tlb::{self, Flush, Lost};
 
 /// One present entry in a leaf table's count word.
-const PRESENT: u64 = 1;
+pub(super) const PRESENT: u64 = 1;
 /// One swap entry in a leaf table's count word.
-const OUT: u64 = 1 << 32;
+pub(super) const OUT: u64 = 1 << 32;
 
 /// What an entry held when it was read without the lock. Says nothing until confirmed through a [`Cursor`].
 #[derive(Copy, Clone)]
@@ -94,6 +94,12 @@ impl LeafTable {
         mm.frames().record(frame).count.word().load(Ordering::Relaxed) % OUT / PRESENT
     }
 
+    /// The swap entries that it held when it was looked at.
+    pub(crate) fn swap_entries<M: Machine>(&self, mm: &Mm<M>) -> u64 {
+        let Some(frame) = mm.frames().frame(self.at) else { return 0 };
+        mm.frames().record(frame).count.word().load(Ordering::Relaxed) / OUT
+    }
+
     /// Locks the table. `None` when its frame is not one of the database's: then it is not a table of the library's.
     #[inline]
     pub(crate) fn lock<'a, M: Machine>(self, mm: &'a Mm<M>) -> Option<Cursor<'a, M>> {
@@ -146,7 +152,7 @@ impl<M: Machine> Cursor<'_, M> {
 
     /// The count of entries changes under the lock only, so that a load and a store suffice.
     #[inline]
-    fn count(&self, add: u64, sub: u64) {
+    pub(super) fn count(&self, add: u64, sub: u64) {
         let count = self.record.count.word().load(Ordering::Relaxed);
         self.record.count.word().store(count.wrapping_add(add).wrapping_sub(sub), Ordering::Relaxed);
     }
@@ -185,17 +191,6 @@ impl<M: Machine> Cursor<'_, M> {
         debug_assert!(matches!(self.read(run.start()), Decoded::Swapped(_)));
         self.show(run, first);
         self.count(PRESENT * run.pages(), OUT * run.pages());
-    }
-
-    /// Puts leaves that [`Cursor::take_leaves`] took back in their places, or another form of them. Whoever takes all
-    /// of a group puts all of it back; a walker may use any of its pages as soon as the first entry is there.
-    #[inline]
-    pub(crate) fn put_back(&mut self, leaves: impl ExactSizeIterator<Item = (Vpn, Leaf)>) {
-        self.count(PRESENT * leaves.len() as u64, 0);
-        self.mm.machine().fence_contents();
-        for (page, leaf) in leaves {
-            self.mm.machine().store_entry(self.table.entry(page), leaf.raw());
-        }
     }
 
     /// Changes live leaves in place, without losing what the hardware writes meanwhile, and tells `seen` of each run
@@ -514,39 +509,6 @@ impl<M: Machine> Cursor<'_, M> {
     #[inline]
     pub(crate) fn swapped(&self, run: VpnRange, first: SwapEntry) -> u64 {
         self.table.peek_swapped(self.mm.machine(), run, first)
-    }
-
-    /// Takes the leaves of a run out as [`Cursor::take`] does, those that are `wanted`: all of a group or none. Leaves
-    /// what is swapped out in place.
-    #[inline]
-    pub(crate) fn take_leaves(&mut self, run: Fitted, wanted: impl Fn(Leaf) -> bool, mut taken: impl FnMut(Vpn, Leaf)) {
-        let machine = self.mm.machine();
-        let start = self.table.entry(run.pages().start());
-        let mut present = 0;
-        for index in 0..run.pages().pages() {
-            let at = start.offset(index as usize);
-            if let Decoded::Leaf(leaf) = decode::<M::Granule>(machine.load_entry(at), Level::LEAF)
-                && wanted(leaf)
-                && let Decoded::Leaf(leaf) = decode::<M::Granule>(machine.exchange_entry(at, 0), Level::LEAF)
-            {
-                present += PRESENT;
-                taken(run.pages().start().offset(index), leaf);
-            }
-        }
-        self.count(0, present);
-    }
-
-    /// Leaves swap entries where `leaves` were, which [`Cursor::take_leaves`] took: `first` at `start`, which is
-    /// exclusive, and those after it, each as exclusive as the leaf was. The slots have a user more each.
-    pub(crate) fn put_out(&mut self, leaves: &[(Vpn, Leaf)], start: Vpn, first: SwapEntry) {
-        self.count(OUT * leaves.len() as u64, 0);
-        for &(page, leaf) in leaves {
-            let entry = first.nth(page.number() - start.number());
-            let shared = self.mm.share_slot(entry);
-            let entry = if leaf.is_exclusive() { entry } else { shared };
-            // An exchange is a release: who finds the entry finds the slot in use.
-            self.mm.machine().exchange_entry(self.table.entry(page), entry.raw());
-        }
     }
 
     /// Takes the live leaves of a run, all of it, out, and leaves the entries of a run of slots in their places:

@@ -15,9 +15,11 @@
 
 mod cursor;
 pub(crate) mod group;
+mod leaves;
 
 pub(crate) use cursor::{Change, Cursor, Taken};
 pub(crate) use group::{Edge, Fitted};
+pub(crate) use leaves::Leaves;
 
 use crate::addr::{Pfn, Vpn, VpnRange};
 use crate::frame::{Frame, Kind, OwnedFrame};
@@ -171,19 +173,33 @@ pub(crate) fn for_each_leaf_table<M: Machine, E>(
 ) -> Result<(), E> {
     let mut page = range.start();
     while page < range.end() {
-        // The pages that the table, or the missing table, at this place spans.
-        let (table, level) = match walk(machine, root, page) {
-            Walked::Leaf(table) => (Some(table), Level::L2),
-            Walked::Missing(_, level) => (None, level),
+        page = match walk(machine, root, page) {
+            Walked::Leaf(table) => {
+                let end = Vpn::new(table.first.number() + M::Granule::ENTRIES as u64).min(range.end());
+                visit(table, VpnRange::between(page, end))?;
+                end
+            }
+            Walked::Missing(at, level) => end_of_hole(machine, (at, level), page, range.end()),
         };
-        let span = 1 << (level.shift::<M::Granule>() - M::Granule::SHIFT);
-        let end = Vpn::new((page.number() & !(span - 1)) + span).min(range.end());
-        if let Some(table) = table {
-            visit(table, VpnRange::between(page, end))?;
-        }
-        page = end;
     }
     Ok(())
+}
+
+/// The first page behind `page` and before `limit` that may have a table, where the entry `at`, of a table of `level`,
+/// leads to none: the entries beside it are looked at without a walk from the root for each.
+#[inline(never)]
+fn end_of_hole<M: Machine>(machine: &M, (mut at, level): (EntryAt, Level), page: Vpn, limit: Vpn) -> Vpn {
+    let span = 1 << (level.shift::<M::Granule>() - M::Granule::SHIFT);
+    let mut end = (page.number() & !(span - 1)) + span;
+    at.index += 1;
+    while end < limit.number() && at.index < M::Granule::ENTRIES {
+        if let Decoded::Table(_) = decode::<M::Granule>(machine.load_entry(at), level) {
+            break;
+        }
+        end += span;
+        at.index += 1;
+    }
+    Vpn::new(end).min(limit)
 }
 
 /// Whether `hole` holds all the pages of some leaf table: otherwise there is nothing to prune.

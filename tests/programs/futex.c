@@ -218,7 +218,10 @@ static void killed(void)
 
 int main(int argc, char **argv, char **envp, u64 *auxv)
 {
-	(void)argc, (void)argv, (void)envp, (void)auxv;
+	(void)envp, (void)auxv;
+	if (argc > 1 && equal(argv[1], "for-ever"))
+		for (;;)
+			futex(&words[0], FUTEX_WAIT, 0, 0, 0, 0);
 	errors();
 	times();
 	wakes();

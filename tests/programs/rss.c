@@ -1,6 +1,8 @@
 /*
  * RLIMIT_RSS: a program that may have 4 MiB goes through 16. Whatever the kernel makes of the limit, contents stay, the
  * limit is inherited, and bad calls are refused.
+ *
+ *   rss capped MIB   it was started under such a limit: no more is in memory, of it or of its children
  */
 #include "ebb.h"
 
@@ -66,9 +68,52 @@ static void errors(void)
 	expect(limit[0], 8 * MIB);
 }
 
+static u64 resident(void)
+{
+	static u8 told[SIZE / 4096];
+	u64 pages = 0;
+
+	expect(call(SYS_mincore, p, SIZE, told), 0);
+	for (u64 i = 0; i < SIZE / PAGE; i++)
+		pages += told[i] & 1;
+	return pages * PAGE;
+}
+
+static void capped(u64 limit)
+{
+	u64 told[2];
+
+	expect(call(SYS_getrlimit, RLIMIT_RSS, told), 0);
+	expect(told[0], limit);
+	p = map(SIZE, RW);
+	fill(3);
+	check(intact(3));
+	check(resident() <= limit);
+	check(resident() > limit / 2);
+}
+
+/* A program of its own, in the place of a child: /proc/self/exe capped MIB once. */
+static int again(const char *mib)
+{
+	const char *argv[] = { "rss", "capped", mib, "once", 0 };
+	long child = fork();
+
+	if (child == 0) {
+		call(SYS_execve, "/proc/self/exe", argv, argv + 4);
+		leave(99);
+	}
+	return ending(child);
+}
+
 int main(int argc, char **argv, char **envp, u64 *auxv)
 {
-	(void)argc, (void)argv, (void)envp, (void)auxv;
+	(void)envp, (void)auxv;
+	if (argc > 2) {
+		capped((argv[2][0] - '0') * MIB);
+		if (argc == 3)
+			expect(again(argv[2]), 0);
+		return finish();
+	}
 	limited();
 	errors();
 	return finish();

@@ -145,11 +145,6 @@ __attribute__((unused)) static u64 thread_pointer(void)
 	return value;
 }
 
-__attribute__((unused)) static void sleep_ms(u64 ms)
-{
-	u64 time[2] = { ms / 1000, ms % 1000 * 1000000 };
-
-	call(SYS_nanosleep, time, 0);
-}
+__attribute__((unused)) static void sleep_ms(u64 ms) { sleep_us(ms * 1000); }
 
 #endif

@@ -178,6 +178,17 @@ case_test_takes_no_run_options() {
 	done
 }
 
+case_soak() {
+	local option
+	for option in --stats="$dir/stats" --timeout=9 --icount --dry-run; do
+		expect 125 '^qemu-run: soak takes no' ./qemu-run.sh soak "$option"
+	done
+	expect 125 'seed wants a number' ./qemu-run.sh soak many
+	expect 125 '--seconds is for soak' ./qemu-run.sh --seconds 9 -- hello
+	expect 0 '' ./qemu-run.sh soak --no-build --seconds 1 --memory 24 --folio-orders none --swap-device late 7
+	grep -q '^PASS soak, seed 7, folio orders 0, device late' "$dir/out" || echo "no verdict"
+}
+
 # A second debugger finds the first one's port taken, and names its own.
 case_two_debuggers() {
 	local i name first='' second=''

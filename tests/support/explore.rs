@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use ebbtide::sync::stepping;
+use ebbtide::sync::{begin_task, stepping};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Schedule, Scheduler, Task, TaskId};
 use shuttle::{Config, FailurePersistence, Runner};
 
@@ -14,6 +14,16 @@ const BOUNDED: usize = 800;
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+/// Whether races only tell their names: a long run gives each a process of its own.
+fn is_list() -> bool {
+    std::env::var("EBBTIDE_LIST").is_ok()
+}
+
+/// Whether all schedules of all races are run: then what should be found is found.
+pub fn is_whole() -> bool {
+    !is_list() && ["EBBTIDE_RACE", "EBBTIDE_REPLAY"].iter().all(|name| std::env::var(name).is_err())
 }
 
 /// Says which race it was that failed.
@@ -83,13 +93,16 @@ pub fn explore(race: &str, scene: impl Fn() + Send + Sync + 'static) {
 
 /// [`explore`], with so many schedules unless a variable says how many.
 pub fn explore_some(race: &str, bounded: usize, scene: impl Fn() + Send + Sync + 'static) {
+    if std::env::var("EBBTIDE_RACE").is_ok_and(|part| !race.contains(&part)) {
+        return;
+    }
+    if is_list() {
+        return println!("race {race}");
+    }
     let mut config = Config::new();
     // The library's arrays, and no release build.
     config.stack_size = 1 << 19;
     config.failure_persistence = FailurePersistence::File(Some(env!("CARGO_TARGET_TMPDIR").into()));
-    if std::env::var("EBBTIDE_RACE").is_ok_and(|part| !race.contains(&part)) {
-        return;
-    }
     let _told = Told(race);
     let scene = Arc::new(scene);
     let run = |scheduler: Box<dyn Scheduler + Send>| {
@@ -110,7 +123,10 @@ pub fn meet(tasks: &[&(dyn Fn(usize) + Sync)]) {
     stepping(|| {
         shuttle::thread::scope(|scope| {
             for (cpu, task) in tasks.iter().enumerate() {
-                scope.spawn(move || task(cpu));
+                scope.spawn(move || {
+                    begin_task(cpu + 1);
+                    task(cpu);
+                });
             }
         });
     });

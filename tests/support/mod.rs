@@ -63,6 +63,8 @@ pub struct Setup {
     pub features: Features,
     pub adversary: Adversary,
     pub asid_bits: u32,
+    /// Bits of a program's addresses. With few there are fewer tables to make and to search.
+    pub va_bits: u32,
     /// `None`: single pages and the group's order.
     pub orders: Option<FolioOrders>,
     /// What the swap device says of itself.
@@ -82,6 +84,7 @@ impl Default for Setup {
             features: Features::all(),
             adversary: Adversary::Quiet,
             asid_bits: 8,
+            va_bits: 48,
             orders: None,
             device: DeviceFlags::SYNCHRONOUS,
             replacement: Replacement::default(),
@@ -118,6 +121,7 @@ impl<G: Granule> Rig<G> {
             features: setup.features,
             adversary: setup.adversary,
             asid_bits: setup.asid_bits,
+            va_bits: setup.va_bits,
             ..EmuConfig::default()
         });
         (0..setup.cpus).for_each(|cpu| emu.set_tag_check(cpu, TagCheck::Sync));

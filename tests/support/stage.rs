@@ -22,6 +22,8 @@ use ebbtide::granule::Granule;
 use ebbtide::machine::emu::{Emu, TestDevice};
 use ebbtide::machine::{Asid, Cached, EntryAt, Features, Machine, Reach, Scope, Tags, Window};
 use ebbtide::swap::{DeviceError, DeviceFlags, Progress, SwapDevice, Ticket};
+#[cfg(feature = "shuttle")]
+use ebbtide::sync::turn;
 use ebbtide::sync::{AtomicU32, Ordering};
 // Whom nobody wakes is then a deadlock that the scheduler sees.
 #[cfg(feature = "shuttle")]
@@ -54,6 +56,11 @@ pub struct Stage<G: Granule> {
     /// How often who sleeps on a word was woken, by the word's place.
     woken: Mutex<HashMap<usize, u64>>,
     waking: Condvar,
+}
+
+#[cfg(not(feature = "shuttle"))]
+fn turn<R>(body: impl FnOnce() -> R) -> R {
+    body()
 }
 
 /// Longer than anybody sleeps who is woken.
@@ -321,23 +328,24 @@ unsafe impl<G: Granule> Machine for Stage<G> {
     fn wait(&self, word: &AtomicU32, seen: u32) {
         // Unlike the emulated machine's, this sleep ends by `wake` alone: a kernel's may.
         let place = std::ptr::from_ref(word).addr();
-        let mut woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut woken = turn(|| self.woken.lock()).unwrap_or_else(PoisonError::into_inner);
         let before = *woken.entry(place).or_default();
         if word.load(Ordering::Acquire) != seen {
-            return;
+            return turn(|| drop(woken));
         }
-        let (woken, late) = self
-            .waking
-            .wait_timeout_while(woken, NIGHT, |woken| woken.get(&place) == Some(&before))
-            .unwrap_or_else(PoisonError::into_inner);
-        drop(woken);
+        let is_asleep = |woken: &mut HashMap<usize, u64>| woken.get(&place) == Some(&before);
+        let (woken, late) =
+            turn(|| self.waking.wait_timeout_while(woken, NIGHT, is_asleep)).unwrap_or_else(PoisonError::into_inner);
+        turn(|| drop(woken));
         assert!(!late.timed_out(), "nobody woke who slept until a word was no more {seen:#x}");
     }
 
     fn wake(&self, word: &AtomicU32) {
         let place = std::ptr::from_ref(word).addr();
-        *self.woken.lock().unwrap_or_else(PoisonError::into_inner).entry(place).or_default() += 1;
-        self.waking.notify_all();
+        turn(|| {
+            *self.woken.lock().unwrap_or_else(PoisonError::into_inner).entry(place).or_default() += 1;
+            self.waking.notify_all();
+        });
     }
 }
 

@@ -1,5 +1,5 @@
-//! Two walkers of one group's entries, on the bare machine: one that takes the table's lock before it reads, and one
-//! that reads first.
+//! Walkers of one group's entries, on the bare machine: one that takes the table's lock before it reads, and two that
+//! read first.
 
 use ebbtide::addr::{Pfn, PfnRange, Vpn, VpnRange};
 use ebbtide::granule::{K4, Level};
@@ -20,6 +20,8 @@ pub enum Walker {
     LocksFirst,
     /// At the first valid entry that it finds: it takes the holes of break-before-make for empty entries.
     LocksLate,
+    /// Once the first entry was read, which speaks for all: if it is empty, there is nothing to take.
+    FirstDecides,
 }
 
 const ASID: Asid = Asid::new(1);
@@ -79,7 +81,8 @@ impl Group {
     /// Takes all pages out for reclaim, and frees their frames.
     pub fn take(&self, walker: Walker) {
         let mut lock = (walker == Walker::LocksFirst).then(|| self.lock.lock());
-        for page in 0..PAGES {
+        let is_skipped = walker == Walker::FirstDecides && self.emu.load_entry(self.entry(0)) & VALID == 0;
+        for page in (0..PAGES).filter(|_| !is_skipped) {
             if lock.is_none() && self.emu.load_entry(self.entry(page)) & VALID != 0 {
                 lock = Some(self.lock.lock());
             }

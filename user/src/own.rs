@@ -29,6 +29,8 @@ pub const COUNTERS: [&str; 13] = [
 pub const SWAP_OUT: usize = 1;
 /// Index in [`COUNTERS`] of the pages read in.
 pub const SWAP_IN: usize = 2;
+/// Index in [`COUNTERS`] of the pages that came back soon.
+pub const REFAULTS: usize = 3;
 /// Index in [`COUNTERS`] of the pages that came back damaged.
 pub const DAMAGED: usize = 12;
 

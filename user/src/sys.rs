@@ -293,15 +293,33 @@ pub fn limit_memory(bytes: Option<u64>) -> Result<(), Errno> {
     unsafe { call(SETRLIMIT, [RSS, limit.as_ptr() as usize, 0, 0, 0, 0]) }.map(drop)
 }
 
-/// Bytes of RAM that the kernel tells.
-pub fn total_ram() -> Result<u64, Errno> {
+/// Sleeps for so many nanoseconds.
+pub fn sleep_ns(ns: u64) {
+    const SECOND: u64 = 1_000_000_000;
+    let time = [ns / SECOND, ns % SECOND];
+    // SAFETY: the kernel reads the two words.
+    let _ = unsafe { call(NANOSLEEP, [time.as_ptr() as usize, 0, 0, 0, 0, 0]) };
+}
+
+/// RAM that the kernel tells of, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Ram {
+    /// All of it.
+    pub total: u64,
+    /// Free RAM.
+    pub free: u64,
+}
+
+/// RAM that the kernel tells of.
+pub fn ram() -> Result<Ram, Errno> {
     /// `struct sysinfo` of 64-bit Linux: 112 bytes.
     #[repr(C)]
     #[derive(Default)]
     struct Sysinfo {
         uptime_and_loads: [u64; 4],
         total_ram: u64,
-        free_to_free_swap: [u64; 5],
+        free_ram: u64,
+        shared_to_free_swap: [u64; 4],
         procs: u64,
         high: [u64; 2],
         mem_unit: u32,
@@ -311,5 +329,6 @@ pub fn total_ram() -> Result<u64, Errno> {
     let mut info = Sysinfo::default();
     // SAFETY: the kernel writes one `struct sysinfo` into a place of that size.
     unsafe { call(SYSINFO, [&raw mut info as usize, 0, 0, 0, 0, 0]) }?;
-    Ok(info.total_ram.saturating_mul(u64::from(info.mem_unit.max(1))))
+    let unit = u64::from(info.mem_unit.max(1));
+    Ok(Ram { total: info.total_ram.saturating_mul(unit), free: info.free_ram.saturating_mul(unit) })
 }

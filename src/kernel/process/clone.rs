@@ -98,7 +98,7 @@ fn add(request: &Request, memory: MemoryRef, user: UserState, frame: WholeFrame)
                     table.put_thread(task, Thread { id, process: here, beginning, clear_id });
                 } else {
                     let home = if request.kind == Kind::Fork { Home::Own } else { Home::Borrowed };
-                    let process = Process { home, ..Process::new(id, parent.pid, parent.program) };
+                    let process = Process { home, ..Process::new(id, parent.pid, parent.program, parent.files) };
                     table.put(task, process, beginning, clear_id);
                 }
                 return Ok((id, task));

@@ -8,13 +8,17 @@ use alloc::alloc::{Layout, alloc};
 use alloc::boxed::Box;
 use core::ops::Deref;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 use ebbtide::Space;
+use ebbtide::addr::VirtAddr;
+use ebbtide::space::Search;
 use ebbtide::sync::{Sleep, SleepGuard};
 
-use crate::kernel::{Hardware, global, sched, stack};
+use super::oom;
+use crate::kernel::sched::{self, TaskId};
+use crate::kernel::{Hardware, global, stack, time};
 
 /// See the module's head.
 pub struct Memory {
@@ -22,7 +26,11 @@ pub struct Memory {
     program_break: Sleep<Break>,
     /// What becomes of regions that are made from now on.
     future: AtomicU32,
+    /// Where the search for groups to collapse goes on.
+    searched: AtomicU64,
     users: AtomicU32,
+    /// Its end was waited for in vain (see `oom`).
+    given_up: AtomicBool,
 }
 
 /// The end of a program's data.
@@ -77,6 +85,25 @@ impl Memory {
         MemoryRef::of(self.space.fork(global::mm()).ok()?, program_break)
     }
 
+    /// Looks at one group of pages, the next after that of the last call, and makes a folio of it if that is worth it.
+    fn collapse_group(&self) -> Search {
+        let from = VirtAddr::new(self.searched.load(Ordering::Relaxed));
+        let search = self.space.collapse(global::mm(), from, 1);
+        let next = if let Search::At(next) = search { next } else { VirtAddr::new(0) };
+        self.searched.store(next.bytes(), Ordering::Relaxed);
+        search
+    }
+
+    /// Nobody waits any more for its end.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that is so.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
+    }
+
     /// Whether more than one share is held.
     pub fn is_shared(&self) -> bool {
         self.users.load(Ordering::Relaxed) > 1
@@ -102,7 +129,9 @@ impl MemoryRef {
             space,
             program_break: Sleep::new(program_break),
             future: AtomicU32::new(Future::Pageable as u32),
+            searched: AtomicU64::new(0),
             users: AtomicU32::new(1),
+            given_up: AtomicBool::new(false),
         };
         // SAFETY: the type is not of size zero.
         let Some(place) = NonNull::new(unsafe { alloc(Layout::new::<Memory>()) }.cast::<Memory>()) else {
@@ -141,6 +170,7 @@ impl Drop for MemoryRef {
         if self.users.fetch_sub(1, Ordering::AcqRel) == 1 {
             // SAFETY: made by `of`, as a box is, and this was the last share.
             end(*unsafe { Box::from_raw(self.0.as_ptr()) });
+            oom::memory_ended(self.0.as_ptr());
         }
     }
 }
@@ -159,15 +189,30 @@ pub fn lock_spaces() -> SleepGuard<'static, (), Hardware> {
     SPACES.lock(global::mm().machine())
 }
 
-/// Runs `f` with every space that there is. None is made or taken apart meanwhile, but such as have nothing in swap.
+/// Looks at one group of pages of the program that comes next in the order of tasks, from this one on, and makes a folio
+/// of it if that is worth it. Returns which task is next; `None` when there is no program from `from` on.
+pub fn collapse_group(from: TaskId) -> Option<TaskId> {
+    // The share is given back under the lock, so that it is never the last.
+    let _locked = lock_spaces();
+    let (task, memory) = sched::next_memory(from)?;
+    match memory.collapse_group() {
+        Search::At(_) => Some(task),
+        Search::Done => Some(TaskId::new(task.number() + 1)),
+    }
+}
+
+/// Runs `f` with the spaces of all programs. None is made or taken apart meanwhile, but such as has nothing in swap.
 pub fn with_every_space<R>(f: impl FnOnce(&[&Space<Hardware>]) -> R) -> R {
     let _locked = lock_spaces();
+    let began = time::counter();
     let mut shares: ArrayVec<MemoryRef, { stack::MOST_TASKS }> = ArrayVec::new();
     sched::for_each_memory(|memory| {
         if !shares.iter().any(|known| known.as_ptr() == memory.as_ptr()) {
             shares.push(memory.clone());
         }
     });
-    let spaces: ArrayVec<&Space<Hardware>, { stack::MOST_TASKS }> = shares.iter().map(|memory| &memory.space).collect();
-    f(&spaces)
+    let spaces: ArrayVec<_, { stack::MOST_TASKS }> = shares.iter().map(|memory| memory.space()).collect();
+    let result = f(&spaces);
+    oom::excuse(time::counter() - began);
+    result
 }

@@ -10,20 +10,26 @@
 //! gone. The last thread hands the children to the first process and leaves the status to the parent. The leader's task
 //! and the process' number are free when the parent has asked for the status.
 //!
+//! **Want of memory.** Whose fault finds none waits for the end of the program that has the most: [`oom`].
+//!
 //! **First and last.** The first program is process 1. The machine ends with it: it kills the others, waits until they
 //! have ended, and balances the books.
 
 mod clone;
+mod files;
 mod futex;
 mod memory;
+mod oom;
 mod program;
 mod signal;
 mod table;
 mod wait;
 
 pub use clone::{Kind as CloneKind, Request as CloneRequest, begin, clone};
+pub use files::{File, Mode, Node, close, file, open};
 pub use futex::{Key, Scope, requeue, wait as futex_wait, wake as futex_wake};
-pub use memory::{Future, Memory, MemoryRef, with_every_space};
+pub use memory::{Future, Memory, MemoryRef, collapse_group, with_every_space};
+pub use oom::outlast;
 pub use program::{Program, exec};
 pub use signal::{Cause, Fatal, Signal, Target, WaitStatus, send};
 pub use wait::{Patience, Whom, sleep_until, wait};
@@ -33,6 +39,7 @@ use core::fmt;
 use core::sync::atomic::Ordering;
 
 use ebbtide::addr::VirtAddr;
+use ebbtide::space::{Fault, FaultError, MemoryCap};
 use ebbtide::{Mm, Space, Totals};
 
 use super::bootargs::BootArgs;
@@ -40,15 +47,16 @@ use super::console::{self, alert, log};
 use super::el0::{self, TagControl, UserState, WholeFrame};
 use super::elf::Image;
 use super::global::{self, Late};
-use super::initrd::Files;
+use super::initrd;
 use super::stats::{self, Leaks};
-use super::{Hardware, cannot_start, floor, sched, time, uaccess};
+use super::{Hardware, cannot_start, floor, page, sched, time, uaccess};
+use files::Files;
 use memory::lock_spaces;
 use table::{Beginning, FIRST, Life, Process, TABLE, events};
 
 /// What is said once, at boot.
 struct Machine {
-    files: Files,
+    files: initrd::Files,
     stats_path: Option<&'static [u8]>,
     end_path: Option<&'static [u8]>,
     /// `memory=`, in bytes.
@@ -90,6 +98,22 @@ fn share() -> MemoryRef {
 #[inline]
 pub fn space() -> &'static Space<Hardware> {
     memory().space()
+}
+
+/// Resolves a fault of the running program; without memory it waits for some.
+///
+/// # Errors
+/// As [`Space::handle_fault`]. When it is [`FaultError::NoMemory`] or [`FaultError::Capped`], the process is to be
+/// killed.
+pub fn resolve(fault: Fault) -> Result<(), FaultError> {
+    let result = match space().handle_fault(global::mm(), fault) {
+        Err(FaultError::NoMemory) => outlast(fault),
+        result => result,
+    };
+    if result == Err(FaultError::Capped) {
+        doom_at_cap();
+    }
+    result
 }
 
 /// What PR_SET_TAGGED_ADDR_CTRL set last.
@@ -140,8 +164,8 @@ pub fn set_clear_id(at: u64) {
 
 /// Makes the first process. Not inlined: what it needs of the stack shall not be part of `kmain`'s frame.
 #[inline(never)]
-pub fn run(mm: &'static Mm<Hardware>, files: Files, args: &BootArgs<'_>, memory: u64) -> ! {
-    let Some(file) = files.get("init") else {
+pub fn run(mm: &'static Mm<Hardware>, files: initrd::Files, args: &BootArgs<'_>, memory: u64) -> ! {
+    let Some(image) = files.get("init") else {
         cannot_start(format_args!("the initrd has no file named init"));
     };
     MACHINE.set(Machine {
@@ -154,6 +178,14 @@ pub fn run(mm: &'static Mm<Hardware>, files: Files, args: &BootArgs<'_>, memory:
     el0::prefer(args.tag_checks);
     let path = files.strings("argv").next().unwrap_or(b"init");
     let memory = MemoryRef::new();
+    if let (Some(memory), Some(mib)) = (&memory, args.cap_mib) {
+        let (pages, least) = (mib.saturating_mul((1 << 20) / page::PAGE), mm.least_cap_pages());
+        if pages < least {
+            let kib = least * (page::PAGE >> 10);
+            cannot_start(format_args!("--cap {mib}: with this size of pages and folios the least is {kib} KiB"));
+        }
+        memory.space().set_cap(mm, MemoryCap::Pages(pages));
+    }
     let state = UserState::new(0, 0);
     let Some(Ok(task)) = memory.map(|memory| sched::add(memory, state, WholeFrame::default())) else {
         cannot_start(format_args!("no memory for a process"));
@@ -161,7 +193,7 @@ pub fn run(mm: &'static Mm<Hardware>, files: Files, args: &BootArgs<'_>, memory:
     {
         let mut table = TABLE.lock();
         let pid = table.new_pid();
-        table.put(task, Process::new(pid, 0, Program::new(path, file)), Beginning::Load, 0);
+        table.put(task, Process::new(pid, 0, Program::new(path, image), Files::STANDARD), Beginning::Load, 0);
     }
     sched::begin(task);
     sched::idle()
@@ -242,31 +274,40 @@ pub fn kill(signal: Signal, why: fmt::Arguments<'_>) -> ! {
 #[cold]
 pub fn end_doomed(Fatal { signal, cause }: Fatal) -> ! {
     match cause {
-        Cause::NoMemory => no_memory(),
+        Cause::AtCap => {
+            let mm = global::mm();
+            let cap = match memory().space().cap(mm) {
+                MemoryCap::Pages(pages) => pages.max(mm.least_cap_pages()) * (page::PAGE >> 10),
+                MemoryCap::None => 0,
+            };
+            // Once, of however many threads.
+            if take_over() {
+                mm.stats().oom_kills.bump();
+            }
+            kill(signal, format_args!("it is at its cap of {cap} KiB, and nothing of it can leave"))
+        }
         Cause::NoProgram => kill(signal, format_args!("its program could not be loaded")),
         Cause::Taken => end_thread(0),
-        // That of another process is its parent's business.
-        Cause::Sent if id() != FIRST => {
-            if take_over() {
-                end(WaitStatus::Killed(signal));
-            }
-            end_thread(0)
-        }
+        Cause::Memory(size) if id() == FIRST => kill(signal, format_args!("{}", oom::Reason(size))),
+        // That of another process is its parent's business, or has been told.
+        Cause::Memory(_) => end_by(signal),
+        Cause::Sent if id() != FIRST => end_by(signal),
         Cause::Sent => kill(signal, format_args!("signal {}", signal.number())),
     }
 }
 
-/// Ends the process for want of memory.
-#[cold]
-pub fn no_memory() -> ! {
-    global::mm().stats().oom_kills.bump();
-    kill(Signal::KILL, format_args!("no memory and no swap left"))
+/// Ends the process, which is not the first, by a signal, and logs nothing.
+fn end_by(signal: Signal) -> ! {
+    if take_over() {
+        end(WaitStatus::Killed(signal));
+    }
+    end_thread(0)
 }
 
-/// Has the process end for want of memory, on its way out of the kernel.
+/// Has the process end as its memory is at its cap and nothing of it can leave, on its way out of the kernel.
 #[cold]
-pub fn doom_for_memory() {
-    sched::doom(sched::current(), Fatal { signal: Signal::KILL, cause: Cause::NoMemory });
+pub fn doom_at_cap() {
+    sched::doom(sched::current(), Fatal { signal: Signal::KILL, cause: Cause::AtCap });
 }
 
 /// Makes the running thread the only one of its process: dooms the others, and waits until they have ended. Whether it

@@ -68,15 +68,15 @@ pub fn exec(program: Program, arguments: &Arguments, frame: &mut WholeFrame) -> 
     }
     super::leave_id();
     {
+        // To the end, as who looks for a program to kill takes a process with a taker for one whose memory will go.
         let _locked = super::lock_spaces();
         drop(sched::replace_memory(Some(memory)));
-    }
-    {
         let mut table = TABLE.lock();
         let before = table.lead();
         let process = table.current();
         process.taker = None;
         process.program = program;
+        process.files.close_on_exec();
         if core::mem::replace(&mut process.home, Home::Own) == Home::Borrowed {
             let parent = process.parent;
             table.tell(parent);

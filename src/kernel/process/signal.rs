@@ -1,5 +1,7 @@
 //! Signals: without handlers, and without stopping. What is left of them is who dies of what.
 
+use ebbtide::space::Size;
+
 use super::table::{FIRST, Life, Process, TABLE};
 use crate::kernel::sched::{self, TaskId};
 use crate::kernel::syscall::Errno;
@@ -33,8 +35,10 @@ impl Signal {
 pub enum Cause {
     /// Somebody sent the signal.
     Sent,
-    /// The kernel found no memory for what it copies from or to the process.
-    NoMemory,
+    /// There was no memory, and of all programs it had the most: so much.
+    Memory(Size),
+    /// Its memory is at its cap, and nothing of it can leave.
+    AtCap,
     /// It has lost its program to one that could not be loaded, which the log has told.
     NoProgram,
     /// Another thread ends the process, or puts another program in its place.

@@ -13,6 +13,7 @@ use arrayvec::ArrayString;
 use ebbtide::sync::Spin;
 
 use super::WaitStatus;
+use super::files::Files;
 use super::program::Program;
 use crate::kernel::sched::{self, TaskId};
 use crate::kernel::stack::MOST_TASKS;
@@ -74,8 +75,11 @@ pub struct Process {
     pub life: Life,
     pub program: Program,
     pub home: Home,
+    pub files: Files,
     /// Threads that have not ended.
     pub threads: u32,
+    /// How many came before it.
+    pub birth: u64,
     /// The one that ends the process, or puts another program in its place: the others are to end before.
     pub taker: Option<TaskId>,
 }
@@ -94,9 +98,9 @@ pub struct Thread {
 
 impl Process {
     /// One with a single thread and memory of its own.
-    pub const fn new(pid: u32, parent: u32, program: Program) -> Self {
+    pub const fn new(pid: u32, parent: u32, program: Program, files: Files) -> Self {
         let (life, home) = (Life::Running, Home::Own);
-        Self { pid, parent, life, program, home, threads: 1, taker: None }
+        Self { pid, parent, life, program, home, files, threads: 1, birth: 0, taker: None }
     }
 
     /// What the log calls it.
@@ -110,11 +114,12 @@ pub struct Table {
     processes: [Option<Process>; MOST_TASKS],
     threads: [Option<Thread>; MOST_TASKS],
     last_pid: u32,
+    births: u64,
 }
 
 /// The processes and threads.
 pub static TABLE: Spin<Table> =
-    Spin::new(Table { processes: [None; MOST_TASKS], threads: [None; MOST_TASKS], last_pid: 0 });
+    Spin::new(Table { processes: [None; MOST_TASKS], threads: [None; MOST_TASKS], last_pid: 0, births: 0 });
 
 /// A word for each process: see the module's head.
 static EVENTS: [AtomicU32; MOST_TASKS] = [const { AtomicU32::new(0) }; MOST_TASKS];
@@ -165,6 +170,12 @@ impl Table {
         }
     }
 
+    /// Whether it is this thread that ends its process, or puts another program in its place.
+    pub fn has_taken_over(&self, thread: TaskId) -> bool {
+        let process = self.threads[thread.number()].and_then(|known| self.processes[known.process.number()]);
+        process.is_some_and(|process| process.taker == Some(thread))
+    }
+
     /// The process with an identifier.
     pub fn find(&self, pid: u32) -> Option<(TaskId, &Process)> {
         self.all().find(|(_, process)| process.pid == pid)
@@ -183,7 +194,8 @@ impl Table {
 
     /// Adds a process with its first thread.
     pub fn put(&mut self, task: TaskId, process: Process, beginning: Beginning, clear_id: u64) {
-        self.processes[task.number()] = Some(process);
+        self.processes[task.number()] = Some(Process { birth: self.births, ..process });
+        self.births += 1;
         self.threads[task.number()] = Some(Thread { id: process.pid, process: task, beginning, clear_id });
     }
 

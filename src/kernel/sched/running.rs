@@ -54,6 +54,26 @@ pub fn replace_memory(new: Option<MemoryRef>) -> Option<MemoryRef> {
     })
 }
 
+/// A share in a task's memory, while it has any.
+pub fn memory_of(id: TaskId) -> Option<MemoryRef> {
+    with(|scheduler| match &scheduler.tasks[id.0].kind {
+        Kind::Program { memory, .. } => memory.clone(),
+        Kind::Kernel => None,
+    })
+}
+
+/// The first task from this one on that has memory which no task before it has, and a share in that.
+pub fn next_memory(from: TaskId) -> Option<(TaskId, MemoryRef)> {
+    with(|scheduler| {
+        let tasks = &scheduler.tasks;
+        (from.0..tasks.len()).find_map(|number| {
+            let Kind::Program { memory: Some(memory), .. } = &tasks[number].kind else { return None };
+            let is_first = tasks[..number].iter().all(|task| task.memory() != memory.as_ptr());
+            is_first.then(|| (TaskId(number), memory.clone()))
+        })
+    })
+}
+
 /// The memory of every program, that of two which share it twice.
 pub fn for_each_memory(mut visit: impl FnMut(&MemoryRef)) {
     with(|scheduler| {

@@ -1,5 +1,9 @@
 //! The machine's swap areas: `/dev/ram0` and so on, one for each size that `swap=` names, all on from the start.
+//!
+//! Programs may read and write the devices too (`direct`), but write none that is an area at that time; nor becomes one
+//! an area while a write is under way.
 
+mod block;
 mod ram;
 mod trial;
 
@@ -8,8 +12,8 @@ use core::ptr::NonNull;
 
 use arrayvec::ArrayVec;
 use ebbtide::addr::PfnRange;
-use ebbtide::swap::{self, AreaId, SwapArea, SwapDevice, SwapOffError, SwapOnError};
-use ebbtide::sync::Sleep;
+use ebbtide::swap::{self, AreaId, SwapArea, SwapOffError, SwapOnError};
+use ebbtide::sync::Spin;
 use ebbtide::{Mm, Space};
 
 use super::bootargs::{BootArgs, SWAP_AREAS};
@@ -17,18 +21,29 @@ use super::global::Late;
 use super::layout::Plan;
 use super::page::{self, PageGranule};
 use super::{Hardware, mmu};
+pub use block::{BlockDevice, Direction, SECTOR, Transfer};
 use ram::RamSwap;
 pub use trial::Faults;
 use trial::Trial;
 
 /// A device, and what its area needs.
 struct Device {
-    device: &'static dyn SwapDevice<Hardware>,
+    device: &'static dyn BlockDevice,
     slots: u32,
     records: NonNull<u8>,
     bytes: usize,
-    /// Its area, while that is on. Who turns it on or off may sleep.
-    area: Sleep<Option<AreaId>>,
+    user: Spin<User>,
+}
+
+/// Who has a device.
+#[derive(Copy, Clone)]
+enum User {
+    /// Programs, with so many writes under way.
+    Programs(u32),
+    /// It becomes an area, or ceases to be one, which may take long: whoever else wants it does not wait.
+    Turning,
+    /// Its area.
+    Area(AreaId),
 }
 
 // SAFETY: the records are memory that goes to the library with the area, and to nobody else.
@@ -42,7 +57,7 @@ static DEVICES: Late<ArrayVec<Device, SWAP_AREAS>> = Late::new();
 pub enum Refusal {
     /// There is no device of that name.
     NoDevice,
-    /// It is on, or off, already.
+    /// It is on, or off, already, or about to be; or it cannot be on, as a program writes to its device.
     Already,
     /// The library's reason.
     On(SwapOnError),
@@ -52,32 +67,90 @@ pub enum Refusal {
 
 impl Device {
     fn turn_on(&self, mm: &Mm<Hardware>, priority: i16) -> Result<(), Refusal> {
-        let mut area = self.area.lock(mm.machine());
-        if area.is_some() {
-            return Err(Refusal::Already);
+        {
+            let mut user = self.user.lock();
+            let User::Programs(0) = *user else { return Err(Refusal::Already) };
+            *user = User::Turning;
         }
         // A room for each slot: no program, whatever its tags, runs out of rooms before it runs out of slots.
         let Self { device, slots, records: memory, bytes, .. } = *self;
         let wanted = SwapArea { device, slots, tag_rooms: slots, memory, bytes, priority };
         // SAFETY: the records are mapped for ever and, while the area is off, nobody's.
-        *area = Some(unsafe { mm.swap_on(wanted) }.map_err(Refusal::On)?);
-        Ok(())
+        let turned = unsafe { mm.swap_on(wanted) };
+        *self.user.lock() = turned.map_or(User::Programs(0), User::Area);
+        turned.map(drop).map_err(Refusal::On)
     }
 
     fn turn_off(&self, mm: &Mm<Hardware>, spaces: &[&Space<Hardware>]) -> Result<(), Refusal> {
-        let mut area = self.area.lock(mm.machine());
-        let id = area.ok_or(Refusal::Already)?;
-        mm.swap_off(id, spaces).map_err(Refusal::Off)?;
-        *area = None;
-        Ok(())
+        let id = {
+            let mut user = self.user.lock();
+            let User::Area(id) = *user else { return Err(Refusal::Already) };
+            *user = User::Turning;
+            id
+        };
+        let turned = mm.swap_off(id, spaces);
+        *self.user.lock() = turned.map_or(User::Area(id), |_| User::Programs(0));
+        turned.map(drop).map_err(Refusal::Off)
     }
 }
 
 /// The device of a name.
 fn find(name: &[u8]) -> Result<&'static Device, Refusal> {
-    let number = name.strip_prefix(b"/dev/ram").and_then(|digits| core::str::from_utf8(digits).ok()?.parse().ok());
-    let devices = DEVICES.get().ok_or(Refusal::NoDevice)?;
-    number.and_then(|number: usize| devices.get(number)).ok_or(Refusal::NoDevice)
+    open(name).map(DeviceId::get).ok_or(Refusal::NoDevice)
+}
+
+/// A device that there is.
+#[derive(Copy, Clone)]
+pub struct DeviceId(u8);
+
+/// The device of a name.
+pub fn open(name: &[u8]) -> Option<DeviceId> {
+    open_in_root(name.strip_prefix(b"/")?)
+}
+
+/// The device of a name without its first `/`.
+pub fn open_in_root(name: &[u8]) -> Option<DeviceId> {
+    let digits = core::str::from_utf8(name.strip_prefix(b"dev/ram")?).ok()?;
+    // As it is printed: no sign, no zeros before it.
+    let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
+    let number: u8 = digits.parse().ok().filter(|_| is_plain)?;
+    (usize::from(number) < DEVICES.get()?.len()).then_some(DeviceId(number))
+}
+
+impl DeviceId {
+    fn get(self) -> &'static Device {
+        match DEVICES.get() {
+            Some(devices) => &devices[usize::from(self.0)],
+            None => unreachable!("a device's number is made by `open`"),
+        }
+    }
+
+    /// The device.
+    pub fn device(self) -> &'static dyn BlockDevice {
+        self.get().device
+    }
+
+    /// Keeps the device from becoming a swap area, until the value is dropped; none while it is one, or becomes one.
+    pub fn write(self) -> Option<Writing> {
+        let device = self.get();
+        let User::Programs(writes) = &mut *device.user.lock() else { return None };
+        *writes += 1;
+        Some(Writing { device })
+    }
+}
+
+/// A program's write to a device.
+pub struct Writing {
+    device: &'static Device,
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        let User::Programs(writes) = &mut *self.device.user.lock() else {
+            unreachable!("a device that is written to became an area")
+        };
+        *writes -= 1;
+    }
 }
 
 /// Turns the area on that is on the device of this name.
@@ -111,7 +184,7 @@ pub fn start(mm: &'static Mm<Hardware>, plan: &Plan, args: &BootArgs<'_>) -> Res
             slots,
             records: memory,
             bytes,
-            area: Sleep::new(None),
+            user: Spin::new(User::Programs(0)),
         });
     }
     let devices: &'static ArrayVec<Device, SWAP_AREAS> = DEVICES.set(devices);
@@ -122,7 +195,7 @@ pub fn start(mm: &'static Mm<Hardware>, plan: &Plan, args: &BootArgs<'_>) -> Res
 }
 
 /// The device over these pages. It stays for ever.
-fn device(pages: PfnRange, faults: Faults) -> &'static dyn SwapDevice<Hardware> {
+fn device(pages: PfnRange, faults: Faults) -> &'static dyn BlockDevice {
     let ram = RamSwap::new(pages, faults.flags());
     if faults.is_plain() {
         return Box::leak(Box::new(ram));

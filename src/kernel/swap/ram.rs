@@ -4,7 +4,9 @@ use ebbtide::addr::{Pfn, PfnRange};
 use ebbtide::machine::Machine;
 use ebbtide::swap::{DeviceError, DeviceFlags, Progress, SwapDevice};
 
-use crate::kernel::Hardware;
+use super::block::{BlockDevice, Direction, Transfer};
+use crate::kernel::page::{PAGE, PageGranule};
+use crate::kernel::{Hardware, mmu};
 
 /// The pages; slot `i` is page `i`.
 pub struct RamSwap {
@@ -22,6 +24,30 @@ impl RamSwap {
     fn page(&self, slot: u32, run: PfnRange) -> Result<Pfn, DeviceError> {
         let first = self.pages.start().offset(slot.into());
         if self.pages.covers(PfnRange::new(first, run.pages())) { Ok(first) } else { Err(DeviceError) }
+    }
+}
+
+impl BlockDevice for RamSwap {
+    fn bytes(&self) -> u64 {
+        self.pages.pages() * PAGE
+    }
+
+    fn begin(&self, _: &Hardware, transfer: Transfer) -> Result<Progress, DeviceError> {
+        let Transfer { direction, memory, at, bytes } = transfer;
+        if at.checked_add(bytes).is_none_or(|end| end > self.bytes()) {
+            return Err(DeviceError);
+        }
+        let ours = mmu::linear(self.pages.start().base::<PageGranule>().bytes() + at);
+        let theirs = mmu::linear(memory.bytes());
+        // SAFETY: ours is within the device, theirs is what the caller has for the transfer, and no memory of the
+        // device's. A program that stores there meanwhile gets what it deserves: any mixture of bytes.
+        unsafe {
+            match direction {
+                Direction::Write => ours.copy_from_nonoverlapping(theirs, bytes as usize),
+                Direction::Read => theirs.copy_from_nonoverlapping(ours, bytes as usize),
+            }
+        }
+        Ok(Progress::Done)
     }
 }
 

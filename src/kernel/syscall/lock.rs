@@ -3,7 +3,7 @@
 //! There is no limit (RLIMIT_MEMLOCK): every program is root's.
 
 use ebbtide::addr::VirtAddr;
-use ebbtide::space::{Access, Residency};
+use ebbtide::space::{FaultError, Residency, Touch};
 
 use super::mem::{in_user_half, map_errno, populate, round_up, untagged};
 use super::{Errno, Outcome};
@@ -34,17 +34,12 @@ fn pages(pointer: u64, bytes: u64) -> Result<Option<(VirtAddr, u64)>, Errno> {
 
 /// Brings in what is locked now.
 fn bring(start: VirtAddr, length: u64) -> Result<(), Errno> {
-    // As a store where that is allowed: what is shared becomes the program's own at once. Else as a load.
-    for offset in (0..length).step_by(PAGE as usize) {
-        let page = VirtAddr::new(start.bytes() + offset);
-        match populate(page, PAGE, Access::Write) {
-            Err(Errno::EINVAL) => populate(page, PAGE, Access::Read),
-            done => done,
-        }
-        // As POSIX has it: a page that cannot be had is ENOMEM, want of memory EAGAIN.
-        .map_err(|error| if error == Errno::ENOMEM { Errno::EAGAIN } else { Errno::ENOMEM })?;
-    }
-    Ok(())
+    // As a store where that is allowed: what is shared becomes the program's own at once. As POSIX has it, a page that
+    // cannot be had is ENOMEM, want of memory EAGAIN.
+    populate(start, length, Touch::AsAllowed).map_err(|error| match error {
+        FaultError::NoMemory | FaultError::Capped => Errno::EAGAIN,
+        _ => Errno::ENOMEM,
+    })
 }
 
 /// Locks a range in memory; with ONFAULT what is there, and each page of it that comes.

@@ -6,12 +6,12 @@
 use ebbtide::addr::VirtAddr;
 use ebbtide::machine::{Features, Machine};
 use ebbtide::reclaim::Advice;
-use ebbtide::space::{Access, Fault, FaultError, Folios, Growth, MapError, MapRequest, Placement, Protection};
+use ebbtide::space::{Access, FaultError, Folios, Growth, MapError, MapRequest, Placement, Protection, Touch, Unready};
 
 use super::{Errno, Outcome};
 use crate::kernel::page::PAGE;
 use crate::kernel::process::Future;
-use crate::kernel::{elf, global, process};
+use crate::kernel::{elf, global, process, sched};
 
 /// The end of user addresses: 39 bits.
 const USER_END: u64 = 1 << 39;
@@ -93,6 +93,7 @@ pub fn brk(wanted: u64) -> u64 {
     }
     let (old, new) = (round_up(now), round_up(wanted));
     let (mm, space) = (global::mm(), memory.space());
+    let mut grown = None;
     let done = if new > old {
         let request = MapRequest {
             placement: Placement::FixedNoReplace(VirtAddr::new(old)),
@@ -100,11 +101,8 @@ pub fn brk(wanted: u64) -> u64 {
             protection: Protection::READ | Protection::WRITE | locked(memory.future()),
             growth: Growth::Fixed,
         };
-        let mapped = space.map(mm, request);
-        if let (Ok(start), Future::Populated) = (mapped, memory.future()) {
-            let _ = populate(start, new - old, Access::Write);
-        }
-        mapped.is_ok()
+        grown = space.map(mm, request).ok();
+        grown.is_some()
     } else {
         new == old || space.unmap(mm, VirtAddr::new(new), old - new).is_ok()
     };
@@ -112,6 +110,11 @@ pub fn brk(wanted: u64) -> u64 {
         return now;
     }
     program_break.now = wanted;
+    // Who waits for memory waits for others' ends, and a fork keeps those waiting while it waits for the break.
+    drop(program_break);
+    if let (Some(start), Future::Populated) = (grown, memory.future()) {
+        let _ = populate(start, new - old, Touch::As(Access::Write));
+    }
     wanted
 }
 
@@ -173,7 +176,7 @@ pub fn mmap(hint: u64, bytes: u64, bits: u64, flags: u64, offset: u64) -> Outcom
         && let Some(access) = access_of(protection)
     {
         // As in Linux nothing that goes wrong here is an error of the call.
-        let _ = populate(start, length, access);
+        let _ = populate(start, length, Touch::As(access));
     }
     Ok(start.bytes())
 }
@@ -255,7 +258,7 @@ pub fn madvise(pointer: u64, bytes: u64, advice: u64) -> Outcome {
     match advice {
         Wanted::Advice(advice) => process::space().advise(global::mm(), start, length, advice).map_err(map_errno)?,
         Wanted::Nothing => process::space().check_mapped(global::mm(), start, length).map_err(map_errno)?,
-        Wanted::Populated(access) => populate(start, length, access)?,
+        Wanted::Populated(access) => populate_for(start, length, access)?,
         Wanted::Folios(folios) => {
             process::space().prefer_folios(global::mm(), start, length, folios).map_err(map_errno)?;
         }
@@ -263,15 +266,37 @@ pub fn madvise(pointer: u64, bytes: u64, advice: u64) -> Outcome {
     Ok(0)
 }
 
-/// Makes every page of a range ready for an access, as if the program had made it.
-pub(super) fn populate(start: VirtAddr, bytes: u64, access: Access) -> Result<(), Errno> {
-    for offset in (0..bytes).step_by(PAGE as usize) {
-        let address = VirtAddr::new(start.bytes() + offset);
-        process::space().handle_fault(global::mm(), Fault { address, access }).map_err(|error| match error {
-            FaultError::NotMapped | FaultError::NoMemory => Errno::ENOMEM,
-            FaultError::Protection => Errno::EINVAL,
-            FaultError::Unreadable { .. } | FaultError::Damaged { .. } | FaultError::Lost => Errno::EFAULT,
-        })?;
+/// Makes every page of a range ready, as if the program had touched it: without memory somebody's end is waited for.
+/// [`FaultError::NoMemory`] when that is to be the caller's.
+pub(super) fn populate(start: VirtAddr, bytes: u64, touch: Touch) -> Result<(), FaultError> {
+    /// Whether the caller is to be killed is asked so often.
+    const PIECE: u64 = 256 * PAGE;
+    let end = start.bytes() + bytes;
+    let mut from = start.bytes();
+    while from < end {
+        if sched::kill_pending() {
+            return Err(FaultError::NoMemory);
+        }
+        let piece = PIECE.min(end - from);
+        match process::space().populate(global::mm(), VirtAddr::new(from), piece, touch) {
+            Ok(()) => from += piece,
+            Err(Unready { fault, error: FaultError::NoMemory }) => {
+                process::outlast(fault)?;
+                from = fault.address.bytes();
+            }
+            Err(Unready { error, .. }) => return Err(error),
+        }
     }
     Ok(())
+}
+
+/// [`populate`] by advice.
+fn populate_for(start: VirtAddr, bytes: u64, access: Access) -> Result<(), Errno> {
+    populate(start, bytes, Touch::As(access)).map_err(|error| match error {
+        // It is to be killed.
+        FaultError::NoMemory => Errno::EINTR,
+        FaultError::NotMapped | FaultError::Capped => Errno::ENOMEM,
+        FaultError::Protection => Errno::EINVAL,
+        FaultError::Unreadable { .. } | FaultError::Damaged { .. } | FaultError::Lost => Errno::EFAULT,
+    })
 }

@@ -4,26 +4,26 @@ use ebbtide::machine::{Features, Machine};
 
 use super::{Errno, Outcome};
 use crate::kernel::el0::TagControl;
-use crate::kernel::{console, floor, global, page, process, random, time, uaccess};
+use crate::kernel::process::{Mode, Node};
+use crate::kernel::{console, floor, global, page, process, random, sched, time, uaccess};
 
-/// Linux's MAX_RW_COUNT: more is not written at once.
-const MAX_WRITE: u64 = 0x7fff_f000;
-
-const STDOUT: u64 = 1;
-const STDERR: u64 = 2;
+/// More is not read or written at once: Linux's MAX_RW_COUNT.
+pub const MOST_BYTES: u64 = 0x7fff_f000;
 
 fn output(descriptor: u64) -> Result<fn(&[u8]), Errno> {
-    match descriptor & 0xffff_ffff {
-        STDOUT => Ok(console::write_program),
-        STDERR => Ok(console::write_host),
-        _ => Err(Errno::EBADF),
+    let file = process::file(descriptor as u32).filter(|file| file.mode.contains(Mode::WRITE));
+    match file.ok_or(Errno::EBADF)?.node {
+        Node::Console => Ok(console::write_program),
+        Node::Host => Ok(console::write_host),
+        // It is written at a position that the caller says, and has none of its own.
+        Node::Device(_) => Err(Errno::EINVAL),
     }
 }
 
 /// Writes until a part of the buffer is bad; what was written before it counts.
 pub fn write(descriptor: u64, buffer: u64, bytes: u64) -> Outcome {
     let sink = output(descriptor)?;
-    let total = bytes.min(MAX_WRITE);
+    let total = bytes.min(MOST_BYTES);
     let mut done = 0;
     let mut piece = [0; 512];
     while done < total {
@@ -34,7 +34,7 @@ pub fn write(descriptor: u64, buffer: u64, bytes: u64) -> Outcome {
         };
         sink(&piece[..copied]);
         done += copied as u64;
-        if bad {
+        if bad || sched::kill_pending() {
             return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
         }
     }
@@ -57,7 +57,7 @@ pub fn writev(descriptor: u64, vector: u64, count: u64) -> Outcome {
     let mut done = 0;
     for index in 0..count {
         let [buffer, bytes] = uaccess::read_words::<2>(vector.wrapping_add(16 * index))?;
-        match write(descriptor, buffer, bytes.min(MAX_WRITE - done)) {
+        match write(descriptor, buffer, bytes.min(MOST_BYTES - done)) {
             Ok(written) => {
                 done += written;
                 if written < bytes {
@@ -131,7 +131,7 @@ pub fn getrandom(into: u64, bytes: u64, flags: u64) -> Outcome {
     if flags & !FLAGS != 0 || flags & RANDOM_AND_INSECURE == RANDOM_AND_INSECURE {
         return Err(Errno::EINVAL);
     }
-    let total = bytes.min(MAX_WRITE);
+    let total = bytes.min(MOST_BYTES);
     let mut done = 0;
     let mut piece = [0; 256];
     while done < total {

@@ -3,6 +3,7 @@
 //! The vectors call [`el0_system_call`] with the saved registers; the result goes to x0. A number that is not here is
 //! -ENOSYS and is logged the first time.
 
+mod file;
 mod futex;
 mod limit;
 mod lock;
@@ -32,6 +33,8 @@ impl Errno {
     pub const EINTR: Self = Self(4);
     /// No such file or directory.
     pub const ENOENT: Self = Self(2);
+    /// The device failed.
+    pub const EIO: Self = Self(5);
     /// An argument list that is too long.
     pub const E2BIG: Self = Self(7);
     /// Not a program.
@@ -52,8 +55,18 @@ impl Errno {
     pub const EBUSY: Self = Self(16);
     /// File exists: MAP_FIXED_NOREPLACE met a mapping.
     pub const EEXIST: Self = Self(17);
+    /// Not a folder.
+    pub const ENOTDIR: Self = Self(20);
     /// Invalid argument.
     pub const EINVAL: Self = Self(22);
+    /// Too many open files.
+    pub const EMFILE: Self = Self(24);
+    /// A write to what is in use: a swap area.
+    pub const ETXTBSY: Self = Self(26);
+    /// The device is full: it ends there.
+    pub const ENOSPC: Self = Self(28);
+    /// What has no positions.
+    pub const ESPIPE: Self = Self(29);
     /// A name that is too long.
     pub const ENAMETOOLONG: Self = Self(36);
     /// No such system call.
@@ -79,8 +92,12 @@ type Outcome = Result<u64, Errno>;
 
 /// Linux's numbers (include/uapi/asm-generic/unistd.h), and four of this kernel's own above them.
 mod number {
+    pub const OPENAT: u64 = 56;
+    pub const CLOSE: u64 = 57;
     pub const WRITE: u64 = 64;
     pub const WRITEV: u64 = 66;
+    pub const PREAD64: u64 = 67;
+    pub const PWRITE64: u64 = 68;
     pub const EXIT: u64 = 93;
     pub const EXIT_GROUP: u64 = 94;
     pub const SET_TID_ADDRESS: u64 = 96;
@@ -137,6 +154,10 @@ extern "C" fn el0_system_call(frame: &Frame) -> u64 {
     let outcome = match frame.x[8] & 0xffff_ffff {
         number::WRITE => misc::write(a, b, c),
         number::WRITEV => misc::writev(a, b, c),
+        number::OPENAT => file::openat(a, b, c),
+        number::CLOSE => file::close(a),
+        number::PREAD64 => file::pread64(a, b, c, d),
+        number::PWRITE64 => file::pwrite64(a, b, c, d),
         number::EXIT => process::end_thread(a as u8),
         number::EXIT_GROUP => process::exit(a as u8),
         number::SET_TID_ADDRESS => proc::set_tid_address(a),

@@ -19,8 +19,9 @@ mod flag {
     pub const PARENT_SETTID: u64 = 0x10_0000;
     pub const CHILD_CLEARTID: u64 = 0x20_0000;
     pub const CHILD_SETTID: u64 = 0x100_0000;
-    /// FS, FILES, SYSVSEM, DETACHED, UNTRACED, IO: there is nothing to share or to leave alone.
-    pub const OF_NO_MEANING: u64 = 0x200 | 0x400 | 0x4_0000 | 0x40_0000 | 0x80_0000 | 0x8000_0000;
+    pub const FILES: u64 = 0x400;
+    /// FS, SYSVSEM, DETACHED, UNTRACED, IO: there is nothing to share or to leave alone.
+    pub const OF_NO_MEANING: u64 = 0x200 | 0x4_0000 | 0x40_0000 | 0x80_0000 | 0x8000_0000;
     pub const KNOWN: u64 = EXIT_SIGNAL
         | VM
         | VFORK
@@ -30,6 +31,7 @@ mod flag {
         | CHILD_SETTID
         | OF_NO_MEANING
         | SIGHAND
+        | FILES
         | THREAD;
     /// What a thread shares with the others.
     pub const OF_THREAD: u64 = VM | SIGHAND | THREAD;
@@ -46,6 +48,10 @@ pub fn clone(flags: u64, stack: u64, parent_id: u64, tls: u64, child_id: u64, fr
         return Err(Errno::EINVAL);
     }
     if flags & flag::THREAD != 0 && !is_thread || flags & flag::SIGHAND != 0 && flags & flag::VM == 0 {
+        return Err(Errno::EINVAL);
+    }
+    // Descriptors are a process' own, and its threads'.
+    if flags & flag::FILES != 0 && !is_thread {
         return Err(Errno::EINVAL);
     }
     let kind = match (flags & flag::VM, flags & flag::VFORK) {

@@ -15,7 +15,7 @@ mod flag {
 }
 
 /// As long as the name of any device.
-type Name = Path<16>;
+pub type Name = Path<16>;
 
 /// Turns an area on.
 pub fn swapon(path: u64, flags: u64) -> Outcome {

@@ -8,7 +8,7 @@ use crate::addr::{Pfn, PfnRange};
 use crate::granule::Granule;
 use crate::machine::recorder::Operation;
 use crate::machine::{Asid, Cached, EntryAt, Features, Machine, Reach, Scope, Tags, Window};
-use crate::sync::{AtomicU32, Ordering, step};
+use crate::sync::{AtomicU32, Ordering, Search, step};
 
 use super::laws::Write;
 use super::may::Code;
@@ -58,16 +58,18 @@ unsafe impl<G: Granule> Machine for Emu<G> {
     type Granule = G;
 
     fn load_entry(&self, at: EntryAt) -> u64 {
-        step();
+        let search = Search::step();
         self.run_background();
         let cpu = this_cpu();
-        self.locked(|state| {
-            if self.config.adversary == Adversary::Full {
+        let raw = self.locked(|state| {
+            if !search.is_long() && self.config.adversary == Adversary::Full {
                 state.disturb();
             }
             state.observe(cpu, at);
             self.ram.entry(at).load(Ordering::Relaxed)
-        })
+        });
+        search.found(raw);
+        raw
     }
 
     fn store_entry(&self, at: EntryAt, raw: u64) {

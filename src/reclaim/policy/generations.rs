@@ -46,3 +46,24 @@ impl Policy for Generations {
 
     fn hear(&mut self, _: Looked) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::desk::Desk;
+
+    #[test]
+    fn what_was_used_twice_outlives_what_is_new_and_leaves_after_it() {
+        let desk = Desk::new(8);
+        let [Some(used), Some(new)] = [desk.folio(), desk.folio()] else { panic!("there are frames") };
+        let (mut queues, mut policy) = (Queues::new(), Generations);
+        let (_, once) = policy.place(Standing::NEW, Seen::Used);
+        let (queue, twice) = policy.place(once, Seen::Used);
+        queues.push(&desk, queue, used, twice);
+        queues.push(&desk, MIDDLE, new, Standing::NEW);
+        for expected in [new, used] {
+            let oldest = policy.choose(&mut queues, &desk);
+            assert_eq!(queues.pop(&desk, oldest).map(|(frame, _)| frame), Some(expected));
+        }
+    }
+}

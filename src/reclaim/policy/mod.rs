@@ -52,6 +52,11 @@ impl Replacement {
             Self::Adaptive => "adaptive",
         }
     }
+
+    /// The policy of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|policy| policy.name() == name)
+    }
 }
 
 /// What a look at a folio found that stays.

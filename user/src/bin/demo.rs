@@ -94,8 +94,8 @@ struct Options {
 
 fn options(env: &Env) -> Result<Options, BadArgs> {
     let [mib, seed, passes, spoil] = env.options(["--mib", "--seed", "--passes", "--spoil"])?;
-    let twice_ram = match (mib, sys::total_ram()) {
-        (None, Ok(bytes)) => bytes.div_ceil(1 << 20) as usize * 2,
+    let twice_ram = match (mib, sys::ram()) {
+        (None, Ok(ram)) => ram.total.div_ceil(1 << 20) as usize * 2,
         (None, Err(error)) => {
             eprintln!("sysinfo: {error}; how much memory there is must be said with --mib");
             return Err(BadArgs);

@@ -72,7 +72,7 @@ fn run(env: &Env) -> i32 {
 fn options(env: &Env) -> Result<(usize, u64, usize, usize), BadArgs> {
     let [mib, seed, ops, tries] = env.options(["--mib", "--seed", "--ops", "--bear"])?;
     // Half as much again as the machine has, so that the walk itself makes pressure.
-    let more_than_ram = sys::total_ram().map_or(64, |bytes| (bytes >> 20) as usize * 3 / 2);
+    let more_than_ram = sys::ram().map_or(64, |ram| (ram.total >> 20) as usize * 3 / 2);
     let mib: usize = args::number(mib, more_than_ram)?;
     if !(1..=1 << 20).contains(&mib) {
         eprintln!("--mib {mib}: from 1 to {}", 1 << 20);
