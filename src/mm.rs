@@ -300,6 +300,7 @@ impl<M: Machine> Mm<M> {
     fn take_frame_there(&self, kind: Kind) -> Option<OwnedFrame<'_>> {
         let (frame, pressure) = self.frames.take(self.machine.cpu(), 0, kind, Urgency::Normal)?;
         if pressure == Pressure::Low {
+            self.reclaim.hear_of_free_frames(&self.frames);
             let _ = self.wake_reclaimer();
         }
         Some(frame)

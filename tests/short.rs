@@ -94,14 +94,16 @@ fn memory_is_out_when_only_pages_in_use_can_leave() {
     let stored = fill(&program, 4096) - CLEAN;
     space.advise(&rig.mm, VirtAddr::new(at(stored)), CLEAN * PAGE, Advice::DontNeed).unwrap();
     let before = rig.count("scanned");
-    let refused = (0..1000).find_map(|turn| program.load(at(stored + turn % (2 * CLEAN))).err());
+    let cycle = |turn| at(stored + turn % (2 * CLEAN));
+    let refused = (0..1000).find(|&turn| program.load(cycle(turn)).is_err()).expect("it is not refused");
     let searches = (rig.count("scanned") - before) / (3 * stored);
-    assert_eq!(refusal(refused.map_or(Ok(()), Err)), FaultError::NoMemory);
     assert!((2..40).contains(&searches), "{searches} searches");
+    // It may ask again: having been looked at has not made the pages any less used.
+    (0..10).for_each(|_| assert_eq!(refusal(program.load(cycle(refused))), FaultError::NoMemory));
     (0..stored).for_each(|page| assert_eq!(program.load(at(page)), Ok(page)));
-    // With memory free again it goes on.
+    // With memory free again it goes on, and what is in use leaves for what comes.
     space.advise(&rig.mm, VirtAddr::new(at(0)), 200 * PAGE, Advice::DontNeed).unwrap();
-    (0..2 * CLEAN).for_each(|turn| assert_eq!(program.load(at(stored + turn)), Ok(0)));
+    (0..600).for_each(|turn| assert_eq!(program.load(at(stored + turn % 300)), Ok(0)));
     rig.finish(space);
 }
 

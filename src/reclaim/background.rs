@@ -12,9 +12,10 @@
 //!
 //! **In vain** is a search that frees nothing or next to nothing, and looks at all there is to say so. Where swap is full
 //! that would be the answer to each page that comes back and so frees its slot, as often as there are frames in the
-//! reserve, before anybody hears that memory is out. So from such a search on until one frees half a batch, a page whose
-//! coming in frees a slot takes from the reserve at once; and the reclaimer lets requests pass before it looks again,
-//! twice as many each time, up to [`MOST_REST`]. That there is no memory is said all the same after a search alone.
+//! reserve, before anybody hears that memory is out. So from such a search on, until one frees half a batch or frames
+//! come free otherwise, a page whose coming in frees a slot takes from the reserve at once; and the reclaimer lets
+//! requests pass before it looks again, twice as many each time, up to [`MOST_REST`]. That there is no memory is said
+//! all the same after a search alone.
 //!
 //! **Nothing waits in a circle.** Who waits here may have a space's lock, and folios' locks; the reclaimer never takes
 //! the first and only tries the second, and it waits for nobody but a device and those who have folios isolated, who
@@ -65,13 +66,16 @@ impl Background {
             Progress::Nothing | Progress::Meagre(_) => {
                 self.vain.fetch_add(1, Ordering::Relaxed);
             }
-            Progress::Freed(pages) if pages >= BATCH as u64 / 2 && self.is_vain() => {
-                self.vain.store(0, Ordering::Relaxed);
-                self.rest.store(0, Ordering::Relaxed);
-            }
+            Progress::Freed(pages) if pages >= BATCH as u64 / 2 && self.is_vain() => self.forget(),
             // A page that leaves for one that came back is no sign of better times.
             Progress::Freed(_) => {}
         }
+    }
+
+    /// Forgets that searches were in vain.
+    pub(super) fn forget(&self) {
+        self.vain.store(0, Ordering::Relaxed);
+        self.rest.store(0, Ordering::Relaxed);
     }
 
     /// Requests to let pass now.

@@ -67,7 +67,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
         let others = batch.folios.len() - index;
         supply.expect(match ageing {
             Ageing::Ignored => others,
-            Ageing::SecondChance | Ageing::Spared => others.min(leaving.len() + 1),
+            Ageing::SecondChance | Ageing::Spared | Ageing::Observed => others.min(leaving.len() + 1),
         } as u32);
         let mut outcome = unmap(mm, &folio, &mut supply, ageing, &mut unmapping);
         if let Unmapped::Kept(Refusal::Dry(Dry::Backed)) = outcome {

@@ -53,7 +53,7 @@ impl Batch {
         match ageing {
             Ageing::SecondChance => self.spared,
             Ageing::Spared => u32::MAX,
-            Ageing::Ignored => 0,
+            Ageing::Observed | Ageing::Ignored => 0,
         }
     }
 }
@@ -66,7 +66,7 @@ pub(super) type Kept = ArrayVec<(Frame, Seen), BATCH>;
 pub(super) enum Search {
     /// Those that the policy chooses.
     Chosen,
-    /// All, one after the other, after [`Reclaim::line_up`]; those in use stay.
+    /// All, one after the other, after [`Reclaim::line_up`]; those in use stay, and stay in use.
     Unused,
     /// As well, and those in use leave too.
     All,
@@ -76,7 +76,8 @@ impl Search {
     /// What a use counts in it.
     pub(super) const fn ageing(self) -> Ageing {
         match self {
-            Self::Chosen | Self::Unused => Ageing::SecondChance,
+            Self::Chosen => Ageing::SecondChance,
+            Self::Unused => Ageing::Observed,
             Self::All => Ageing::Ignored,
         }
     }
@@ -122,6 +123,18 @@ impl Reclaim {
                 self.meagre.store(0, Ordering::Relaxed);
             }
             Progress::Freed(_) | Progress::Nothing => {}
+        }
+    }
+
+    /// Hears that an ordinary request found more than the reserve: frames came free by other means than a search, as at
+    /// a program's end, and what the last searches came to says nothing any more.
+    pub(crate) fn hear_of_free_frames(&self, frames: &Frames) {
+        let is_troubled = self.is_vain() || self.meagre.load(Ordering::Relaxed) > 0;
+        // Somewhat more: a single page that left is no such sign.
+        let Watermarks { reserve, low, .. } = self.watermarks;
+        if is_troubled && frames.free_blocks() >= u64::midpoint(reserve, low) {
+            self.meagre.store(0, Ordering::Relaxed);
+            self.background.forget();
         }
     }
 

@@ -12,7 +12,9 @@
 //! certain. So there is no livelock, and no program dies for want of memory that could be had. But where swap is full,
 //! what a search finds may be just the pages with which programs go on, as those of their code: they come back at
 //! once, and each time all of memory is looked at. After [`MOST_MEAGRE`] such searches in a row each looks once at
-//! every folio, and takes none in use, until one frees half a batch, or slots are free again.
+//! every folio, takes none in use and clears no access flag, until one frees half a batch, or slots or frames are free
+//! again. So each page leaves and comes back once at most before it is said that there is no memory, and whoever asks
+//! again at once hears the same.
 //!
 //! **Watermarks**, in free frames: below *low* the background reclaimer wakes, and works until *high* are free. An
 //! ordinary allocation leaves *reserve* frames alone. What a fault or call does that finds no more than those stands at

@@ -82,7 +82,7 @@ pub(super) fn unmap_shared<'a, M: Machine>(
     let mut tables = 0;
     for_each_table(mm, &place, |id, cursor| {
         let here = survey(mm, cursor, place.run, folio);
-        if ageing != Ageing::Ignored && here.is_accessed {
+        if ageing.clears_flags() && here.is_accessed {
             age(cursor, place.run, place.ours, id, flush);
         }
         tables += u64::from(here.mapped > 0);
@@ -98,10 +98,8 @@ pub(super) fn unmap_shared<'a, M: Machine>(
     if seen.is_locked {
         return Unmapped::Kept(Refusal::Locked);
     }
-    match ageing {
-        Ageing::SecondChance | Ageing::Spared if seen.is_accessed => return Unmapped::Kept(Refusal::Referenced),
-        Ageing::Spared => return Unmapped::Kept(Refusal::Spared),
-        Ageing::SecondChance | Ageing::Ignored => {}
+    if let Some(refusal) = ageing.refusal(&seen) {
+        return Unmapped::Kept(refusal);
     }
     if tables > MOST_USERS {
         // A slot cannot count so many.

@@ -28,8 +28,27 @@ pub(crate) enum Ageing {
     SecondChance,
     /// It stays, used or not; its access flag is cleared.
     Spared,
+    /// A page used since the last look stays, and its access flag as it is: who asks again is told the same.
+    Observed,
     /// It goes all the same: the program asked for it.
     Ignored,
+}
+
+impl Ageing {
+    #[inline(always)]
+    pub(super) fn clears_flags(self) -> bool {
+        matches!(self, Self::SecondChance | Self::Spared)
+    }
+
+    /// Whether a folio stays of which this was seen, and why.
+    #[inline(always)]
+    pub(super) fn refusal(self, seen: &Survey) -> Option<Refusal> {
+        match self {
+            Self::SecondChance | Self::Spared | Self::Observed if seen.is_accessed => Some(Refusal::Referenced),
+            Self::Spared => Some(Refusal::Spared),
+            Self::SecondChance | Self::Observed | Self::Ignored => None,
+        }
+    }
 }
 
 /// Why a folio stays.
@@ -163,14 +182,11 @@ fn unmap_at<'a, M: Machine>(
     if seen.is_locked {
         return Unmapped::Kept(Refusal::Locked);
     }
-    if ageing != Ageing::Ignored {
-        if seen.is_accessed {
-            age(cursor, run, ours, id, flush);
-            return Unmapped::Kept(Refusal::Referenced);
-        }
-        if ageing == Ageing::Spared {
-            return Unmapped::Kept(Refusal::Spared);
-        }
+    if seen.is_accessed && ageing.clears_flags() {
+        age(cursor, run, ours, id, flush);
+    }
+    if let Some(refusal) = ageing.refusal(&seen) {
+        return Unmapped::Kept(refusal);
     }
     let is_whole = seen.mapped == run.pages();
     if record.has(flag::BACKED) {
