@@ -171,7 +171,10 @@ fn what_is_ready_is_passed_over() {
 
 fn stays<G: Granule>() {
     for orders in [None, SINGLE] {
-        let rig = Rig::<G>::new(setup::<G>(orders));
+        // Slots for all that presses: else it dies, and what is in memory then is anybody's.
+        let setup = setup::<G>(orders);
+        let slots = 3 * setup.frames as u32;
+        let rig = Rig::<G>::new(Setup { slots, tag_rooms: slots, ..setup });
         let group = G::GROUP_PAGES as u64;
         let pages = 4 * group;
         let space = region(&rig, pages);
@@ -203,8 +206,7 @@ fn stays<G: Granule>() {
         press(&rig, size);
         rig.activate(0, &space);
         check(&rig, &space, 0..pages);
-        // All but what was there when the other program ended; a quarter had been locked.
-        assert!(rig.count("swap_in") > reads + pages * 9 / 10);
+        assert!(rig.count("swap_in") >= reads + pages);
         rig.emu().check_all_groups();
         rig.finish(space);
     }
