@@ -78,15 +78,15 @@ counters! {
     faults_flag,
     /// Faults that made a page executable after its code sync.
     faults_execute,
-    /// Faults refused: no region there.
+    /// Faults refused, of pins as well: no region there.
     faults_unmapped,
-    /// Faults refused: the region forbids the access.
+    /// The same: the region forbids the access.
     faults_forbidden,
-    /// Faults refused: no memory and nothing left to reclaim.
+    /// The same: no memory and nothing left to reclaim.
     faults_no_memory,
-    /// Faults refused: the space is at its cap, and nothing of it can leave.
+    /// The same: the space is at its cap, and nothing of it can leave.
     faults_capped,
-    /// Faults refused: the page's swap slot could not be read, or held another page than the one that left.
+    /// The same: the page's swap slot could not be read, or held another page than the one that left.
     faults_unreadable,
     /// Pages written to a swap slot.
     swap_out,

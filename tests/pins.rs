@@ -182,6 +182,7 @@ fn a_pin_asks_as_the_program_would() {
     let scene = Scene::new(&rig, Protection::READ);
     assert_eq!(scene.pin(0, Access::Write).err(), Some(FaultError::Protection.into()));
     assert_eq!(scene.pin(PAGES, Access::Read).err(), Some(FaultError::NotMapped.into()));
+    assert_eq!(["faults_forbidden", "faults_unmapped"].map(|name| scene.rig.count(name)), [1, 1]);
     let pin = scene.pin(0, Access::Read).unwrap();
     rig.mm.unpin(pin);
     rig.finish(scene.space);

@@ -13,7 +13,7 @@
 //! MADV_FREE passes over what is pinned.
 
 use super::Space;
-use super::fault::{Access, FaultError, Found};
+use super::fault::{Access, FaultError, Found, refused};
 use super::regions::Region;
 use crate::addr::{Pfn, VirtAddr, Vpn};
 use crate::frame::{Frame, PIN};
@@ -51,9 +51,16 @@ impl<M: Machine> Space<M> {
     /// With [`Access::Write`] the caller may store to the page, with the other kinds it may only load.
     ///
     /// # Errors
-    /// [`PinError`], each variant as it says there.
+    /// [`PinError`], each variant as it says there. A fault that is refused is counted as one of the program's own.
     pub fn pin(&self, mm: &Mm<M>, address: VirtAddr, access: Access) -> Result<Pin, PinError> {
-        let page = address.vpn::<M::Granule>();
+        let pinned = self.pin_page(mm, address.vpn::<M::Granule>(), access);
+        if let Err(PinError::Fault(error)) = pinned {
+            refused(mm, error);
+        }
+        pinned
+    }
+
+    fn pin_page(&self, mm: &Mm<M>, page: Vpn, access: Access) -> Result<Pin, PinError> {
         let mut guarded = self.lock(mm);
         loop {
             self.resolve_locked(mm, &mut guarded, page, access)?;
