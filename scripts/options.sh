@@ -268,3 +268,10 @@ parse_words() {
 	[[ -z $SCHEDULES || $COMMAND == races ]] || die "--schedules goes with races"
 	((${#PROGRAM[@]})) || PROGRAM=(demo)
 }
+
+# no_options_of_a_run COMMAND: it makes its own machines, or none.
+no_options_of_a_run() {
+	[[ -z $STATS$TIMEOUT$QUIET$TAG_CHECKS$CAP ]] || die "$1 takes no --stats, --timeout, --quiet, --tag-checks, --cap"
+	[[ -z $KERNEL_ELF$SELFTEST$DEV$NO_BUILD$DRY_RUN ]] ||
+		die "$1 takes no --kernel-elf, --selftest, --dev, --no-build, --dry-run"
+}

@@ -1,15 +1,14 @@
 # shellcheck shell=bash
 # `races`: the long run of tests/races*.rs. Sourced by qemu-run.sh.
 #
-# Each race is a process of its own, as many at a time as there are CPUs, so that all of them have work until the end. A line says what became of each: its name, its schedules, the time it took. The output of one that failed is
-# printed; it tells how its schedule is run again.
+# Each race is a process of its own, as many at a time as there are CPUs, so that all of them have work until the end. A
+# line says what became of each: its name, its schedules, the time it took. The output of one that failed is printed; it
+# tells how its schedule is run again.
 
 cmd_races() {
 	local filter=$1 schedules=${SCHEDULES:-100000} binary status=0 total
 	((${#MACHINE_OPTIONS[@]} == 0)) || die "races takes no option of a machine: ${MACHINE_OPTIONS[0]}"
-	[[ -z $STATS$TIMEOUT$QUIET$TAG_CHECKS$CAP ]] || die "races takes no --stats, --timeout, --quiet, --tag-checks, --cap"
-	[[ -z $KERNEL_ELF$SELFTEST$DEV$NO_BUILD$DRY_RUN ]] ||
-		die "races takes no --kernel-elf, --selftest, --dev, --no-build, --dry-run"
+	no_options_of_a_run races
 	work_dir
 	need_rust
 	cd "$ROOT" || exit 125

@@ -11,9 +11,7 @@ fail() { FAILED=$((FAILED + 1)) && echo "FAIL $1"; }
 
 cmd_test() {
 	local filter=$1
-	[[ -z $STATS$TIMEOUT$QUIET$TAG_CHECKS$CAP ]] || die "test takes no --stats, --timeout, --quiet, --tag-checks, --cap"
-	[[ -z $KERNEL_ELF$SELFTEST$DEV$NO_BUILD$DRY_RUN ]] ||
-		die "test takes no --kernel-elf, --selftest, --dev, --no-build, --dry-run"
+	no_options_of_a_run test
 	work_dir
 	need_checkers
 	cd "$ROOT" || exit 125

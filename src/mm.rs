@@ -283,11 +283,14 @@ impl<M: Machine> Mm<M> {
     /// `None` when nothing is left to reclaim. The caller has a clear error to report and everything as it was.
     #[inline]
     pub(crate) fn take_frame(&self, kind: Kind) -> Option<OwnedFrame<'_>> {
+        self.take_frame_near(kind).or_else(|| self.take_frame_afar(kind))
+    }
+
+    /// Takes one frame that this CPU has at hand.
+    #[inline]
+    fn take_frame_near(&self, kind: Kind) -> Option<OwnedFrame<'_>> {
         crate::sync::assert_may_sleep();
-        match self.frames.take_near(self.machine.cpu(), kind) {
-            Some(frame) => Some(frame),
-            None => self.take_frame_afar(kind),
-        }
+        self.frames.take_near(self.machine.cpu(), kind)
     }
 
     /// Takes one frame out of the buddy lists, or by reclaim.
@@ -309,11 +312,7 @@ impl<M: Machine> Mm<M> {
     /// Takes one frame even from the reserve: for a page whose coming in frees a slot.
     #[inline]
     pub(crate) fn take_frame_urgently(&self, kind: Kind) -> Option<OwnedFrame<'_>> {
-        crate::sync::assert_may_sleep();
-        match self.frames.take_near(self.machine.cpu(), kind) {
-            Some(frame) => Some(frame),
-            None => self.take_frame_afar_urgently(kind),
-        }
+        self.take_frame_near(kind).or_else(|| self.take_frame_afar_urgently(kind))
     }
 
     #[cold]

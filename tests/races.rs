@@ -32,17 +32,16 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use ebbtide::Space;
 use ebbtide::addr::VirtAddr;
-use ebbtide::frame::FolioOrders;
 use ebbtide::granule::K4;
-use ebbtide::machine::emu::{Access, Adversary, Death, Law, Mode};
-use ebbtide::machine::{Features, Machine};
+use ebbtide::machine::emu::{Access, Death, Law, Mode};
+use ebbtide::machine::Machine;
 use ebbtide::reclaim::Advice;
 use ebbtide::space::{FaultError, Protection};
-use shuttle::rand::{Rng, thread_rng};
 
 use support::explore::{Told, explore, is_whole, meet};
+use support::meeting::{Phase, any_machine, pick};
 use support::walker::{Group, Walker};
-use support::{DEVICES, RW, RWT, Rig, Setup, Stage, tagged};
+use support::{RW, RWT, Rig, Setup, Stage, tagged};
 
 const BASE: u64 = 0x4000_0000;
 const PAGE: u64 = 4096;
@@ -53,15 +52,6 @@ const NEXT: u64 = FAR + 8 * PAGE;
 const PAGES: u64 = 16;
 
 // ---- A world, and what may be in it. ----
-
-/// How far a call has come that changes what a page may hold.
-#[derive(Copy, Clone, Default, Eq, PartialEq, Ord, PartialOrd, Debug)]
-enum Phase {
-    #[default]
-    Ahead,
-    Begun,
-    Over,
-}
 
 /// What calls have done to a page so far.
 #[derive(Copy, Clone, Default, Debug)]
@@ -128,8 +118,6 @@ const ALL: std::ops::Range<u64> = 0..PAGES;
 
 impl World {
     fn new(cpus: usize) -> Self {
-        let mut dice = thread_rng();
-        let pick = |dice: &mut shuttle::rand::rngs::ThreadRng, bound: u32| dice.gen_range(0..bound);
         let start = [
             Start::Empty,
             Start::Clean,
@@ -139,26 +127,15 @@ impl World {
             Start::Cold,
             Start::Cold,
             Start::Out,
-        ][pick(&mut dice, 8) as usize];
-        let adversary = if pick(&mut dice, 2) == 0 { Adversary::Quiet } else { Adversary::Full };
-        let features = if pick(&mut dice, 4) == 0 { Features::MTE | Features::TLB_RANGE } else { Features::all() };
-        let orders = if pick(&mut dice, 2) == 0 { FolioOrders::SINGLE } else { FolioOrders::group::<K4>() };
+        ][pick(8)];
         let setup = Setup {
             // So little that the reclaimer has work to do once each CPU has taken some in advance.
             frames: 64 + 16 * (cpus as u64 - 1),
             slots: 48,
             tag_rooms: 24,
-            cpus,
-            seed: dice.gen_range(1..1 << 20),
-            features,
-            adversary,
-            // Three levels of tables, or four.
-            va_bits: [32, 32, 32, 48][pick(&mut dice, 4) as usize],
-            orders: Some(orders),
-            device: DEVICES[pick(&mut dice, 4) as usize],
-            ..Setup::default()
+            ..any_machine(cpus)
         };
-        let fails_at = pick(&mut dice, 12);
+        let fails_at = pick(12) as u64;
         let rig = Rig::new(setup);
         let space = rig.space();
         rig.map(&space, BASE, PAGES, RWT);
@@ -174,7 +151,7 @@ impl World {
         world.rig.map(&world.space, FAR, 3, RW);
         // One request fails, in a third of the worlds.
         if fails_at < 4 {
-            world.rig.device.fail_after(fails_at.into());
+            world.rig.device.fail_after(fails_at);
         }
         for cpu in 1..cpus {
             let place = FAR + cpu as u64 * PAGE;

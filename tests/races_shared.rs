@@ -15,17 +15,15 @@ use std::sync::{Arc, Mutex};
 
 use ebbtide::Space;
 use ebbtide::addr::VirtAddr;
-use ebbtide::frame::FolioOrders;
 use ebbtide::granule::K4;
-use ebbtide::machine::Features;
-use ebbtide::machine::emu::{Access, Adversary, Death};
+use ebbtide::machine::emu::{Access, Death};
 use ebbtide::reclaim::Advice;
 use ebbtide::space::{FaultError, Protection, SpaceError};
 use ebbtide::swap::SwapOffError;
-use shuttle::rand::{Rng, thread_rng};
 
 use support::explore::{Told, explore_some, meet};
-use support::{DEVICES, Ended, RWT, Rig, Setup, Stage, tagged};
+use support::meeting::{Word, any_machine, pick};
+use support::{Ended, RWT, Rig, Setup, Stage, tagged};
 
 const BASE: u64 = 0x4000_0000;
 const PAGE: u64 = 4096;
@@ -45,23 +43,6 @@ fn word_at(page: usize, cpu: usize) -> u64 {
 }
 
 // ---- What spaces hold. ----
-
-/// A word. What is stored to it grows.
-#[derive(Copy, Clone, Default, Debug)]
-struct Word {
-    /// The last that was stored for certain.
-    low: u64,
-    /// The last that may have been.
-    high: u64,
-    /// It was given up since.
-    may_go: bool,
-}
-
-impl Word {
-    fn admits(self, seen: u64) -> bool {
-        (self.low..=self.high).contains(&seen) || seen == 0 && self.may_go
-    }
-}
 
 #[derive(Copy, Clone, Default, Debug)]
 struct Page {
@@ -129,29 +110,11 @@ impl fmt::Debug for World {
 
 impl World {
     fn new(calls: &[Call], crowd: Crowd) -> Self {
-        let mut dice = thread_rng();
-        let mut pick = |bound: usize| dice.gen_range(0..bound);
         let cpus = calls.len();
         let tree = [Tree::Chain, Tree::Star, Tree::Orphans][pick(3)];
-        let adversary = [Adversary::Quiet, Adversary::Full][pick(2)];
-        let features = if pick(4) == 0 { Features::MTE | Features::TLB_RANGE } else { Features::all() };
-        let orders = [FolioOrders::SINGLE, FolioOrders::group::<K4>()][pick(2)];
         // Without swap all has to fit.
         let few = if calls.contains(&SwapOff) { 160 } else { 64 + 16 * pick(3) as u64 };
-        let setup = Setup {
-            frames: few + 16 * cpus as u64,
-            slots: 128,
-            tag_rooms: 64,
-            cpus,
-            seed: pick(1 << 20) as u64,
-            features,
-            adversary,
-            // Three levels of tables, or four.
-            va_bits: [32, 32, 32, 48][pick(4)],
-            orders: Some(orders),
-            device: DEVICES[pick(DEVICES.len())],
-            ..Setup::default()
-        };
+        let setup = Setup { frames: few + 16 * cpus as u64, slots: 128, tag_rooms: 64, ..any_machine(cpus) };
         let fails_at = pick(12) as u64;
         let rig = Rig::new(setup);
         let told = format!("{calls:?}, {crowd:?}, {tree:?}, request {fails_at} fails if below 4, {setup:?}");
@@ -163,7 +126,7 @@ impl World {
             told,
             rig,
         };
-        world.people(tree, cpus, &mut pick);
+        world.people(tree, cpus);
         for cpu in 0..cpus {
             world.rig.activate(cpu, &world.member(crowd.member(cpu)).space);
         }
@@ -175,7 +138,7 @@ impl World {
     }
 
     /// Makes the spaces, with a past.
-    fn people(&mut self, tree: Tree, members: usize, pick: &mut dyn FnMut(usize) -> usize) {
+    fn people(&mut self, tree: Tree, members: usize) {
         let first = self.rig.try_space().expect("there is memory");
         self.rig.activate(0, &first);
         self.rig.map(&first, BASE, PAGES as u64, RWT);
@@ -186,20 +149,20 @@ impl World {
                 self.tag(&family[0], 0, page, page as u8);
             }
         }
-        (0..pick(3)).for_each(|_| self.live(&family[0], pick));
+        (0..pick(3)).for_each(|_| self.live(&family[0]));
         let wanted = members + usize::from(tree == Tree::Orphans);
         while family.len() < wanted {
             let parent = if tree == Tree::Chain { family.len() - 1 } else { 0 };
             let child = self.fork(&family[parent]).expect("there is memory");
             family.push(child);
-            (0..pick(3)).for_each(|_| self.live(&family[parent], pick));
+            (0..pick(3)).for_each(|_| self.live(&family[parent]));
         }
         if tree == Tree::Orphans {
             self.end(family.remove(0));
         }
         for _ in 0..pick(6) {
             let who = pick(family.len());
-            self.live(&family[who], pick);
+            self.live(&family[who]);
         }
         self.people = family.len();
         self.members = Mutex::new(family.into_iter().map(|member| Some(Arc::new(member))).collect());
@@ -211,7 +174,7 @@ impl World {
     }
 
     /// Something that a space did before the race.
-    fn live(&self, member: &Member, pick: &mut dyn FnMut(usize) -> usize) {
+    fn live(&self, member: &Member) {
         self.rig.activate(0, &member.space);
         let first = pick(PAGES);
         let some = first..first + 1 + pick(PAGES - first);
@@ -355,7 +318,7 @@ impl World {
         left.iter().for_each(|member| self.check(member));
         self.rig.emu().check_all_groups();
         while !left.is_empty() {
-            let place = thread_rng().gen_range(0..left.len());
+            let place = pick(left.len());
             self.end(left.swap_remove(place));
         }
         if self.rig.mm.totals().slots == 0 {
@@ -363,7 +326,7 @@ impl World {
         } else {
             self.rig.check_nothing_leaked();
         }
-        if thread_rng().gen_range(0..16) == 0 {
+        if pick(16) == 0 {
             self.check_nodes();
         }
     }
@@ -571,7 +534,7 @@ fn two_spaces_beside_each_other_further() {
 #[test]
 fn three_spaces() {
     race("three spaces", 3000, Crowd::Apart, || {
-        let mut calls: Vec<_> = (0..3).map(|_| Call::CALLS[thread_rng().gen_range(0..Call::CALLS.len())]).collect();
+        let mut calls: Vec<_> = (0..3).map(|_| Call::CALLS[pick(Call::CALLS.len())]).collect();
         // One at a time.
         let mut others = calls.iter_mut().filter(|call| **call == SwapOff);
         others.next();

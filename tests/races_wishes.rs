@@ -17,15 +17,14 @@ use ebbtide::Space;
 use ebbtide::addr::VirtAddr;
 use ebbtide::frame::FolioOrders;
 use ebbtide::granule::K4;
-use ebbtide::machine::Features;
-use ebbtide::machine::emu::{Access, Adversary, Death};
+use ebbtide::machine::emu::{Access, Death};
 use ebbtide::reclaim::{Advice, LEAST_CAP_PAGES};
 use ebbtide::space::{self, FaultError, Folios, MapError, MemoryCap, Pin, PinError, Protection, Residency};
 use ebbtide::swap::SwapOffError;
-use shuttle::rand::{Rng, thread_rng};
 
 use support::explore::{Told, explore_some, is_whole, meet};
-use support::{DEVICES, RWT, Rig, Setup, Stage};
+use support::meeting::{Phase, Word, any_machine, pick};
+use support::{RWT, Rig, Setup, Stage};
 
 const BASE: u64 = 0x4000_0000;
 const PAGE: u64 = 4096;
@@ -42,32 +41,6 @@ fn at(page: usize) -> VirtAddr {
 /// Where the program on a CPU has its word of a page, in bytes.
 fn own(cpu: usize) -> u64 {
     32 + 16 * cpu as u64
-}
-
-/// How far a call has come.
-#[derive(Copy, Clone, Default, Eq, PartialEq, Debug)]
-enum Phase {
-    #[default]
-    Ahead,
-    Begun,
-    Over,
-}
-
-/// A word. What is stored to it grows.
-#[derive(Copy, Clone, Default, Debug)]
-struct Word {
-    /// The last that was stored for certain.
-    low: u64,
-    /// The last that may have been.
-    high: u64,
-    /// It was given up since, or meanwhile.
-    may_go: bool,
-}
-
-impl Word {
-    fn admits(self, seen: u64) -> bool {
-        (self.low..=self.high).contains(&seen) || seen == 0 && self.may_go
-    }
 }
 
 #[derive(Copy, Clone, Default, Debug)]
@@ -115,15 +88,10 @@ impl fmt::Debug for World {
 
 impl World {
     fn new(calls: &[Call]) -> Self {
-        let mut dice = thread_rng();
-        let mut pick = |bound: usize| dice.gen_range(0..bound);
         let cpus = calls.len();
         let is_capped = calls.contains(&AtCap);
         let starts = [Start::Empty, Start::Dirty, Start::Dirty, Start::Cold, Start::Out, Start::OutInOrder];
         let start = if is_capped { Start::Dirty } else { starts[pick(starts.len())] };
-        let adversary = [Adversary::Quiet, Adversary::Full][pick(2)];
-        let features = if pick(4) == 0 { Features::MTE | Features::TLB_RANGE } else { Features::all() };
-        let orders = [FolioOrders::SINGLE, FolioOrders::group::<K4>()][pick(2)];
         let roomy = calls.iter().any(|call| matches!(call, SwapOff | Fork | ForkEnd));
         let count = if is_capped { MANY } else { ALL.end };
         // So little that the reclaimer has work to do once each CPU has taken some in advance.
@@ -132,14 +100,7 @@ impl World {
             frames: few + 16 * cpus as u64,
             slots: if is_capped { 512 } else { 128 },
             tag_rooms: 64,
-            cpus,
-            seed: pick(1 << 20) as u64,
-            features,
-            adversary,
-            va_bits: [32, 32, 32, 48][pick(4)],
-            orders: Some(orders),
-            device: DEVICES[pick(DEVICES.len())],
-            ..Setup::default()
+            ..any_machine(cpus)
         };
         let fails_at = pick(12) as u64;
         let rig = Rig::new(setup);

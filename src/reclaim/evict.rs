@@ -65,7 +65,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
         }
         // All of them, when their use does not count; else as many more as have left so far, as most may stay.
         let others = batch.folios.len() - index;
-        supply.expect(match ageing {
+        supply.plan_for(match ageing {
             Ageing::Ignored => others,
             Ageing::SecondChance | Ageing::Spared | Ageing::Observed => others.min(leaving.len() + 1),
         } as u32);

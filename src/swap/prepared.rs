@@ -32,7 +32,7 @@ impl<'a, M: Machine> Supply<'a, M> {
 
     /// The next folio comes. What is taken for it is for `folios` in all, if their slots lie side by side.
     #[inline]
-    pub(crate) fn expect(&mut self, folios: u32) {
+    pub(crate) fn plan_for(&mut self, folios: u32) {
         self.folios = folios;
     }
 

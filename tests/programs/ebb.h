@@ -226,6 +226,24 @@ __attribute__((unused)) static void *map(u64 len, int prot)
 	return p;
 }
 
+/* The pages of a range that are in memory; -errno. */
+__attribute__((unused)) static long present(const void *p, u64 pages)
+{
+	unsigned char told[256];
+	long n = 0;
+
+	for (u64 page = 0, some; page < pages; page += some) {
+		some = pages - page < sizeof(told) ? pages - page : sizeof(told);
+		long error = call(SYS_mincore, (const char *)p + page * PAGE, some * PAGE, told);
+
+		if (error)
+			return error;
+		for (u64 i = 0; i < some; i++)
+			n += told[i] & 1;
+	}
+	return n;
+}
+
 /* Is all of [p, p + len) mapped? WILLNEED asks, and at most brings in what is out. */
 __attribute__((unused)) static int mapped(const void *p, u64 len)
 {

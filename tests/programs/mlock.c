@@ -19,20 +19,6 @@ static int intact(const u64 *p, u64 pages)
 	return 1;
 }
 
-/* The pages of a range that are in memory; -errno. */
-static long present(const void *p, u64 pages)
-{
-	unsigned char told[2 * PAGES];
-	long n = 0;
-	long error = call(SYS_mincore, p, pages * PAGE, told);
-
-	if (error)
-		return error;
-	for (u64 page = 0; page < pages; page++)
-		n += told[page] & 1;
-	return n;
-}
-
 static void tells(void)
 {
 	u64 *p = map(PAGES * PAGE, RW);

@@ -8,6 +8,8 @@ pub mod entries;
 pub mod explore;
 pub mod folding;
 pub mod kin;
+#[cfg(feature = "shuttle")]
+pub mod meeting;
 pub mod op;
 pub mod script;
 pub mod small;
