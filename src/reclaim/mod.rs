@@ -12,8 +12,8 @@
 //! certain. So there is no livelock, and no program dies for want of memory that could be had. But where swap is full,
 //! what a search finds may be just the pages with which programs go on, as those of their code: they come back at
 //! once, and each time all of memory is looked at. After [`MOST_MEAGRE`] such searches in a row each looks once at
-//! every folio, takes none in use and clears no access flag, until one frees half a batch, or slots or frames are free
-//! again. So each page leaves and comes back once at most before it is said that there is no memory, and whoever asks
+//! every folio, takes none in use and clears no access flag, as long as no slot is free, or no room for tags: until one
+//! frees half a batch, or slots or frames are free again. So each page leaves and comes back once at most before it is said that there is no memory, and whoever asks
 //! again at once hears the same.
 //!
 //! **Watermarks**, in free frames: below *low* the background reclaimer wakes, and works until *high* are free. An
@@ -55,7 +55,7 @@ use evict::evict;
 use list::{Returned, Search};
 
 use crate::frame::{Class, Frame, flag};
-use crate::machine::Machine;
+use crate::machine::{Features, Machine};
 use crate::mm::Mm;
 use crate::sync::Ordering;
 use crate::tlb;
@@ -131,11 +131,14 @@ impl<M: Machine> Mm<M> {
         if meagre.load(Ordering::Relaxed) < MOST_MEAGRE {
             return false;
         }
-        let free: u64 = self.swap().areas().map(|area| area.slots().1 as u64).sum();
-        if free >= BATCH as u64 {
+        let free = self.swap().areas().map(|area| (area.slots().1 as u64, area.tag_rooms().1 as u64));
+        let (slots, rooms) = free.fold((0, 0), |all, here| (all.0 + here.0, all.1 + here.1));
+        if slots >= BATCH as u64 {
             meagre.store(0, Ordering::Relaxed);
+            return false;
         }
-        free < BATCH as u64
+        // Else something can leave, used or not, and a whole search takes it.
+        slots == 0 || rooms == 0 && self.machine().features().contains(Features::MTE)
     }
 
     /// Gives back counts of folios, each of the weight that stands with it, and frees those that nobody holds any more.
