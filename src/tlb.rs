@@ -58,7 +58,7 @@ impl<'a, M: Machine> Flush<'a, M> {
     }
 
     /// Notes that the translations of `pages` lost something.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn note(&mut self, node: NodeId, pages: VpnRange) {
         if let Some(last) = self.runs.last_mut()
             && last.node == node
@@ -76,6 +76,7 @@ impl<'a, M: Machine> Flush<'a, M> {
         self.note_run(Run { node, pages, cached: Cached::Walk });
     }
 
+    #[inline(never)]
     fn note_run(&mut self, run: Run) {
         if self.retired == Some(run.node) {
             return;

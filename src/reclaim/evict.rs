@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::rmap::{Refusal, Unmapped, Unmapping, unback_dirty, unmap};
 use crate::stats::Stats;
-use crate::swap::{Dry, Late, Leaving, Saved, Supply, Written};
+use crate::swap::{Demand, Dry, Late, Leaving, Saved, Supply, Written};
 
 pub(super) use crate::rmap::Ageing;
 
@@ -37,7 +37,8 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
     // Two arrays in step: entries that small are moved by registers.
     let mut leaving: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
     let mut ways: ArrayVec<Leaving<'_, M>, BATCH> = ArrayVec::new();
-    let mut supply = Supply::new(mm);
+    // Of those whose use counts, most may stay.
+    let mut supply = Supply::new(mm, if ageing == Ageing::Ignored { Demand::Sure } else { Demand::Unsure });
     let mut unmapping = Unmapping::new(mm);
     let spared = batch.spared(ageing);
     let mut dry = 0;
@@ -63,19 +64,17 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
         if record.has(flag::BACKED) {
             unback_dirty(mm, &folio, &mut unmapping);
         }
-        // All of them, when their use does not count; else as many more as have left so far, as most may stay.
-        let others = batch.folios.len() - index;
-        supply.plan_for(match ageing {
-            Ageing::Ignored => others,
-            Ageing::SecondChance | Ageing::Spared | Ageing::Observed => others.min(leaving.len() + 1),
-        } as u32);
-        let mut outcome = unmap(mm, &folio, &mut supply, ageing, &mut unmapping);
-        if let Unmapped::Kept(Refusal::Dry(Dry::Backed)) = outcome {
-            unmapping.leave();
-            mm.unback_some();
-            supply.insist();
-            outcome = unmap(mm, &folio, &mut supply, ageing, &mut unmapping);
-        }
+        supply.plan_for((batch.folios.len() - index) as u32);
+        let outcome = loop {
+            match unmap(mm, &folio, &mut supply, ageing, &mut unmapping) {
+                Unmapped::Kept(Refusal::Dry(Dry::Backed)) => {
+                    unmapping.leave();
+                    mm.unback_some();
+                    supply.insist();
+                }
+                outcome => break outcome,
+            }
+        };
         match outcome {
             Unmapped::Discarded | Unmapped::Returned => clean.push(folio),
             Unmapped::Leaving(way) => {
@@ -93,7 +92,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
     // From here on no CPU can write to any of these pages.
     unmapping.complete();
 
-    let mut freed = 0;
+    let (mut freed, mut discarded) = (0, 0);
     let mut freeing = frames.freeing(cpu);
     let mut saved = Saved::default();
     for folio in clean.drain(..) {
@@ -102,10 +101,11 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
         if record.has(flag::CACHED) {
             mm.returned_to_slots(&folio);
         } else {
-            stats.clean_discards.add(pages);
+            discarded += pages;
         }
         freed += release(frames, folio, pages, &mut freeing);
     }
+    stats.clean_discards.add(discarded);
     // What the device takes its time for: all of it is under way before the first is waited for.
     let mut late: Late<'_, M, BATCH> = Late::new();
     let mut waiting: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
@@ -174,6 +174,7 @@ fn keep<M: Machine>(folio: &FolioLock<'_, M>, kept: &mut Kept) {
 
 /// Gives back reclaim's reference to a folio of `pages` pages that nobody maps any more, and frees it unless somebody
 /// else looks at it. Returns the pages freed.
+#[inline(always)]
 fn release<M: Machine>(frames: &Frames, folio: FolioLock<'_, M>, pages: u64, freeing: &mut Freeing<'_>) -> u64 {
     let frame = folio.frame();
     drop(folio);

@@ -44,7 +44,7 @@ pub use slot::SlotRecord;
 
 pub(crate) use areas::Swap;
 pub(crate) use out::{Late, Leaving, Saved, Written};
-pub(crate) use prepared::Supply;
+pub(crate) use prepared::{Demand, Supply};
 pub(crate) use read_in::{Kept, ReadError};
 pub(crate) use slot::{MOST_USERS, SlotState};
 

@@ -14,23 +14,35 @@ use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::pte::SwapEntry;
 
+/// How many of the folios to come will want slots, where those lie side by side.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(crate) enum Demand {
+    /// All.
+    Sure,
+    /// As many more as were served so far, for all that is known.
+    Unsure,
+}
+
 /// What folios of one batch need to leave, from whatever area has it.
 pub(crate) struct Supply<'a, M: Machine> {
     mm: &'a Mm<M>,
     prepared: Option<Prepared<'a, M>>,
-    /// Folios that it takes slots for, if they lie side by side.
+    demand: Demand,
+    /// Folios to come.
     folios: u32,
+    /// Folios that were served.
+    served: u32,
     /// The backed folios have given what they could.
     is_last: bool,
 }
 
 impl<'a, M: Machine> Supply<'a, M> {
     /// Nothing yet.
-    pub(crate) fn new(mm: &'a Mm<M>) -> Self {
-        Self { mm, prepared: None, folios: 1, is_last: false }
+    pub(crate) fn new(mm: &'a Mm<M>, demand: Demand) -> Self {
+        Self { mm, prepared: None, demand, folios: 1, served: 0, is_last: false }
     }
 
-    /// The next folio comes. What is taken for it is for `folios` in all, if their slots lie side by side.
+    /// The next of `folios` comes.
     #[inline]
     pub(crate) fn plan_for(&mut self, folios: u32) {
         self.folios = folios;
@@ -51,6 +63,7 @@ impl<'a, M: Machine> Supply<'a, M> {
         if !self.prepared.as_mut().is_some_and(|prepared| prepared.fit(order, tagged)) {
             self.refill(order, tagged)?;
         }
+        self.served += 1;
         self.prepared.as_mut().ok_or(Dry::Slots)
     }
 
@@ -59,7 +72,11 @@ impl<'a, M: Machine> Supply<'a, M> {
         // What is left goes back first: it may be what there is.
         self.prepared = None;
         let swap = self.mm.swap();
-        match swap.prepare(self.mm.machine().cpu(), order, tagged, self.folios) {
+        let folios = match self.demand {
+            Demand::Sure => self.folios,
+            Demand::Unsure => self.folios.min(self.served + 1),
+        };
+        match swap.prepare(self.mm.machine().cpu(), order, tagged, folios) {
             Ok(prepared) => {
                 self.prepared = Some(prepared);
                 Ok(())
