@@ -35,15 +35,15 @@ pub(crate) use std::thread_local;
 #[cfg(feature = "shuttle")]
 pub(crate) use steps::{TASKS, TaskLocal, task_local as thread_local};
 
-#[cfg(all(any(test, feature = "emu"), not(feature = "shuttle")))]
-pub(crate) use stepped::{Search, step};
 /// A step that is no operation on an atomic: one of the emulated machine's.
 #[cfg(feature = "shuttle")]
 pub(crate) use steps::{Search, step};
+#[cfg(all(any(test, feature = "emu"), not(feature = "shuttle")))]
+pub(crate) use unstepped::{Search, step};
 
 /// Where no scheduler asks for steps.
 #[cfg(all(any(test, feature = "emu"), not(feature = "shuttle")))]
-mod stepped {
+mod unstepped {
     #[inline(always)]
     pub(crate) fn step() {}
 

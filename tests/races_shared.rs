@@ -237,7 +237,8 @@ impl World {
         member.change(page..page + 1, |page| page.tag = tag);
     }
 
-    /// Looks at a page, of which a program on `cpu` is at its own word, if any is beside. Returns what it saw, of a page
+    /// Looks at a page, of which a program on `cpu` is at its own word, if any is beside. Returns what it saw, of a
+    /// page
     /// that is there.
     fn load(&self, member: &Member, cpu: usize, page: usize) -> [u64; WORDS] {
         let mut all = [0; WORDS];

@@ -18,7 +18,7 @@ use ebbtide::addr::VirtAddr;
 use ebbtide::frame::FolioOrders;
 use ebbtide::granule::K4;
 use ebbtide::machine::emu::{Access, Death};
-use ebbtide::reclaim::{Advice, LEAST_CAP_PAGES};
+use ebbtide::reclaim::Advice;
 use ebbtide::space::{self, FaultError, Folios, MapError, MemoryCap, Pin, PinError, Protection, Residency};
 use ebbtide::swap::SwapOffError;
 
@@ -252,6 +252,7 @@ impl World {
 
     /// The pin is a way to what the owner sees: both ways.
     fn check_pin(&self, cpu: usize, page: usize, pin: &Pin) {
+        let before = self.page(page);
         let (frame, word) = (self.rig.mm.pinned(pin), own(cpu) as usize / 8);
         self.store(cpu, page);
         let seen = self.rig.emu().device_load(frame, word);
@@ -264,11 +265,13 @@ impl World {
         let value = self.begin_store(cpu, page);
         self.rig.emu().device_store(frame, word, value);
         self.change(page..page + 1, |page| {
-            // The page is dirty since it was pinned, and whoever gives it up takes that away.
-            let may_go = page.freed != Phase::Ahead;
-            page.words[cpu] = Word { low: value, high: value, may_go };
+            page.words[cpu] = Word { low: value, high: value, may_go: false };
         });
         self.load(cpu, page);
+        // Law 29: what is pinned is not given up. Once the pin has gone it may be, by a call that has not ended by now.
+        self.change(page..page + 1, |page| {
+            page.words[cpu].may_go |= before.freed != Phase::Over && page.freed != Phase::Ahead;
+        });
     }
 
     fn pin_some(&self, cpu: usize) {
@@ -385,9 +388,9 @@ impl World {
         self.rig.device.fail_after(u64::from(u32::MAX));
         self.rig.emu().check_all_groups();
         if self.is_beside(AtCap) {
-            // What it may have, with a batch that came at once.
-            let resident = self.resident(0..self.count) as u64;
-            assert!(resident <= LEAST_CAP_PAGES + 32, "{resident} pages are there: {self:?}");
+            // Law 31: and what was read ahead, less one, if reclaim took a page at that moment.
+            let (resident, cap) = (self.resident(0..self.count) as u64, self.rig.mm.least_cap_pages());
+            assert!(resident <= cap + 7, "{resident} pages are there: {self:?}");
         }
         if self.is_beside(Free) {
             self.rig.mm.balance();

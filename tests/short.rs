@@ -9,9 +9,9 @@ use ebbtide::addr::VirtAddr;
 use ebbtide::frame::FolioOrders;
 use ebbtide::granule::K4;
 use ebbtide::reclaim::Advice;
-use ebbtide::space::{FaultError, Size};
+use ebbtide::space::{FaultError, Protection, Size};
 
-use support::{Program, RW, Rig, Setup, refusal};
+use support::{Ended, Program, RW, RWT, Rig, Setup, refusal, tagged};
 
 const BASE: u64 = 0x4000_0000;
 const PAGE: u64 = 4096;
@@ -73,25 +73,23 @@ fn faults_wait_for_the_background_reclaimer() {
 
 /// A program that stores to page after page until it hears that there is no memory. Returns the pages that it stored
 /// to.
-fn fill(program: &Program<'_, K4>, most: u64) -> u64 {
-    let error = (0..most).find_map(|page| Some((page, program.store(at(page), page).err()?)));
+fn fill(store: impl Fn(u64) -> Result<(), Ended>, most: u64) -> u64 {
+    let error = (0..most).find_map(|page| Some((page, store(page).err()?)));
     let (page, _) = error.expect("there is less memory than that");
-    assert_eq!(refusal(program.store(at(page), 1)), FaultError::NoMemory);
+    assert_eq!(refusal(store(page)), FaultError::NoMemory);
     page
 }
 
-/// There is no swap, and all that may leave are a few pages that were never stored to, which the program uses over and
-/// over, and more of which there are than frames for them. It hears that there is no memory after a few searches: it is
-/// not left to go on by a search of all of memory for each page.
-#[test]
-fn memory_is_out_when_only_pages_in_use_can_leave() {
+/// All that may leave are a few pages that were never stored to, which the program uses over and over, and more of
+/// which there are than frames for them. It hears that there is no memory after a few searches: it is not left to go on by a
+/// search of all of memory for each page.
+fn is_out(setup: Setup, protection: Protection, store: impl Fn(&Program<'_, K4>, u64) -> Result<(), Ended>) {
     const CLEAN: u64 = 10;
-    let setup = Setup { frames: 2048, slots: 0, orders: Some(FolioOrders::SINGLE), ..Setup::default() };
-    let rig = Rig::<K4>::new(setup);
+    let rig = Rig::<K4>::new(Setup { frames: 2048, orders: Some(FolioOrders::SINGLE), ..setup });
     let space = rig.space();
-    rig.map(&space, BASE, 4096, RW);
+    rig.map(&space, BASE, 4096, protection);
     let program = rig.program(&space);
-    let stored = fill(&program, 4096) - CLEAN;
+    let stored = fill(|page| store(&program, page), 4096) - CLEAN;
     space.advise(&rig.mm, VirtAddr::new(at(stored)), CLEAN * PAGE, Advice::DontNeed).unwrap();
     let before = rig.count("scanned");
     let cycle = |turn| at(stored + turn % (2 * CLEAN));
@@ -100,11 +98,29 @@ fn memory_is_out_when_only_pages_in_use_can_leave() {
     assert!((2..40).contains(&searches), "{searches} searches");
     // It may ask again: having been looked at has not made the pages any less used.
     (0..10).for_each(|_| assert_eq!(refusal(program.load(cycle(refused))), FaultError::NoMemory));
-    (0..stored).for_each(|page| assert_eq!(program.load(at(page)), Ok(page)));
+    (0..stored).for_each(|page| assert_eq!(program.load(tagged(at(page), store_tag(protection, page))), Ok(page)));
     // With memory free again it goes on, and what is in use leaves for what comes.
     space.advise(&rig.mm, VirtAddr::new(at(0)), 200 * PAGE, Advice::DontNeed).unwrap();
     (0..600).for_each(|turn| assert_eq!(program.load(at(stored + turn % 300)), Ok(0)));
     rig.finish(space);
+}
+
+/// The tag of a page's first granule.
+fn store_tag(protection: Protection, page: u64) -> u8 {
+    if protection.contains(Protection::TAGGED) { 1 + (page % 15) as u8 } else { 0 }
+}
+
+#[test]
+fn memory_is_out_when_only_pages_in_use_can_leave() {
+    // There is no swap.
+    is_out(Setup { slots: 0, ..Setup::default() }, RW, |program, page| program.store(at(page), page));
+    // There is no room for the tags of all these granules, which follow no rule.
+    is_out(Setup { slots: 4096, tag_rooms: 0, ..Setup::default() }, RWT, |program, page| {
+        let tag = store_tag(RWT, page);
+        let others = (1..60).map(|granule| (granule, (page + granule * granule * 2654435761 >> 7) as u8 & 15));
+        others.chain([(0, tag)]).try_for_each(|(granule, tag)| program.stg(at(page) + 16 * granule, tag))?;
+        program.store(tagged(at(page), tag), page)
+    });
 }
 
 /// What a space has is what its pages say, those that it shares included.

@@ -330,10 +330,10 @@ fn resident<G: Granule>(rig: &Rig<G>, space: &Space<Stage<G>>, pages: u64) -> u6
 /// A space at its cap makes room for itself; nobody else's pages leave for it.
 fn stays_below<G: Granule>() {
     for orders in [None, SINGLE] {
-        let cap = LEAST_CAP_PAGES.max(4 * G::GROUP_PAGES as u64);
-        let pages = 3 * cap;
+        let pages = 3 * LEAST_CAP_PAGES.max(4 * G::GROUP_PAGES as u64);
         let (frames, slots) = (4 * pages, 4 * pages as u32);
         let rig = Rig::<G>::new(Setup { frames, slots, tag_rooms: slots, ..setup::<G>(orders) });
+        let cap = rig.mm.least_cap_pages();
         let other = region(&rig, 64);
         let space = rig.space();
         rig.activate(0, &space);

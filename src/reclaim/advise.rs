@@ -42,7 +42,8 @@ impl<M: Machine> Space<M> {
     /// Follows a program's advice, in all parts of the range that are mapped.
     ///
     /// [`Advice::PageOut`] goes as far as slots and tag rooms reach, [`Advice::WillNeed`] as far as memory above the
-    /// low watermark and what the device can read, and that they do not go further is no error.
+    /// low watermark and what the device can read, in a space with a cap not at all, and that they do not go further is
+    /// no error.
     ///
     /// # Errors
     /// [`MapError::Misaligned`], [`MapError::OutOfRange`]: nothing was done. [`MapError::NotMapped`]: a part has no

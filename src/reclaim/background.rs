@@ -1,17 +1,17 @@
 //! The background reclaimer, and what those do who find memory short.
 //!
 //! **The reclaimer** is one thread of the porter's ([`Mm::reclaimer`]). It sleeps until it is asked, then works until
-//! the high watermark is reached or a search frees nothing. After each batch it counts a step up.
+//! the high watermark is reached or a search frees next to nothing. After each batch it counts a step up.
 //!
 //! **A request** for a frame that leaves the reserve alone, and finds no more than that, asks the reclaimer and waits
 //! for its next step, [`STEPS`] times at most; then it reclaims for itself. So a single reclaimer works ahead of many
 //! programs, whose pages it takes by age, as long as it keeps up with them; where it does not, they reclaim side by
-//! side. Nobody waits for a reclaimer that is not there, or after a search in vain: so no request waits for long, and
-//! one for which there is nothing ends after one search of its own, which is bounded (see `reclaim`). How each ended is
-//! a [`Relief`], and counted.
+//! side. Nobody waits for a reclaimer that is not there, or after a search in vain: so no request waits for long. It
+//! searches until a frame is left for it, as others may take what it freed, or a search frees nothing; each search is
+//! bounded (see `reclaim`). How a request ended is a [`Relief`], and counted.
 //!
-//! **In vain** is a search that frees nothing or next to nothing, and looks at all there is to say so. Where swap is full
-//! that would be the answer to each page that comes back and so frees its slot, as often as there are frames in the
+//! **In vain** is a search that frees nothing or next to nothing, and looks at all there is to say so. Where swap is
+//! full that would be the answer to each page that comes back and so frees its slot, as often as there are frames in the
 //! reserve, before anybody hears that memory is out. So from such a search on, until one frees half a batch or frames
 //! come free otherwise, a page whose coming in frees a slot takes from the reserve at once; and the reclaimer lets
 //! requests pass before it looks again, twice as many each time, up to [`MOST_REST`]. That there is no memory is said
@@ -55,7 +55,7 @@ impl Background {
         Self { request, steps, vain, rest }
     }
 
-    /// Whether the last search was in vain.
+    /// Whether searches have been in vain since one last was not, or frames came free otherwise.
     pub(super) fn is_vain(&self) -> bool {
         self.vain.load(Ordering::Relaxed) > 0
     }
@@ -178,8 +178,8 @@ impl<M: Machine> Mm<M> {
         Asked::Yes
     }
 
-    /// Works until the high watermark is reached, or nothing more can be freed: what a kernel calls that has no thread
-    /// for [`Mm::reclaimer`].
+    /// Works until the high watermark is reached, or a search of all there is frees next to nothing: what a kernel
+    /// calls that has no thread for [`Mm::reclaimer`].
     pub fn balance(&self) {
         self.balance_by_steps(|| {});
     }

@@ -138,7 +138,8 @@ impl Reclaim {
         }
     }
 
-    /// Whether the last search for a page that might leave found none.
+    /// Whether searches have found nothing, or next to nothing, since one last freed half a batch, or frames came free
+    /// otherwise.
     pub(crate) fn is_vain(&self) -> bool {
         self.background.is_vain()
     }

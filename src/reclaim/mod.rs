@@ -9,12 +9,12 @@
 //! chooses. A folio that was used since the last look, or that the policy spares, stays, with its flag cleared. Then
 //! all queues become one ([`Reclaim::line_up`]), and each folio is looked at once without regard to use or policy: as
 //! other CPUs may use every page between two looks, and a policy may look where nothing can leave, only that ends for
-//! certain. So there is no livelock, and no program dies for want of memory that could be had. But where swap is full,
-//! what a search finds may be just the pages with which programs go on, as those of their code: they come back at
-//! once, and each time all of memory is looked at. After [`MOST_MEAGRE`] such searches in a row each looks once at
-//! every folio, takes none in use and clears no access flag, as long as no slot is free, or no room for tags: until one
-//! frees half a batch, or slots or frames are free again. So each page leaves and comes back once at most before it is said that there is no memory, and whoever asks
-//! again at once hears the same.
+//! certain. So there is no livelock, and no program dies for want of memory that could be had. But where swap, or its
+//! room for tags, is full, what a search finds may be just the pages with which programs go on, as those of their code:
+//! they come back at once, and each time all of memory is looked at. After [`MOST_MEAGRE`] such searches in a row each
+//! looks once at every folio, takes none in use and clears no access flag, as long as no slot is free, or no room for
+//! tags: until one frees half a batch, or slots or frames are free again. So each page leaves and comes back once at
+//! most before it is said that there is no memory, and whoever asks again at once hears the same.
 //!
 //! **Watermarks**, in free frames: below *low* the background reclaimer wakes, and works until *high* are free. An
 //! ordinary allocation leaves *reserve* frames alone. What a fault or call does that finds no more than those stands at
@@ -131,14 +131,14 @@ impl<M: Machine> Mm<M> {
         if meagre.load(Ordering::Relaxed) < MOST_MEAGRE {
             return false;
         }
-        let free = self.swap().areas().map(|area| (area.slots().1 as u64, area.tag_rooms().1 as u64));
-        let (slots, rooms) = free.fold((0, 0), |all, here| (all.0 + here.0, all.1 + here.1));
-        if slots >= BATCH as u64 {
+        let (slots, rooms) = self.swap().free();
+        let rooms = if self.machine().features().contains(Features::MTE) { rooms } else { u64::MAX };
+        let least = slots.min(rooms);
+        if least >= BATCH as u64 {
             meagre.store(0, Ordering::Relaxed);
-            return false;
         }
         // Else something can leave, used or not, and a whole search takes it.
-        slots == 0 || rooms == 0 && self.machine().features().contains(Features::MTE)
+        least == 0
     }
 
     /// Gives back counts of folios, each of the weight that stands with it, and frees those that nobody holds any more.

@@ -46,7 +46,7 @@ impl Cap {
 pub enum MemoryCap {
     /// What there is.
     None,
-    /// So many pages; no less than [`Mm::least_cap_pages`].
+    /// So many pages. No less than [`Mm::least_cap_pages`] are kept.
     Pages(u64),
 }
 
@@ -75,7 +75,8 @@ impl<M: Machine> Space<M> {
         };
     }
 
-    /// The most that the space may have in memory.
+    /// The cap that was set, or [`LEAST_CAP_PAGES`] if that is more. What is kept is no less than
+    /// [`Mm::least_cap_pages`].
     pub fn cap(&self, mm: &Mm<M>) -> MemoryCap {
         self.lock(mm).cap.as_ref().map_or(MemoryCap::None, |cap| MemoryCap::Pages(cap.pages))
     }
@@ -121,6 +122,7 @@ impl<M: Machine> Space<M> {
             cap.room = pages.saturating_sub(self.size_of(mm, regions).resident);
             if cap.room < most {
                 // Others may have the space's pages in hand: theirs is the progress to wait for.
+                let others = others.or_else(|| mm.reclaim().isolated());
                 let others = others.filter(|_| tries > 0).ok_or(FaultError::Capped)?;
                 mm.reclaim().wait_for_others(mm.machine(), others);
                 tries -= 1;

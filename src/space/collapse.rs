@@ -7,7 +7,7 @@
 //!
 //! **What stays as it is.** A group that is whole; pages that another space has too, or a pin or reclaim holds; pages
 //! that the program gave up or never stored to; a region that is to have single pages, or is locked, whose pages
-//! nobody may take away even for a moment.
+//! nobody may take away even for a moment; in a space with a cap, a group of which pages are out.
 
 use core::ops::{ControlFlow, RangeInclusive};
 

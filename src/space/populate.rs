@@ -1,8 +1,8 @@
 //! Making pages ready before the program touches them.
 //!
 //! What a touch needs is done as if the program had made it, fault by fault, each under the space's lock for itself; so
-//! other threads' faults wait for one page at most. Pages that would not fault are passed over: nothing is counted for
-//! them, and no translation goes.
+//! other threads' faults wait for one page at most. Pages that would not fault, not even where the hardware sets no
+//! flags, are passed over: nothing is counted for them, and no translation goes.
 
 use super::Space;
 use super::fault::{Access, Fault, FaultError, refused};

@@ -30,8 +30,8 @@ use crate::swap::{Area, SlotRecord, SlotState};
 /// log2 of the pages that come in together at most.
 const AHEAD_ORDER: u32 = 3;
 
-/// Pages that come in together at most: the fault and the locks, some 250 instructions of a page's 800, are then a
-/// fifteenth of its cost, and what a program that stops leaves unused is seven pages.
+/// Pages that come in together at most: the fault and the locks, some 250 instructions of the 700 of a page that comes
+/// alone, are then 31 of 480, a fifteenth of its cost, and what a program that stops leaves unused is seven pages.
 pub(super) const AHEAD_PAGES: usize = 1 << AHEAD_ORDER;
 
 // The pages are folios of their own, which are no group: so they must not be enough for one.

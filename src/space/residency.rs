@@ -24,7 +24,7 @@ pub enum Residency {
 pub struct Size {
     /// In memory: those that its tables map.
     pub resident: u64,
-    /// In swap: those whose entries name a slot.
+    /// Not in memory: those whose entries name a slot, or that were lost.
     pub swapped: u64,
 }
 

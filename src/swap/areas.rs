@@ -100,6 +100,13 @@ impl<M: Machine> Swap<M> {
         self.places.iter().filter_map(Place::enter)
     }
 
+    /// Free slots, and free rooms for tags, of the areas into which more may come.
+    pub(crate) fn free(&self) -> (u64, u64) {
+        let open = self.places.iter().filter_map(Place::enter_open);
+        let free = open.map(|area| (area.slots().1 as u64, area.tag_rooms().1 as u64));
+        free.fold((0, 0), |(slots, rooms), here| (slots + here.0, rooms + here.1))
+    }
+
     fn priority(&self, number: u8) -> Option<i16> {
         self.enter(number).map(|area| area.priority())
     }

@@ -193,6 +193,8 @@ static void signals(void)
 	expect(call(SYS_tgkill, 0, 0, SIGABRT), -EINVAL);
 	/* One that waits for a child: the child stays, and is somebody else's. */
 	pid = start_self("waits", 0);
+	for (int turn = 0; turn < 200 && kill(pid + 1, 0) != 0; turn++)
+		spin(20);
 	spin(20);
 	expect(kill(pid, SIGHUP), 0);
 	expect(ending(pid), SIGHUP);
