@@ -238,8 +238,7 @@ impl World {
     }
 
     /// Looks at a page, of which a program on `cpu` is at its own word, if any is beside. Returns what it saw, of a
-    /// page
-    /// that is there.
+    /// page that is there.
     fn load(&self, member: &Member, cpu: usize, page: usize) -> [u64; WORDS] {
         let mut all = [0; WORDS];
         for (word, into) in all.iter_mut().enumerate() {
