@@ -252,7 +252,6 @@ impl World {
 
     /// The pin is a way to what the owner sees: both ways.
     fn check_pin(&self, cpu: usize, page: usize, pin: &Pin) {
-        let before = self.page(page);
         let (frame, word) = (self.rig.mm.pinned(pin), own(cpu) as usize / 8);
         self.store(cpu, page);
         let seen = self.rig.emu().device_load(frame, word);
@@ -269,9 +268,7 @@ impl World {
         });
         self.load(cpu, page);
         // Law 29: what is pinned is not given up. Once the pin has gone it may be, by a call that has not ended by now.
-        self.change(page..page + 1, |page| {
-            page.words[cpu].may_go |= before.freed != Phase::Over && page.freed != Phase::Ahead;
-        });
+        self.change(page..page + 1, |page| page.words[cpu].may_go = page.freed == Phase::Begun);
     }
 
     fn pin_some(&self, cpu: usize) {
