@@ -214,7 +214,7 @@ fn page_out<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange) {
         // One for all turns, which no turn moves.
         let mut batch = Batch::default();
         while !left.is_empty() {
-            let rest = isolate(mm, space.node(), table, left, &mut batch.folios);
+            let rest = isolate(mm, space.node(), table, left, Ageing::Ignored, &mut batch.folios);
             // What had to be split comes again, page by page.
             if evict(mm, &batch, Ageing::Ignored).split == 0 {
                 left = rest;
@@ -224,26 +224,60 @@ fn page_out<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange) {
 }
 
 /// Isolates the folios of the first pages of `part`, up to a batch; returns the pages after. Large ones that are not
-/// covered are split.
+/// covered are split. Where use gives a second chance, single pages that were used stay behind with their access flags
+/// cleared, and no policy hears of them: what a space at its cap has is looked at so often that a use tells it little.
 pub(super) fn isolate<M: Machine>(
     mm: &Mm<M>,
     node: NodeId,
     table: LeafTable,
     part: VpnRange,
+    ageing: Ageing,
     batch: &mut ArrayVec<Frame, BATCH>,
 ) -> VpnRange {
     batch.clear();
     let mut page = part.start();
     let mut flush = Flush::new(mm);
     let Some(mut cursor) = table.lock(mm) else { return VpnRange::new(part.end(), 0) };
+    let mut used = 0;
     while page < part.end() && !batch.is_full() {
+        if ageing == Ageing::SecondChance && age_single(mm, &mut cursor, page, node, &mut flush) {
+            used += 1;
+            page = page.offset(1);
+            continue;
+        }
         let found = within(mm, &mut cursor, page, (part, &*batch), node, &mut flush);
         let next = found.map_or(page.offset(1), |(_, end)| end);
         batch.extend(found.map(|(frame, _)| frame));
         page = next;
     }
     mm.reclaim().isolate_all(mm.frames(), batch);
+    mm.stats().scanned.add(used);
+    mm.stats().referenced.add(used);
     VpnRange::between(page, part.end())
+}
+
+/// Clears the access flag of a folio of one page; whether it was set.
+#[inline]
+fn age_single<M: Machine>(
+    mm: &Mm<M>,
+    cursor: &mut Cursor<'_, M>,
+    page: Vpn,
+    node: NodeId,
+    flush: &mut Flush<'_, M>,
+) -> bool {
+    let frames = mm.frames();
+    let Decoded::Leaf(leaf) = cursor.read(page) else { return false };
+    let Some(frame) = frames.frame(leaf.pfn::<M::Granule>()).filter(|_| leaf.is_accessed()) else { return false };
+    // A large one ages as one.
+    if frames.head(frame) != frame || frames.record(frame).order() > 0 {
+        return false;
+    }
+    cursor.update(
+        cursor.whole(VpnRange::new(page, 1)),
+        |leaf, _| leaf.without_access(),
+        |page, _| flush.note(node, page),
+    );
+    true
 }
 
 /// The folio that `page` maps, if it is not in `batch` yet, and the page to go on with: a folio of `range` alone, split

@@ -53,7 +53,7 @@ impl<M: Machine> Space<M> {
         for part in chunks(part) {
             let mut left = part;
             while !left.is_empty() {
-                let rest = isolate(mm, self.node(), table, left, &mut batch.folios);
+                let rest = isolate(mm, self.node(), table, left, ageing, &mut batch.folios);
                 let Evicted { pages, split, .. } = evict(mm, &batch, ageing);
                 *wanted = wanted.saturating_sub(pages);
                 // What had to be split comes again, page by page.

@@ -263,8 +263,10 @@ pub(crate) fn update_ours<M: Machine>(
     }
 }
 
-/// Clears the access flags of a folio's leaves. Without the invalidation a CPU that keeps the translation would not set
-/// them again, and a hot page would look cold. One operation a run, one barrier pair a batch.
+/// Clears the access flags of a folio's leaves, of which one at least is in the table. Without the invalidation a CPU
+/// that keeps the translation would not set them again, and a hot page would look cold. One operation a run, one barrier
+/// pair a batch.
+#[inline(always)]
 pub(super) fn age<M: Machine>(
     cursor: &mut Cursor<'_, M>,
     run: VpnRange,
@@ -272,11 +274,16 @@ pub(super) fn age<M: Machine>(
     node: NodeId,
     flush: &mut Flush<'_, M>,
 ) {
-    update_ours(cursor, run, ours, Leaf::without_access, |pages, Change { was, is }| {
+    let seen = |pages, Change { was, is }| {
         if was != is {
             flush.note(node, pages);
         }
-    });
+    };
+    match run.pages() {
+        // It is that one, and in no group.
+        1 => cursor.update(cursor.whole(run), |leaf, _| leaf.without_access(), seen),
+        _ => update_ours(cursor, run, ours, Leaf::without_access, seen),
+    }
 }
 
 /// Takes the leaves of a folio that are in a table out, if all are clean, and hands them to `taken`. `None` when a store
