@@ -15,8 +15,8 @@
 //! ([`sched::kill_pending`]). Its end takes no memory.
 //!
 //! **For no longer than** [`PATIENCE_NS`]: whose end takes more is left aside, and another one is chosen. The time for
-//! which swapoff keeps all memory from ending does not count ([`excuse`]). As each choice leaves one program fewer, and the running one can always be chosen, every
-//! fault comes to an end.
+//! which swapoff keeps all memory from ending does not count ([`excuse`]). As each choice leaves one program fewer, and
+//! the running one can always be chosen, every fault comes to an end.
 //!
 //! All choosing is under the lock of [`lock_spaces`], under which the memory of programs ends as well: who holds it
 //! sees no half-ended one. It is not held while waiting.

@@ -21,9 +21,9 @@
 //! **Spaces.** N processes touch 32 MiB each at the same time, put them out, and load from them at the same time. Under
 //! exact counts QEMU's CPUs take turns, and the counter counts the instructions of all. So nobody can time his own work
 //! while others run; but a CPU that idles counts none, and the time from the first one's begin to the last one's end is
-//! what all of them executed. The turn ends with each access (YIELD), and at a timer. What it cannot show is a wait: for
-//! a lock, which another CPU holds only where a timer took its turn away, or for a cache line. Each process tells its own two readings, a line `@part {JSON}`
-//! when all have ended; who started it makes rows of them.
+//! what all of them executed. The turn ends with each access (YIELD), and at a timer. What it cannot show is a wait:
+//! for a lock, which another CPU holds only where a timer took its turn away, or for a cache line. Each process tells
+//! its own two readings, a line `@part {JSON}` when all have ended; who started it makes rows of them.
 //!
 //! Exit status 2 if the machine does not count instructions; a panic (70) if a page comes back wrong.
 
