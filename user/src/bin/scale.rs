@@ -3,7 +3,8 @@
 //! The machine must count instructions, as for `bench`; each figure is of all CPUs, at EL0 and EL1, with the loop's own
 //! ten (of `zipf` forty) in it. Memory has tags where the machine has them.
 //!
-//! **Memory.** A region of N % of the memory that is free at the start (125) goes through these, one after the other:
+//! **Memory.** A region of N % of the memory that is free at the start (125; at least 60) goes through these, one after
+//! the other:
 //!
 //! | row | what it does | what the kernel does for each page |
 //! |---|---|---|
@@ -75,12 +76,12 @@ fn options(env: &Env) -> Result<Options, BadArgs> {
         rounds: args::number(rounds, 1)?,
         spaces: spaces.map(|spaces| args::number(Some(spaces), 0)).transpose()?,
     };
-    // Half of memory is for the first row; and nobody has a hundred times his memory.
-    let sane = (50..=10_000).contains(&options.percent)
+    // The first row has half of free memory, the second one what is left; and nobody has a hundred times his memory.
+    let sane = (60..=10_000).contains(&options.percent)
         && (1..=10_000).contains(&options.rounds)
         && options.spaces.is_none_or(|spaces| (1..=SPACES).contains(&spaces));
     if !sane {
-        eprintln!("usage: scale [--percent 50..10000] [--rounds 1..10000] | scale --spaces 1..{SPACES}");
+        eprintln!("usage: scale [--percent 60..10000] [--rounds 1..10000] | scale --spaces 1..{SPACES}");
         return Err(BadArgs);
     }
     Ok(options)
@@ -88,7 +89,7 @@ fn options(env: &Env) -> Result<Options, BadArgs> {
 
 fn in_memory(percent: usize, rounds: usize, prot: Prot) {
     let free = (sys::ram().expect("sysinfo").free / PAGE as u64) as usize;
-    let pages = free / 100 * percent;
+    let pages = free * percent / 100;
     let region = Region::map(pages, prot).expect("mmap of the region");
     let store = |page| region.store(page, 0, page as u64);
     let load = |page| assert!(region.load(page, 0) == page as u64, "page {page}: not what was stored");
