@@ -33,8 +33,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use ebbtide::Space;
 use ebbtide::addr::VirtAddr;
 use ebbtide::granule::K4;
-use ebbtide::machine::emu::{Access, Death, Law, Mode};
 use ebbtide::machine::Machine;
+use ebbtide::machine::emu::{Access, Death, Law, Mode};
 use ebbtide::reclaim::Advice;
 use ebbtide::space::{FaultError, Protection};
 
