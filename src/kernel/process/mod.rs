@@ -26,7 +26,7 @@ mod table;
 mod wait;
 
 pub use clone::{Kind as CloneKind, Request as CloneRequest, begin, clone};
-pub use files::{File, Mode, Node, close, file, open};
+pub use files::{File, MOST_FILES, Mode, Node, close, file, open};
 pub use futex::{Scope, Word, requeue, wait as futex_wait, wake as futex_wake};
 pub use memory::{Future, Memory, MemoryRef, collapse_group, with_every_space};
 pub use oom::outlast;
