@@ -197,7 +197,7 @@ case_scale() {
 		expect 125 '^qemu-run: scale( [a-z]+)? takes no' ./qemu-run.sh scale --no-build $line
 	done
 	expect 125 'from --memory 64 on, not 32$' ./qemu-run.sh scale memory --memory 32
-	expect 2 '^usage: scale' ./qemu-run.sh --no-build --icount -- scale --percent 59
+	expect 2 'scale ended with status 2$' ./qemu-run.sh --no-build --icount -- scale --percent 59
 	expect 0 '' ./qemu-run.sh --no-build --icount --memory 32 -- scale --percent 60
 }
 
