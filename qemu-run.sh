@@ -4,10 +4,10 @@
 # The protocol between this script and the kernel:
 #
 #   Image     The kernel's ELF as a raw arm64 Image (with an ELF, QEMU passes no device tree).
-#   bootargs  Words `key=value` or `flag`: memory=MIB, swap=LIST, no-mte, tag-checks=MODE,
-#             no-hafdbs, policy=NAME, cap=MIB, quiet, icount, selftest=NAME. QEMU's RAM is
-#             memory + swap + the swap records; the kernel manages `memory` of it and keeps the rest
-#             for its RAM swap device.
+#   bootargs  Words `key=value` or `flag`: memory=MIB, swap=LIST, swap-device=WORDS, no-mte,
+#             tag-checks=MODE, no-hafdbs, folio-orders=LIST, policy=NAME, collapse-ms=N, cap=MIB,
+#             quiet, icount, selftest=NAME. QEMU's RAM is memory + swap + the swap records; the kernel
+#             manages `memory` of it and keeps the rest for its RAM swap device.
 #   initrd    A cpio archive (newc): `init`, the ELF to run; `argv` and `envp`, its strings,
 #             each ended by a NUL; `stats-path`, the host file for the statistics (only with
 #             --stats); `end-path`, a host file that the kernel makes when the program has ended;

@@ -5,7 +5,8 @@
 # it with 64 MiB to 8 GiB (--memory: no more than that), a quarter more pages than are free, `scale spaces` on 1, 2 and
 # 4 CPUs with a process for each, both with single pages and with what folios the kernel chooses. Exit status 1 if a row
 # grows by 10 % or more over its first column. `scale policies` is another table: each policy of replacement with twice
-# the pages that are free.
+# the pages that are free. What a table says of its machines itself is refused on the command line, and so is a cap,
+# under which none of them would be full.
 # shellcheck disable=SC2034 # run_program looks at what is set here
 
 readonly SCALE_MIB=(64 512 2048 8192) SCALE_CPUS=(1 2 4) MOST_GROWTH=10 POLICY_ROUNDS=8
@@ -14,6 +15,16 @@ cmd_scale() {
 	local what=${1:-both} status=0 lists=(0 '') # single pages, then what the kernel chooses
 	[[ -z $STATS$DRY_RUN$SELFTEST ]] || die "scale takes no --stats, --dry-run, --selftest"
 	[[ $what =~ ^(both|memory|spaces|policies)$ ]] || die "scale: memory, spaces or policies, not '$what'"
+	[[ -z $CAP ]] || die "scale takes no --cap"
+	case $what in
+	memory) no_option_of_a_table "$what" --swap ;;
+	spaces) no_option_of_a_table "$what" --swap --memory --cpus ;;
+	both) no_option_of_a_table "" --swap --cpus ;;
+	policies) no_option_of_a_table "$what" --swap --policy ;;
+	esac
+	if [[ $what == both || $what == memory ]] && ((${MEMORY_GIVEN:-8192} < SCALE_MIB[0])); then
+		die "scale measures from --memory ${SCALE_MIB[0]} on, not $MEMORY_GIVEN"
+	fi
 	[[ -z $FOLIO_ORDERS ]] || lists=("$FOLIO_ORDERS")
 	COLLAPSE_MS=${COLLAPSE_MS:-0} QUIET=1
 	work_dir
@@ -23,6 +34,15 @@ cmd_scale() {
 	((status < 2)) && [[ $what == both || $what == spaces ]] && { scale_spaces || status=$?; }
 	((status < 2)) && [[ $what == policies ]] && { scale_policies || status=$?; }
 	return "$status"
+}
+
+# no_option_of_a_table TABLE OPTION...: dies if one of these was given.
+no_option_of_a_table() {
+	local table=$1 option
+	shift
+	for option; do
+		[[ " ${MACHINE_OPTIONS[*]} " != *" $option "* ]] || die "scale${table:+ $table} takes no $option"
+	done
 }
 
 # scale_once COLUMN ARG...: runs the program; its lines go to $WORK/scale.tsv as name, KiB of a folio, column, figure.

@@ -3,8 +3,8 @@
 //!
 //! **Bounded.** In a round all programs' groups are looked at, one after the other, and [`GROUPS_PER_SECOND`] of them,
 //! however much memory there is: the task sleeps after each one, so that it never keeps a program from its CPU for
-//! longer than one group takes. Where a large folio is not to be had nothing is made way for it. The counter `collapses`
-//! says how many were made.
+//! longer than one group takes. Where a large folio is not to be had nothing is made way for it. The counter
+//! `collapses` says how many were made.
 //!
 //! Programs start and end between two groups, not while one is looked at.
 

@@ -1,9 +1,9 @@
 //! A program's transfers between a device and its own pages, with nothing in between: O_DIRECT.
 //!
 //! The device reaches the pages by their frames, past the tables, while the program and others go on: they fork, store,
-//! unmap, end, and reclaim looks for memory. So each page is pinned from before the device hears of it until the request
-//! has ended. It is what the program sees at that address for as long as it keeps that mapped, and nobody else's
-//! whatever happens. Tags are not looked at, and stay as they are.
+//! unmap, end, and reclaim looks for memory. So each page is pinned from before the device hears of it until the
+//! request has ended. It is what the program sees at that address for as long as it keeps that mapped, and nobody
+//! else's whatever happens. Tags are not looked at, and stay as they are.
 //!
 //! The task sleeps until all that it began has ended, also when it is to be killed meanwhile, and one request's failure
 //! does not end the wait for the others.

@@ -212,7 +212,7 @@ fn tag_check(abort: Abort, far: u64) -> ! {
 
 /// An exception from EL0 that found a wrong tag noted, of some access since the exception before.
 ///
-/// What ends the program by itself goes first; a system call is not made.
+/// What ends the program by itself, or is to kill it anyway, goes first; a system call is not made.
 #[unsafe(no_mangle)]
 extern "C" fn el0_late_tag_fault(esr: u64, far: u64) -> ! {
     let (abort, pc) = (Abort(esr), ELR_EL1.get());
@@ -226,6 +226,13 @@ extern "C" fn el0_late_tag_fault(esr: u64, far: u64) -> ! {
         class::WFX => "a wait for an interrupt",
         _ => "a page fault",
     };
+    late_tag_fault(entry, pc)
+}
+
+fn late_tag_fault(entry: &str, pc: u64) -> ! {
+    if let Some(cause) = sched::fatal() {
+        process::end_doomed(cause);
+    }
     process::kill(Signal::SEGV, format_args!("asynchronous tag check fault, found at {entry}, pc {pc:#x}"))
 }
 
@@ -236,8 +243,7 @@ extern "C" fn el0_interrupt() {
     panic::stop_if_asked();
     if cpu::wrong_tag_noted() {
         cpu::forget_wrong_tag();
-        let pc = ELR_EL1.get();
-        process::kill(Signal::SEGV, format_args!("asynchronous tag check fault, found at an interrupt, pc {pc:#x}"));
+        late_tag_fault("an interrupt", ELR_EL1.get());
     }
     sched::tick();
 }

@@ -35,8 +35,8 @@ unsafe extern "C" {
 const USER_END: u64 = 1 << 39;
 const TOP_BYTE: u64 = 0xff << 56;
 
-/// The address of a range's start, without a tag, if it lies in the user's half. A tag in the pointer is allowed only to
-/// a program that asked for the tagged address ABI (Linux's Documentation/arch/arm64/tagged-address-abi.rst).
+/// The address of a range's start, without a tag, if it lies in the user's half. A tag in the pointer is allowed only
+/// to a program that asked for the tagged address ABI (Linux's Documentation/arch/arm64/tagged-address-abi.rst).
 ///
 /// # Errors
 /// [`Fault`]: it does not.

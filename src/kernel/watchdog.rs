@@ -9,9 +9,9 @@
 //! - by the others: at its own ticks each CPU looks whether every other one has given a sign since.
 //!
 //! Both count turns, or ticks, beside time: a machine that was itself stopped for a while is not taken for one that
-//! hangs. That every task waits for another one, and for no time, is found at once, where the last CPU would go idle. The
-//! times of a kernel task that only looks round, such as the collapser, do not count; that at which it has something of
-//! a device does.
+//! hangs. That every task waits for another one, and for no time, is found at once, where the last CPU would go idle.
+//! The times of a kernel task that only looks round, such as the collapser, do not count; that at which it has
+//! something of a device does.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

@@ -168,9 +168,12 @@ static void errors(void)
 	expect(call(SYS_close, only_read), 0);
 	expect(open_device(O_RDWR), only_read);
 	long most = only_write;
+	u64 limit[2];
 	while ((next = open_device(O_RDONLY)) >= 0)
 		most = next;
 	expect(next, -EMFILE);
+	expect(call(SYS_getrlimit, RLIMIT_NOFILE, limit), 0);
+	expect(most, limit[0] - 1);
 	while (most > only_write)
 		expect(call(SYS_close, most--), 0);
 	expect(call(SYS_close, only_write), 0);

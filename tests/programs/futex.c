@@ -135,6 +135,34 @@ static void wakes(void)
 	join_all();
 }
 
+/* A word that has a tag, while loads and stores are checked: it is read through the pointer as it is. */
+static void tagged(void)
+{
+	u64 none[2] = { 0, 0 };
+	char *page = map(PAGE, RW | PROT_MTE);
+	word_t *word = with_tag(page, 5), *other = with_tag(page + 16, 9);
+
+	set_tag(page, 5), set_tag(page + 16, 9);
+	expect(tag_mode(PR_TAGGED_ADDR_ENABLE | PR_MTE_TCF_SYNC), 0);
+	for (int out = 0; out < 2; out++) {
+		*word = 0;
+		expect(futex(word, FUTEX_WAIT | PRIVATE, 1, none, 0, 0), -EAGAIN);
+		expect(futex(word, FUTEX_WAIT | PRIVATE, 0, none, 0, 0), -ETIMEDOUT);
+		expect(futex(word, FUTEX_WAIT, 0, none, 0, 0), -ETIMEDOUT);
+		expect(futex(word, FUTEX_CMP_REQUEUE | PRIVATE, 1, (void *)1, other, 0), 0);
+		expect(futex(page, FUTEX_WAIT | PRIVATE, 0, none, 0, 0), -EFAULT);
+		expect(futex(page, FUTEX_WAIT, 0, none, 0, 0), -EFAULT);
+		expect(futex(page, FUTEX_CMP_REQUEUE | PRIVATE, 1, (void *)1, other, 0), -EFAULT);
+		expect(call(SYS_madvise, page, PAGE, MADV_PAGEOUT), 0);
+	}
+	start_all(wait_once, word);
+	expect(futex(word, FUTEX_CMP_REQUEUE | PRIVATE, 1, (void *)2, other, 0), 3);
+	expect(futex(word, FUTEX_WAKE | PRIVATE, 10, 0, 0, 0), 1);
+	expect(futex(other, FUTEX_WAKE | PRIVATE, 10, 0, 0, 0), 2);
+	join_all();
+	expect(tag_mode(0), 0);
+}
+
 /* The word at the same address of another process is another one. */
 static void other_process(void)
 {
@@ -218,13 +246,15 @@ static void killed(void)
 
 int main(int argc, char **argv, char **envp, u64 *auxv)
 {
-	(void)envp, (void)auxv;
+	(void)envp;
 	if (argc > 1 && equal(argv[1], "for-ever"))
 		for (;;)
 			futex(&words[0], FUTEX_WAIT, 0, 0, 0, 0);
 	errors();
 	times();
 	wakes();
+	if (auxv_value(auxv, 26) >> 18 & 1) /* HWCAP2_MTE */
+		tagged();
 	other_process();
 	shared();
 	turns();

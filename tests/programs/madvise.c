@@ -115,6 +115,22 @@ static void errors(void)
 	expect(call(SYS_madvise, p, PAGE, MADV_WILLNEED), -ENOMEM);
 }
 
+/* A long range with a hole is followed to its end; one with what is locked, up to there. */
+static void far(void)
+{
+	enum { LONG = 9000 };
+	char *p = map(LONG * PAGE, RW), *last = p + (LONG - 1) * PAGE;
+
+	for (int locked = 0; locked < 2; locked++) {
+		*p = *last = 1;
+		expect(locked ? call(SYS_mlock, p + 2 * PAGE, PAGE) : call(SYS_munmap, p + PAGE, PAGE), 0);
+		expect(call(SYS_madvise, p, LONG * PAGE, MADV_DONTNEED), locked ? -EINVAL : -ENOMEM);
+		expect(*p, 0);
+		expect(*last, locked);
+	}
+	expect(call(SYS_munmap, p, LONG * PAGE), 0);
+}
+
 int main(int argc, char **argv, char **envp, u64 *auxv)
 {
 	(void)argc, (void)argv, (void)envp, (void)auxv;
@@ -122,5 +138,6 @@ int main(int argc, char **argv, char **envp, u64 *auxv)
 	dontneed();
 	hints();
 	errors();
+	far();
 	return finish();
 }

@@ -216,17 +216,21 @@ static int sleep_as_child(void *arg)
 	sleep_for_ever();
 }
 
+/* A child to wait for, which has nothing of what its parent takes later. */
+static void awaited(void)
+{
+	if (fork() == 0) {
+		/* Ends when it has become somebody else's. */
+		for (long parent = call(SYS_getppid); call(SYS_getppid) == parent;)
+			nap(10);
+		leave(0);
+	}
+}
+
 static __attribute__((noreturn)) void sleep_in(const char *how)
 {
-	if (equal(how, "wait")) {
-		if (fork() == 0) {
-			/* Ends when it has become somebody else's. */
-			for (long parent = call(SYS_getppid); call(SYS_getppid) == parent;)
-				nap(10);
-			leave(0);
-		}
+	if (equal(how, "wait"))
 		ending(-1);
-	}
 	if (equal(how, "futex"))
 		futex_thread(0);
 	if (equal(how, "vfork"))
@@ -239,6 +243,8 @@ static long large(u64 bytes, u64 seed, const char *how)
 	long flag = flag_up(), pid = fork();
 
 	if (pid == 0) {
+		if (equal(how, "wait"))
+			awaited();
 		fill(map(bytes, RW), bytes, seed);
 		kill(flag, SIGKILL);
 		sleep_in(how);

@@ -6,7 +6,8 @@
  * something that enters the kernel; the program is to end there.
  *   MODE    async, both (the kernel chooses)
  *   ACCESS  load, store
- *   NEXT    write, exit, prctl, fault, undefined
+ *   NEXT    write, exit, prctl, fault, undefined; full: a fault for which there is no memory, at a limit that the
+ *           program was started under, with nothing to swap to
  */
 #include "ebb.h"
 
@@ -163,6 +164,9 @@ int main(int argc, char **argv, char **envp, u64 *auxv)
 		return checks_of(argc > 1);
 	p = (volatile char *)tagged_pages();
 	fresh = map(PAGE, RW);
+	/* Without such a limit all is had. */
+	if (equal(argv[3], "full") && call(SYS_madvise, map(16 * MIB, RW), 16 * MIB, MADV_POPULATE_WRITE) == 0)
+		put("no limit\n");
 	put("about to fail\n");
 	if (tag_mode(equal(argv[1], "both") ? BOTH : ASYNC) != 0)
 		return 99;
@@ -176,7 +180,7 @@ int main(int argc, char **argv, char **envp, u64 *auxv)
 		leave(0);
 	else if (equal(argv[3], "prctl"))
 		tag_mode(0);
-	else if (equal(argv[3], "fault"))
+	else if (equal(argv[3], "fault") || equal(argv[3], "full"))
 		*fresh = 1;
 	put("still alive\n");
 	return 1;

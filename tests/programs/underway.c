@@ -111,7 +111,7 @@ static int forked(char *p)
 	end();
 	check(device_data(p));
 	open_gate(go), pass(go);
-	ending(pid);
+	expect(ending(pid), 0);
 	check(device_data(p));
 	return met;
 }

@@ -119,7 +119,7 @@ check_case() {
 		no-err) ! grep -aEq -- "$pattern" "$dir/err" || echo "stderr has: $pattern" ;;
 		once) (($(grep -aEc -- "$pattern" "$dir/err") == 1)) || echo "stderr must have once: $pattern" ;;
 		last) tail -n 1 "$dir/err" | grep -aEq -- "$pattern" || echo "stderr's last line is not: $pattern" ;;
-		at-least) check_counter "$pattern" ;;
+		at-least | at-most) check_counter "$kind" "$pattern" ;;
 		same) keep_same "$pattern" ;;
 		esac
 	done <<<"$checks"
@@ -127,13 +127,17 @@ check_case() {
 	check_leaks "$status"
 }
 
-# check_counter "NAME N [MiB]": in MiB where pages are counted.
+# check_counter at-least|at-most "NAME N [MiB]": in MiB where pages are counted. One that is not there is -1, and fits
+# neither.
 check_counter() {
-	local counter least unit found
-	read -r counter least unit <<<"$1"
+	local counter bound unit found
+	read -r counter bound unit <<<"$2"
 	found=$(statistic "$counter")
-	[[ -z $unit ]] || found=$((found * page >> 20))
-	((found >= least)) || echo "counter $counter: $found, expected $least${unit:+ $unit} or more"
+	((found < 0)) || [[ -z $unit ]] || found=$((found * page >> 20))
+	case $1 in
+	at-least) ((found >= bound)) ;;
+	at-most) ((found >= 0 && found <= bound)) ;;
+	esac || echo "counter $counter: $found, expected $1 $bound${unit:+ $unit}"
 }
 
 statistic() { sed -n "s/.*\"$1\"[ ]*:[ ]*\([0-9]*\).*/\1/p" "$dir/stats.json" 2>/dev/null | grep . || echo -1; }
@@ -248,7 +252,7 @@ run_cases() {
 		on) on=$rest ;;
 		needs) needs=$rest ;;
 		limit) limit=$rest ;;
-		out | err | no-out | no-err | once | last | at-least | same) checks+="$key"$'\t'"$rest"$'\n' ;;
+		out | err | no-out | no-err | once | last | at-least | at-most | same) checks+="$key"$'\t'"$rest"$'\n' ;;
 		*) echo "cases: unknown key '$key'" >&2 && exit 125 ;;
 		esac
 	done <tests/qemu/cases

@@ -189,6 +189,18 @@ case_soak() {
 	grep -q '^PASS soak, seed 7, folio orders 0, device late' "$dir/out" || echo "no verdict"
 }
 
+case_scale() {
+	local line
+	for line in memory\ --swap=64 spaces\ --swap=64 spaces\ --memory=128 spaces\ --cpus=2 --swap=64 --cpus=2 \
+		policies\ --swap=64 policies\ --policy=clock --cap=8 --dry-run; do
+		# shellcheck disable=SC2086 # words
+		expect 125 '^qemu-run: scale( [a-z]+)? takes no' ./qemu-run.sh scale --no-build $line
+	done
+	expect 125 'from --memory 64 on, not 32$' ./qemu-run.sh scale memory --memory 32
+	expect 2 'scale ended with status 2$' ./qemu-run.sh --no-build --icount -- scale --percent 59
+	expect 0 '' ./qemu-run.sh --no-build --icount --memory 32 -- scale --percent 60
+}
+
 # A second debugger finds the first one's port taken, and names its own.
 case_two_debuggers() {
 	local i name first='' second=''

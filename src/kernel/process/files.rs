@@ -7,7 +7,7 @@ use super::table::TABLE;
 use crate::kernel::swap::DeviceId;
 
 /// Descriptors of a process at most.
-const MOST_FILES: usize = 16;
+pub const MOST_FILES: usize = 16;
 
 /// What there is to open.
 #[derive(Copy, Clone)]

@@ -29,23 +29,39 @@ pub enum Scope {
     Shared,
 }
 
-/// A word: its memory, and its address there.
+/// What waiters and wakers know a word by: its memory, and its address there.
 #[derive(Copy, Clone, Eq, PartialEq)]
-pub struct Key {
+struct Key {
     memory: usize,
     address: u64,
     scope: Scope,
 }
 
-impl Key {
-    /// The word at an address of the running program. A tag of the address means nothing.
-    pub fn here(address: u64, scope: Scope) -> Self {
-        Self { memory: sched::current_memory().addr(), address: address & !(0xff << 56), scope }
+/// A word of the running program.
+#[derive(Copy, Clone)]
+pub struct Word {
+    key: Key,
+    pointer: u64,
+}
+
+impl Word {
+    /// The word that a pointer of the running program leads to. It is read through the pointer as it is, whose tag may
+    /// be checked; which word it is does not depend on that.
+    pub fn here(pointer: u64, scope: Scope) -> Self {
+        let key = Key { memory: sched::current_memory().addr(), address: pointer & !(0xff << 56), scope };
+        Self { key, pointer }
     }
 
-    /// Its address.
-    const fn address(self) -> u64 {
-        self.address
+    /// Reads it under the list's lock, if its page is there.
+    fn look(self) -> Option<u32> {
+        let mut bytes = [0; 4];
+        uaccess::without_faults(|| uaccess::read(self.pointer, &mut bytes)).ok()?;
+        Some(u32::from_le_bytes(bytes))
+    }
+
+    /// Brings its page in, with the list not locked.
+    fn bring(self) -> Result<(), Errno> {
+        Ok(uaccess::read(self.pointer, &mut [0; 4])?)
     }
 }
 
@@ -71,40 +87,33 @@ fn rouse(task: TaskId) {
     sched::wake(word);
 }
 
-/// Reads a word under the list's lock, if its page is there.
-fn look(address: u64) -> Option<u32> {
-    let mut bytes = [0; 4];
-    uaccess::without_faults(|| uaccess::read(address, &mut bytes)).ok()?;
-    Some(u32::from_le_bytes(bytes))
-}
-
 /// Waits while the word holds `seen`, until somebody wakes it with one of `bits`, the counter has the value `until`, or
 /// the process is to be killed.
 ///
 /// # Errors
 /// EAGAIN when the word holds something else, EFAULT, ETIMEDOUT, EINTR.
-pub fn wait(key: Key, seen: u32, bits: u32, until: Option<u64>) -> Result<(), Errno> {
+pub fn wait(word: Word, seen: u32, bits: u32, until: Option<u64>) -> Result<(), Errno> {
     let me = sched::current();
-    let word = &SLEEPERS[me.number()];
+    let sleeper = &SLEEPERS[me.number()];
     loop {
         let mut waiters = WAITERS.lock();
-        match look(key.address()) {
+        match word.look() {
             Some(found) if found != seen => return Err(Errno::EAGAIN),
             Some(_) => {
-                word.store(WAITS, Ordering::Relaxed);
+                sleeper.store(WAITS, Ordering::Relaxed);
                 // A task waits once.
-                waiters.push(Waiter { key, task: me, bits });
+                waiters.push(Waiter { key: word.key, task: me, bits });
                 break;
             }
             None => {
                 drop(waiters);
-                uaccess::read(key.address(), &mut [0; 4])?;
+                word.bring()?;
             }
         }
     }
-    while word.load(Ordering::Acquire) == WAITS && !sched::doomed() && until.is_none_or(|until| time::counter() < until)
-    {
-        sched::wait_breakable(word, WAITS, until);
+    let time_is_left = || until.is_none_or(|until| time::counter() < until);
+    while sleeper.load(Ordering::Acquire) == WAITS && !sched::doomed() && time_is_left() {
+        sched::wait_breakable(sleeper, WAITS, until);
     }
     let mut waiters = WAITERS.lock();
     match waiters.iter().position(|waiter| waiter.task == me) {
@@ -117,8 +126,8 @@ pub fn wait(key: Key, seen: u32, bits: u32, until: Option<u64>) -> Result<(), Er
 }
 
 /// Wakes up to `most` of those who wait on a word, with one of `bits`, the first first; returns how many.
-pub fn wake(key: Key, most: u32, bits: u32) -> u32 {
-    wake_some(&mut WAITERS.lock(), key, most, bits)
+pub fn wake(word: Word, most: u32, bits: u32) -> u32 {
+    wake_some(&mut WAITERS.lock(), word.key, most, bits)
 }
 
 fn wake_some(waiters: &mut ArrayVec<Waiter, MOST_TASKS>, key: Key, most: u32, bits: u32) -> u32 {
@@ -139,26 +148,26 @@ fn wake_some(waiters: &mut ArrayVec<Waiter, MOST_TASKS>, key: Key, most: u32, bi
 ///
 /// # Errors
 /// EAGAIN when it holds something else, EFAULT.
-pub fn requeue(from: Key, to: Key, most: u32, most_moved: u32, seen: Option<u32>) -> Result<u32, Errno> {
+pub fn requeue(from: Word, to: Word, most: u32, most_moved: u32, seen: Option<u32>) -> Result<u32, Errno> {
     loop {
         let mut waiters = WAITERS.lock();
         if let Some(seen) = seen {
-            match look(from.address()) {
+            match from.look() {
                 Some(found) if found != seen => return Err(Errno::EAGAIN),
                 Some(_) => {}
                 None => {
                     drop(waiters);
-                    uaccess::read(from.address(), &mut [0; 4])?;
+                    from.bring()?;
                     continue;
                 }
             }
         }
-        let woken = wake_some(&mut waiters, from, most, u32::MAX);
+        let woken = wake_some(&mut waiters, from.key, most, u32::MAX);
         let mut moved = ArrayVec::<Waiter, MOST_TASKS>::new();
         waiters.retain(|waiter| {
-            let is_meant = (moved.len() as u32) < most_moved && waiter.key == from;
+            let is_meant = (moved.len() as u32) < most_moved && waiter.key == from.key;
             if is_meant {
-                moved.push(Waiter { key: to, ..*waiter });
+                moved.push(Waiter { key: to.key, ..*waiter });
             }
             !is_meant
         });

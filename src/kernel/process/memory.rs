@@ -189,8 +189,8 @@ pub fn lock_spaces() -> SleepGuard<'static, (), Hardware> {
     SPACES.lock(global::mm().machine())
 }
 
-/// Looks at one group of pages of the program that comes next in the order of tasks, from this one on, and makes a folio
-/// of it if that is worth it. Returns which task is next; `None` when there is no program from `from` on.
+/// Looks at one group of pages of the program that comes next in the order of tasks, from this one on, and makes a
+/// folio of it if that is worth it. Returns which task is next; `None` when there is no program from `from` on.
 pub fn collapse_group(from: TaskId) -> Option<TaskId> {
     // The share is given back under the lock, so that it is never the last.
     let _locked = lock_spaces();

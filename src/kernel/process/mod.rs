@@ -26,8 +26,8 @@ mod table;
 mod wait;
 
 pub use clone::{Kind as CloneKind, Request as CloneRequest, begin, clone};
-pub use files::{File, Mode, Node, close, file, open};
-pub use futex::{Key, Scope, requeue, wait as futex_wait, wake as futex_wake};
+pub use files::{File, MOST_FILES, Mode, Node, close, file, open};
+pub use futex::{Scope, Word, requeue, wait as futex_wait, wake as futex_wake};
 pub use memory::{Future, Memory, MemoryRef, collapse_group, with_every_space};
 pub use oom::outlast;
 pub use program::{Program, exec};
@@ -382,7 +382,7 @@ fn leave_id() {
     if at != 0 && memory().is_shared() {
         // As on Linux a bad address is no error.
         let _ = uaccess::write(at, &0_u32.to_le_bytes());
-        futex::wake(Key::here(at, Scope::Shared), 1, u32::MAX);
+        futex::wake(Word::here(at, Scope::Shared), 1, u32::MAX);
     }
 }
 

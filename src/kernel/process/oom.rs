@@ -11,12 +11,12 @@
 //!
 //! **One at a time.** While somebody is about to end, chosen or not, or to give its memory up for another program's,
 //! nobody is chosen; all wait. Who is chosen goes on from wherever it sleeps, as by any signal, and what it does in the
-//! kernel ends: a search for memory is bounded, and loops over a program's pages look whether it is to be killed
-//! ([`sched::kill_pending`]). Its end takes no memory.
+//! kernel ends: a search for memory is bounded, and what may take memory or wait for a device at each of a program's
+//! pages looks from piece to piece whether it is to be killed ([`sched::kill_pending`]). Its end takes no memory.
 //!
 //! **For no longer than** [`PATIENCE_NS`]: whose end takes more is left aside, and another one is chosen. The time for
-//! which swapoff keeps all memory from ending does not count ([`excuse`]). As each choice leaves one program fewer, and the running one can always be chosen, every
-//! fault comes to an end.
+//! which swapoff keeps all memory from ending does not count ([`excuse`]). As each choice leaves one program fewer, and
+//! the running one can always be chosen, every fault comes to an end.
 //!
 //! All choosing is under the lock of [`lock_spaces`], under which the memory of programs ends as well: who holds it
 //! sees no half-ended one. It is not held while waiting.

@@ -2,7 +2,8 @@
 //! of its own, fail now and then, and damage what is read.
 //!
 //! What is late moves when it is finished, or when another request is: never when it was asked, nor before its time has
-//! come. So a frame that changed or was freed meanwhile shows as damage in the program.
+//! come. So a frame that changed or was freed meanwhile shows as damage in the program. Where as many are late as there
+//! is room for, the next one's asker sleeps until its time has come, and it moves then.
 //!
 //! A request that is late stays in the list until it is finished, by whomever it was carried out. Its asker waits while
 //! another CPU does that.
@@ -67,7 +68,7 @@ enum Way {
     Ended(Result<(), DeviceError>),
 }
 
-/// Requests under way at once: more than a batch of reclaim has. Beyond that they are done at once.
+/// Requests under way at once: more than a batch of reclaim has. Who asks beyond that waits until it is done.
 const WAITING: usize = 64;
 
 struct State {
@@ -103,8 +104,11 @@ impl Trial {
             let pushed = self.state.lock().late.try_push((request, Way::Waits));
             return match pushed {
                 Ok(()) => Ok(Progress::Pending(Ticket(number))),
-                // Full, it is done at once: the device is as good as any then.
-                Err(_) => self.carry_out(machine, &request).map(|()| Progress::Done),
+                // The list is full.
+                Err(_) => {
+                    sched::sleep_until(request.due);
+                    self.carry_out(machine, &request).map(|()| Progress::Done)
+                }
             };
         }
         self.carry_out(machine, &request).map(|()| Progress::Done)

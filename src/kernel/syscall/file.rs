@@ -1,4 +1,5 @@
-//! Calls about files: openat, close, pread64, pwrite64. The devices `/dev/ram0` and so on are all that there is to open.
+//! Calls about files: openat, close, pread64, pwrite64. The devices `/dev/ram0` and so on are all that there is to
+//! open.
 //!
 //! They are read and written with O_DIRECT alone, as there is nothing where the kernel would keep what is in them: in
 //! whole sectors, from and to the program's own pages ([`direct`]).

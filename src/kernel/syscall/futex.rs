@@ -2,7 +2,7 @@
 
 use super::proc::read_time;
 use super::{Errno, Outcome};
-use crate::kernel::process::{self, Key, Scope};
+use crate::kernel::process::{self, Scope, Word};
 use crate::kernel::{time, uaccess};
 
 /// Operations and their flags (include/uapi/linux/futex.h).
@@ -21,8 +21,8 @@ mod op {
 /// The end of user addresses: 39 bits.
 const USER_END: u64 = 1 << 39;
 
-/// A word: aligned, and in the user's half. That of a shared futex must be there. A tag of its address means nothing.
-fn word(address: u64, scope: Scope) -> Result<Key, Errno> {
+/// A word: aligned, and in the user's half. That of a shared futex must be there.
+fn word(address: u64, scope: Scope) -> Result<Word, Errno> {
     if !address.is_multiple_of(4) {
         return Err(Errno::EINVAL);
     }
@@ -33,7 +33,7 @@ fn word(address: u64, scope: Scope) -> Result<Key, Errno> {
     if scope == Scope::Shared {
         uaccess::read(address, &mut [0; 4])?;
     }
-    Ok(Key::here(address, scope))
+    Ok(Word::here(address, scope))
 }
 
 /// How many to wake at most. As on Linux one is woken, if there is one, where none is asked for.

@@ -10,6 +10,7 @@ use crate::kernel::{elf, global, process, uaccess};
 /// Resources (include/uapi/asm-generic/resource.h).
 const STACK: u64 = 3;
 const RSS: u64 = 5;
+const NOFILE: u64 = 7;
 /// How many there are.
 const RESOURCES: u64 = 16;
 /// No limit.
@@ -32,6 +33,7 @@ pub fn prlimit(pid: u64, resource: u64, new: u64, old: u64) -> Outcome {
             MemoryCap::Pages(pages) => pages * PAGE,
         },
         STACK => elf::STACK_LIMIT,
+        NOFILE => process::MOST_FILES as u64,
         _ => INFINITY,
     };
     if let Some([limit, most]) = wanted {
@@ -47,7 +49,9 @@ pub fn prlimit(pid: u64, resource: u64, new: u64, old: u64) -> Outcome {
         }
     }
     if old != 0 {
-        uaccess::write_words(old, &[before, INFINITY])?;
+        // There is no room for more descriptors.
+        let most = if resource == NOFILE { before } else { INFINITY };
+        uaccess::write_words(old, &[before, most])?;
     }
     Ok(0)
 }

@@ -9,7 +9,7 @@ use super::mem::{in_user_half, map_errno, populate, round_up, untagged};
 use super::{Errno, Outcome};
 use crate::kernel::page::PAGE;
 use crate::kernel::process::Future;
-use crate::kernel::{global, process, uaccess};
+use crate::kernel::{global, process, sched, uaccess};
 
 /// Flags of mlock2 and mlockall (include/uapi/asm-generic/mman-common.h, mman.h).
 mod flag {
@@ -118,6 +118,9 @@ pub fn mincore(pointer: u64, bytes: u64, into: u64) -> Outcome {
     let start = in_user_half(start, length).ok_or(Errno::ENOMEM)?;
     let mut told = 0;
     while told * PAGE < length {
+        if sched::kill_pending() {
+            return Err(Errno::EINTR);
+        }
         let mut piece = [0; PIECE];
         let part = (length - told * PAGE).min(PIECE as u64 * PAGE);
         let mut places = piece.iter_mut();

@@ -256,7 +256,7 @@ pub fn madvise(pointer: u64, bytes: u64, advice: u64) -> Outcome {
     }
     let start = in_user_half(start, length).ok_or(Errno::ENOMEM)?;
     match advice {
-        Wanted::Advice(advice) => process::space().advise(global::mm(), start, length, advice).map_err(map_errno)?,
+        Wanted::Advice(advice) => advise(start, length, advice)?,
         Wanted::Nothing => process::space().check_mapped(global::mm(), start, length).map_err(map_errno)?,
         Wanted::Populated(access) => populate_for(start, length, access)?,
         Wanted::Folios(folios) => {
@@ -264,6 +264,28 @@ pub fn madvise(pointer: u64, bytes: u64, advice: u64) -> Outcome {
         }
     }
     Ok(0)
+}
+
+/// Hands an advice on in pieces, between which the space's lock is free and the caller looks whether it is to be killed.
+/// As on Linux what is not mapped is passed over, and told in the end; what is locked ends it.
+fn advise(start: VirtAddr, bytes: u64, advice: Advice) -> Result<(), Errno> {
+    /// No folio lies on both sides of a multiple.
+    const PIECE: u64 = 4096 * PAGE;
+    let end = start.bytes() + bytes;
+    let (mut from, mut result) = (start.bytes(), Ok(()));
+    while from < end {
+        if sched::kill_pending() {
+            return Err(Errno::EINTR);
+        }
+        let to = (from + 1).next_multiple_of(PIECE).min(end);
+        match process::space().advise(global::mm(), VirtAddr::new(from), to - from, advice) {
+            Ok(()) => {}
+            Err(error @ MapError::NotMapped(_)) => result = Err(map_errno(error)),
+            Err(error) => return Err(map_errno(error)),
+        }
+        from = to;
+    }
+    result
 }
 
 /// Makes every page of a range ready, as if the program had touched it: without memory somebody's end is waited for.

@@ -137,11 +137,14 @@ pub fn getrandom(into: u64, bytes: u64, flags: u64) -> Outcome {
     while done < total {
         let part = &mut piece[..(total - done).min(256) as usize];
         random::fill(part);
-        if let Err(fault) = uaccess::write(into.wrapping_add(done), part) {
-            done += fault.copied as u64;
+        let (copied, bad) = match uaccess::write(into.wrapping_add(done), part) {
+            Ok(()) => (part.len(), false),
+            Err(fault) => (fault.copied, true),
+        };
+        done += copied as u64;
+        if bad || sched::kill_pending() {
             return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
         }
-        done += part.len() as u64;
     }
     Ok(done)
 }

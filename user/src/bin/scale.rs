@@ -3,7 +3,8 @@
 //! The machine must count instructions, as for `bench`; each figure is of all CPUs, at EL0 and EL1, with the loop's own
 //! ten (of `zipf` forty) in it. Memory has tags where the machine has them.
 //!
-//! **Memory.** A region of N % of the memory that is free at the start (125) goes through these, one after the other:
+//! **Memory.** A region of N % of the memory that is free at the start (125; at least 60) goes through these, one after
+//! the other:
 //!
 //! | row | what it does | what the kernel does for each page |
 //! |---|---|---|
@@ -21,9 +22,9 @@
 //! **Spaces.** N processes touch 32 MiB each at the same time, put them out, and load from them at the same time. Under
 //! exact counts QEMU's CPUs take turns, and the counter counts the instructions of all. So nobody can time his own work
 //! while others run; but a CPU that idles counts none, and the time from the first one's begin to the last one's end is
-//! what all of them executed. The turn ends with each access (YIELD), and at a timer. What it cannot show is a wait: for
-//! a lock, which another CPU holds only where a timer took its turn away, or for a cache line. Each process tells its own two readings, a line `@part {JSON}`
-//! when all have ended; who started it makes rows of them.
+//! what all of them executed. The turn ends with each access (YIELD), and at a timer. What it cannot show is a wait:
+//! for a lock, which another CPU holds only where a timer took its turn away, or for a cache line. Each process tells
+//! its own two readings, a line `@part {JSON}` when all have ended; who started it makes rows of them.
 //!
 //! Exit status 2 if the machine does not count instructions; a panic (70) if a page comes back wrong.
 
@@ -75,12 +76,12 @@ fn options(env: &Env) -> Result<Options, BadArgs> {
         rounds: args::number(rounds, 1)?,
         spaces: spaces.map(|spaces| args::number(Some(spaces), 0)).transpose()?,
     };
-    // Half of memory is for the first row; and nobody has a hundred times his memory.
-    let sane = (50..=10_000).contains(&options.percent)
+    // The first row has half of free memory, the second one what is left; and nobody has a hundred times his memory.
+    let sane = (60..=10_000).contains(&options.percent)
         && (1..=10_000).contains(&options.rounds)
         && options.spaces.is_none_or(|spaces| (1..=SPACES).contains(&spaces));
     if !sane {
-        eprintln!("usage: scale [--percent 50..10000] [--rounds 1..10000] | scale --spaces 1..{SPACES}");
+        eprintln!("usage: scale [--percent 60..10000] [--rounds 1..10000] | scale --spaces 1..{SPACES}");
         return Err(BadArgs);
     }
     Ok(options)
@@ -88,7 +89,7 @@ fn options(env: &Env) -> Result<Options, BadArgs> {
 
 fn in_memory(percent: usize, rounds: usize, prot: Prot) {
     let free = (sys::ram().expect("sysinfo").free / PAGE as u64) as usize;
-    let pages = free / 100 * percent;
+    let pages = free * percent / 100;
     let region = Region::map(pages, prot).expect("mmap of the region");
     let store = |page| region.store(page, 0, page as u64);
     let load = |page| assert!(region.load(page, 0) == page as u64, "page {page}: not what was stored");
