@@ -14,7 +14,7 @@
 #include "tree.h"
 #include "beside.h"
 
-enum { PROCESSES = 8, WINDOW = 96 };
+enum { PROCESSES = 8, WINDOW = 96, STILL_THERE = 1 << 20 };
 
 static u64 seconds;
 
@@ -116,6 +116,7 @@ int main(int argc, char **argv, char **envp, u64 *auxv)
 	u64 seed = argc > 2 ? value(argv[2]) : 1, wrong_ends = 0;
 	u64 bytes = argc > 3 ? value(argv[3]) * MIB : machine_bytes() / 2 * 5, each = bytes / (PROCESSES + 1);
 	long pids[PROCESSES + 2];
+	int ends[PROCESSES + 2];
 
 	(void)envp;
 	seconds = argc > 1 ? value(argv[1]) : 10;
@@ -123,16 +124,22 @@ int main(int argc, char **argv, char **envp, u64 *auxv)
 	if (each / PAGE == 0 || each / PAGE > MOST)
 		return 97;
 	for (u64 i = 0; i < PROCESSES + 2; i++) {
-		while ((pids[i] = call(SYS_clone, SIGCHLD)) == -EAGAIN)
+		ends[i] = STILL_THERE;
+		while ((pids[i] = call(SYS_clone, SIGCHLD)) == -EAGAIN) {
+			/* What has ended makes room. */
+			for (u64 j = 0; j < i; j++)
+				if (ends[j] == STILL_THERE)
+					call(SYS_wait4, pids[j], &ends[j], WNOHANG, 0);
 			sleep_us(1000);
+		}
 		if (pids[i] == 0)
 			leave(i < PROCESSES ? run_tree(seed, i, each) : i == PROCESSES ? run_threads(seed, each) : run_swapoff());
 	}
 	for (u64 i = 0; i < PROCESSES + 2; i++) {
-		int end = pids[i] > 0 ? ending(pids[i]) : -1;
-
-		if (end != 0)
-			wrong_ends++, add_number("process ", i), add_number(" ended with ", end), end_line();
+		if (ends[i] == STILL_THERE)
+			ends[i] = pids[i] > 0 ? ending(pids[i]) : -1;
+		if (ends[i] != 0)
+			wrong_ends++, add_number("process ", i), add_number(" ended with ", ends[i]), end_line();
 	}
 	put_num(wrong_ends), put(" mismatches\n");
 	return wrong_ends != 0;
