@@ -239,7 +239,7 @@ parse_command_line() {
 	if [[ $COMMAND == soak ]]; then
 		SECONDS_IN_ALL=${SECONDS_IN_ALL:-600}
 		[[ -n $cpus_given ]] || CPUS=4
-		[[ -n $MEMORY_GIVEN ]] || MEMORY=48
+		[[ -n $MEMORY_GIVEN ]] || MEMORY=96
 		# Each of two areas holds all, and what forks make of it, while the other one is off.
 		[[ -n $SWAP ]] || SWAP_AREAS=$((5 * MEMORY)),$((5 * MEMORY)) SWAP=$((10 * MEMORY))
 	fi
