@@ -117,7 +117,7 @@ fn memory_is_out_when_only_pages_in_use_can_leave() {
     // There is no room for the tags of all these granules, which follow no rule.
     is_out(Setup { slots: 4096, tag_rooms: 0, ..Setup::default() }, RWT, |program, page| {
         let tag = store_tag(RWT, page);
-        let others = (1..60).map(|granule| (granule, (page + granule * granule * 2654435761 >> 7) as u8 & 15));
+        let others = (1..60).map(|granule| (granule, ((page + granule * granule * 2654435761) >> 7) as u8 & 15));
         others.chain([(0, tag)]).try_for_each(|(granule, tag)| program.stg(at(page) + 16 * granule, tag))?;
         program.store(tagged(at(page), tag), page)
     });
