@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# `races`: the long run of tests/races*.rs. Sourced by qemu-run.sh.
+# `races`: the long run of tests/races*.rs. Sourced by qemu-run.sh. FILTER is a regular expression of races' names.
 #
 # Each race is a process of its own, as many at a time as there are CPUs, so that all of them have work until the end. A
 # line says what became of each: its name, its schedules, the time it took. The output of one that failed is printed; it
@@ -18,11 +18,11 @@ cmd_races() {
 	grep -o '"executable":"[^"]*"' "$WORK/build.json" | cut -d'"' -f4 >"$WORK/binaries"
 	[[ -s $WORK/binaries ]] || die "cargo names no test programs"
 	while IFS= read -r binary; do
-		EBBTIDE_LIST=1 EBBTIDE_RACE=$filter "$binary" --nocapture --test-threads 1 |
-			sed -n "s|.*\\brace \\(.*\\)|$binary\\n\\1|p"
+		EBBTIDE_LIST=1 "$binary" --nocapture --test-threads 1 | sed -n 's|.*\brace \(.*\)|\1|p' >"$WORK/names"
+		filtered "$filter" "$WORK/names" | sed "s|^|$binary\n|"
 	done <"$WORK/binaries" >"$WORK/races"
 	total=$(($(wc -l <"$WORK/races") / 2))
-	((total > 0)) || die "no race has '$filter' in its name"
+	((total > 0)) || die "no race has a name like '$filter'"
 	note "$total races, $schedules schedules of each"
 	export -f one_race
 	EBBTIDE_SCHEDULES=$schedules RACES_LOG=$WORK await xargs -a "$WORK/races" -d '\n' -n 2 -P "$(nproc)" \
@@ -30,6 +30,13 @@ cmd_races() {
 	((status == 0)) || echo "a race failed"
 	((status == 0)) && echo "$total races, $schedules schedules of each: none failed"
 	return "$status"
+}
+
+# filtered EXPRESSION FILE: its lines in which the expression is.
+filtered() {
+	local status=0
+	grep -E -e "$1" -- "$2" || status=$?
+	((status < 2)) || die "'$1' is no regular expression"
 }
 
 # one_race BINARY NAME: runs in a shell of its own.
