@@ -58,8 +58,14 @@ impl<'a, M: Machine> Flush<'a, M> {
     }
 
     /// Notes that the translations of `pages` lost something.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn note(&mut self, node: NodeId, pages: VpnRange) {
+        self.note_here(node, pages);
+    }
+
+    /// [`Flush::note`], for who notes page after page and has registers to spare.
+    #[inline(always)]
+    pub(crate) fn note_here(&mut self, node: NodeId, pages: VpnRange) {
         if let Some(last) = self.runs.last_mut()
             && last.node == node
             && last.pages.end() == pages.start()
@@ -76,7 +82,6 @@ impl<'a, M: Machine> Flush<'a, M> {
         self.note_run(Run { node, pages, cached: Cached::Walk });
     }
 
-    #[inline(never)]
     fn note_run(&mut self, run: Run) {
         if self.retired == Some(run.node) {
             return;

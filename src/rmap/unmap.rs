@@ -203,7 +203,7 @@ fn unmap_at<'a, M: Machine>(
         // Nothing stands in its place, so that another CPU may map a new page as soon as the table is free: no
         // translation of the old one may be left then.
         site.owes_a_flush();
-        flush.note(id, run);
+        flush.note_here(id, run);
         let _ = frames.put(frame, MAP * run.pages());
         return Unmapped::Discarded;
     }
@@ -220,7 +220,7 @@ fn unmap_at<'a, M: Machine>(
     frames.record(frame).enter_cache(first.area(), first.slot() as u32);
     let run = cursor.whole(run);
     cursor.swap_out(run, first);
-    flush.note(id, run.pages());
+    flush.note_here(id, run.pages());
     let _ = frames.put(frame, MAP * run.pages().pages());
     Unmapped::Leaving(prepared.commit())
 }
