@@ -11,13 +11,13 @@ use arrayvec::ArrayVec;
 use super::BATCH;
 use super::evict::{Ageing, evict};
 use super::list::Batch;
-use crate::addr::{VirtAddr, Vpn, VpnRange};
+use crate::addr::{PfnRange, VirtAddr, Vpn, VpnRange};
 use crate::frame::Frame;
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::node::{Home, NodeId};
 use crate::pte::{Decoded, Leaf, SwapEntry};
-use crate::rmap::{split, unback_all};
+use crate::rmap::{age, split, unback_all};
 use crate::space::{Access, MapError, Space, Unused, give_up, is_pinned};
 use crate::sync::Ordering;
 use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, LeafTable, chunks};
@@ -272,11 +272,7 @@ fn age_single<M: Machine>(
     if frames.head(frame) != frame || frames.record(frame).order() > 0 {
         return false;
     }
-    cursor.update(
-        cursor.whole(VpnRange::new(page, 1)),
-        |leaf, _| leaf.without_access(),
-        |page, _| flush.note(node, page),
-    );
+    age(cursor, VpnRange::new(page, 1), PfnRange::new(leaf.pfn::<M::Granule>(), 1), node, flush);
     true
 }
 

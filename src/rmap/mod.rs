@@ -17,4 +17,4 @@ mod unmap;
 pub(crate) use backed::{unback_all, unback_dirty};
 pub(crate) use site::Unmapping;
 pub(crate) use split::split;
-pub(crate) use unmap::{Ageing, Refusal, Unmapped, mapped_in, unmap, update_ours};
+pub(crate) use unmap::{Ageing, Refusal, Unmapped, age, mapped_in, unmap, update_ours};

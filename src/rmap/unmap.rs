@@ -267,7 +267,7 @@ pub(crate) fn update_ours<M: Machine>(
 /// that keeps the translation would not set them again, and a hot page would look cold. One operation a run, one barrier
 /// pair a batch.
 #[inline(always)]
-pub(super) fn age<M: Machine>(
+pub(crate) fn age<M: Machine>(
     cursor: &mut Cursor<'_, M>,
     run: VpnRange,
     ours: PfnRange,

@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn what_was_used_twice_outlives_what_is_new_and_leaves_after_it() {
         let desk = Desk::new(8);
-        let [Some(used), Some(new)] = [desk.folio(), desk.folio()] else { panic!("there are frames") };
+        let [used, new] = [desk.folio(), desk.folio()].map(Option::unwrap);
         let (mut queues, mut policy) = (Queues::new(), Generations);
         let (_, once) = policy.place(Standing::NEW, Seen::Used);
         let (queue, twice) = policy.place(once, Seen::Used);
