@@ -400,6 +400,15 @@ fn a_refused_write_is_interrupted() {
     });
 }
 
+/// Takes memory, in single pages at `FAR`, until it is short. Nothing has left yet.
+fn run_short(rig: &Rig, space: &Space<Stage<K4>>) {
+    rig.map(space, FAR, 15, RW);
+    rig.map(space, FAR + 16 * PAGE, 128, RW);
+    let more = |page: &u64| rig.program(space).store(FAR + page * PAGE, 1).is_ok();
+    (0..15).chain(16..144).take_while(|_| rig.count("background_wakes") == 0).all(|page| more(&page));
+    assert_eq!(rig.count("scanned"), 0);
+}
+
 /// A program takes a part of a large folio away while reclaim comes to what is left of it.
 #[test]
 fn a_large_folio_is_taken_apart_by_two() {
@@ -418,12 +427,7 @@ fn a_large_folio_is_taken_apart_by_two() {
                 rig.program(&space).store(BASE + page * PAGE, page).unwrap();
             }
             assert_eq!(rig.count("large_folios"), 1);
-            // Memory is short from here on, and nothing has left yet.
-            rig.map(&space, FAR, 15, RW);
-            rig.map(&space, FAR + 16 * PAGE, 128, RW);
-            let more = |page: &u64| rig.program(&space).store(FAR + page * PAGE, 1).is_ok();
-            (0..15).chain(16..144).take_while(|_| rig.count("background_wakes") == 0).all(|page| more(&page));
-            assert_eq!(rig.count("scanned"), 0);
+            run_short(&rig, &space);
             space.advise(&rig.mm, range(0), 16 * PAGE, Advice::Cold).unwrap();
             raise(&mut || call(&rig, &space), &|| rig.emu().on_cpu(1, || rig.mm.balance()));
             for page in 0..16 {
@@ -472,4 +476,38 @@ fn memory_in_other_hands_is_waited_for() {
         rig.finish(space);
     });
     assert!(waited);
+}
+
+/// Reclaim takes a group out; before its flush, another CPU closes some of the group's pages. From then on no CPU may
+/// store there: also not by what its walker reads, later, from an entry of the group that was not closed.
+#[test]
+fn a_group_on_its_way_out_is_closed_in_part() {
+    let closed = 4..12;
+    for seed in 0..3 {
+        meanwhile(|raise| {
+            let setup = Setup { frames: 80, cpus: 2, seed, adversary: Adversary::Full, ..Setup::default() };
+            let rig = Rig::<K4>::new(setup);
+            let space = rig.space();
+            (0..2).for_each(|cpu| rig.activate(cpu, &space));
+            rig.map(&space, BASE, 16, RW);
+            (0..16).for_each(|page| rig.program(&space).store(BASE + page * PAGE, page).unwrap());
+            assert_eq!(rig.count("large_folios"), 1);
+            run_short(&rig, &space);
+            space.advise(&rig.mm, range(0), 16 * PAGE, Advice::Cold).unwrap();
+            raise(&mut || rig.mm.balance(), &|| {
+                rig.emu().set_cpu(1);
+                let bytes = (closed.end - closed.start) * PAGE;
+                space.protect(&rig.mm, range(closed.start), bytes, Protection::READ).unwrap();
+                for (round, page) in (0..32u64).flat_map(|round| closed.clone().map(move |page| (round, page))) {
+                    let (cpu, beside) = (round as usize % 2, [0, 3, 12, 15][round as usize / 2 % 4]);
+                    let _ = rig.emu().access(cpu, BASE + beside * PAGE, Access::Load);
+                    let stored = rig.emu().access(cpu, BASE + page * PAGE + 8, Access::Store(1));
+                    assert!(stored.is_err(), "CPU {cpu} may store to page {page} of a machine of seed {seed}");
+                }
+                space.protect(&rig.mm, range(closed.start), bytes, RW).unwrap();
+            });
+            (0..16).for_each(|page| assert_eq!(rig.program(&space).load(BASE + page * PAGE), Ok(page)));
+            rig.finish(space);
+        });
+    }
 }

@@ -96,7 +96,23 @@ impl<M: Machine> Cursor<'_, M> {
                 Edge::Widen => end = group.end(),
             }
         }
+        if edge == Edge::Unfold && self.holds_swapped() {
+            self.see_groups_at_ends(run);
+        }
         Fitted(VpnRange::between(start, end))
+    }
+
+    /// Reads the entries of the groups that `run` covers in part. Reclaim may have taken a group out whose flush is
+    /// still to come: until a walker sees *every* entry of it gone, it may read the translation of all of its pages
+    /// from one that is not in the run. What this CPU has seen gone, its next fence makes so for every walker.
+    #[inline(never)]
+    fn see_groups_at_ends(&self, run: VpnRange) {
+        for page in [run.start(), run.end()] {
+            let group = group_of::<M::Granule>(page);
+            if group.start() != page {
+                (0..group.pages()).for_each(|page| _ = self.read(group.start().offset(page)));
+            }
+        }
     }
 
     /// The pages of a folio, all of which are mapped: as a group lies in one folio, none goes beyond.
