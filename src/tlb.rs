@@ -103,21 +103,6 @@ impl<'a, M: Machine> Flush<'a, M> {
         self.retired = Some(node);
     }
 
-    /// Moves the counts of `maps` entries of a folio in, which were taken out; they are given back after the flush.
-    #[inline]
-    pub(crate) fn own(&mut self, folio: Frame, maps: u32) {
-        if let Some(last) = self.folios.last_mut()
-            && last.folio == folio
-        {
-            last.maps += maps;
-            return;
-        }
-        if self.folios.is_full() {
-            self.complete();
-        }
-        self.folios.push(Maps { folio, maps });
-    }
-
     /// Moves a detached table in, noted by [`Flush::note_table`] or of a retired space; it is freed after the flush.
     pub(crate) fn own_table(&mut self, table: Frame) {
         if self.tables.try_push(table).is_err() {
@@ -162,31 +147,67 @@ impl<'a, M: Machine> Flush<'a, M> {
     }
 }
 
-/// Runs of pages on their way into a flush: neighbours are put together in registers, before they are noted.
-pub(crate) struct Lost(VpnRange);
+/// Runs of pages on their way into a flush: neighbours are put together in registers, before they are noted. The flush
+/// is this one's meanwhile, so that it cannot be completed, and give back what it owns, while a run is not in it yet.
+pub(crate) struct Lost<'f, 'a, M: Machine> {
+    flush: &'f mut Flush<'a, M>,
+    node: NodeId,
+    run: VpnRange,
+}
 
-impl Lost {
-    /// Nothing lost yet.
+impl<'f, 'a, M: Machine> Lost<'f, 'a, M> {
+    /// Nothing of a space lost yet.
     #[inline]
-    pub(crate) const fn new() -> Self {
-        Self(VpnRange::new(Vpn::new(0), 0))
+    pub(crate) const fn new(node: NodeId, flush: &'f mut Flush<'a, M>) -> Self {
+        Self { flush, node, run: VpnRange::new(Vpn::new(0), 0) }
     }
 
     /// The translations of `pages` lost something.
     #[inline]
-    pub(crate) fn add<M: Machine>(&mut self, pages: VpnRange, node: NodeId, flush: &mut Flush<'_, M>) {
-        if pages.start() == self.0.end() {
-            self.0 = VpnRange::new(self.0.start(), self.0.pages() + pages.pages());
+    pub(crate) fn add(&mut self, pages: VpnRange) {
+        if pages.start() == self.run.end() {
+            self.run = VpnRange::new(self.run.start(), self.run.pages() + pages.pages());
         } else {
-            core::mem::replace(self, Self(pages)).note(node, flush);
+            self.note();
+            self.run = pages;
         }
     }
 
-    /// Notes the last run.
-    pub(crate) fn note<M: Machine>(self, node: NodeId, flush: &mut Flush<'_, M>) {
-        if !self.0.is_empty() {
-            flush.note(node, self.0);
+    /// Moves the counts of `maps` entries of a folio into the flush, which were taken out; they are given back after it.
+    #[inline]
+    pub(crate) fn own(&mut self, folio: Frame, maps: u32) {
+        if let Some(last) = self.flush.folios.last_mut()
+            && last.folio == folio
+        {
+            last.maps += maps;
+            return;
         }
+        if self.flush.folios.is_full() {
+            self.noted().complete();
+        }
+        self.flush.folios.push(Maps { folio, maps });
+    }
+
+    /// The flush, with all that was lost so far.
+    #[inline]
+    pub(crate) fn noted(&mut self) -> &mut Flush<'a, M> {
+        self.note();
+        self.flush
+    }
+
+    #[inline]
+    fn note(&mut self) {
+        if !self.run.is_empty() {
+            self.flush.note(self.node, self.run);
+            self.run = VpnRange::new(self.run.end(), 0);
+        }
+    }
+}
+
+impl<M: Machine> Drop for Lost<'_, '_, M> {
+    #[inline]
+    fn drop(&mut self) {
+        self.note();
     }
 }
 

@@ -266,35 +266,27 @@ fn a_call_on_many_scattered_pages_reaches_all_of_them() {
     rig.finish(space);
 }
 
-/// Something that the library is asked for.
-type Call = fn(&Rig, &Space<Stage<K4>>);
+/// Something that the library is asked for, of so many pages at `BASE`.
+type Call = fn(&Rig, &Space<Stage<K4>>, u64);
 
 /// From the store that takes an entry away to the fence that completes its flush, no frame becomes free.
-#[test]
-fn frames_are_free_only_after_the_flush() {
-    let calls: [Call; 5] = [
-        |rig, space| space.unmap(&rig.mm, VirtAddr::new(BASE), 4 * PAGE).unwrap(),
-        |rig, space| space.advise(&rig.mm, VirtAddr::new(BASE), 4 * PAGE, Advice::DontNeed).unwrap(),
-        |rig, space| space.advise(&rig.mm, VirtAddr::new(BASE), 4 * PAGE, Advice::PageOut).unwrap(),
-        |rig, space| rig.map(space, BASE, 4, RW),
-        |rig, space| space.protect(&rig.mm, VirtAddr::new(BASE), 4 * PAGE, Protection::empty()).unwrap(),
-    ];
-    for (call, clean) in calls.into_iter().flat_map(|call| [(call, false), (call, true)]) {
+fn is_free_only_after_the_flush(setup: Setup, pages: u64, calls: &[Call]) {
+    for (call, clean) in calls.iter().flat_map(|call| [(call, false), (call, true)]) {
         let mut before = u64::MAX;
         // The same life again and again, looked at one step later each time.
         for step in 0.. {
-            let rig = Arc::new(Rig::<K4>::new(Setup::default()));
+            let rig = Arc::new(Rig::<K4>::new(setup));
             let space = rig.space();
-            rig.map(&space, BASE, 4, RWT);
+            rig.map(&space, BASE, pages, RWT);
             let touch = if clean { Access::Load } else { Access::Store(1) };
-            (0..4).for_each(|page| _ = rig.program(&space).access(at(page), touch).unwrap());
+            (0..pages).for_each(|page| _ = rig.program(&space).access(at(page), touch).unwrap());
             let seen = Arc::new(Mutex::new((0, false)));
             let (watched, told) = (Arc::clone(&rig), Arc::clone(&seen));
             let look = move || {
                 let unflushed = watched.mm.machine().unflushed.load(Relaxed);
                 *told.lock().unwrap() = (watched.mm.totals().frames_free, unflushed);
             };
-            let ((), interrupted) = at_step(step, look, || call(&rig, &space));
+            let ((), interrupted) = at_step(step, look, || call(&rig, &space, pages));
             let (free, unflushed) = *seen.lock().unwrap();
             assert!(!unflushed || free <= before, "step {step}: a frame became free before the flush");
             before = free;
@@ -304,4 +296,29 @@ fn frames_are_free_only_after_the_flush() {
             }
         }
     }
+}
+
+const BASE_AT: VirtAddr = VirtAddr::new(BASE);
+
+#[test]
+fn frames_are_free_only_after_the_flush() {
+    let calls: [Call; 5] = [
+        |rig, space, pages| space.unmap(&rig.mm, BASE_AT, pages * PAGE).unwrap(),
+        |rig, space, pages| space.advise(&rig.mm, BASE_AT, pages * PAGE, Advice::DontNeed).unwrap(),
+        |rig, space, pages| space.advise(&rig.mm, BASE_AT, pages * PAGE, Advice::PageOut).unwrap(),
+        |rig, space, pages| rig.map(space, BASE, pages, RW),
+        |rig, space, pages| space.protect(&rig.mm, BASE_AT, pages * PAGE, Protection::empty()).unwrap(),
+    ];
+    is_free_only_after_the_flush(Setup::default(), 4, &calls);
+}
+
+/// Neighbours, and more folios than a flush owns: it is completed while one run of pages is still being put together.
+#[test]
+fn frames_of_a_long_run_are_free_only_after_the_flush() {
+    let setup = Setup { frames: 200, orders: Some(FolioOrders::SINGLE), ..Setup::default() };
+    let calls: [Call; 2] = [
+        |rig, space, pages| space.unmap(&rig.mm, BASE_AT, pages * PAGE).unwrap(),
+        |rig, space, pages| space.advise(&rig.mm, BASE_AT, pages * PAGE, Advice::PageOut).unwrap(),
+    ];
+    is_free_only_after_the_flush(setup, 100, &calls);
 }

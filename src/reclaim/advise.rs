@@ -176,7 +176,7 @@ fn calm_chunk<M: Machine, C: Calm>(
         let run = cursor.fit(part, C::EDGE, node, flush);
         let mut folios: ArrayVec<Frame, CHUNK> = ArrayVec::new();
         let mut freed = 0;
-        let mut lost = Lost::new();
+        let mut lost = Lost::new(node, flush);
         cursor.update_each(
             run,
             |leaf, _| C::leaf(leaf),
@@ -193,11 +193,11 @@ fn calm_chunk<M: Machine, C: Calm>(
                     freed += pages.pages();
                 }
                 if was != is {
-                    lost.add(pages, node, flush);
+                    lost.add(pages);
                 }
             },
         );
-        lost.note(node, flush);
+        drop(lost);
         mm.reclaim().make_old(mm.frames(), &folios);
         mm.stats().lazy_freed.add(freed);
         C::swapped(&mut cursor, run, |pages, entry| give_up(mm, node, (pages, entry), &mut unused, flush));

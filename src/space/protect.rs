@@ -201,16 +201,16 @@ impl<M: Machine> Space<M> {
         flush: &mut Flush<'_, M>,
         change: impl Fn(Leaf, Option<&Exclusive<'_>>) -> Leaf,
     ) {
-        let mut lost = Lost::new();
+        let mut lost = Lost::new(self.node, flush);
         let mut losses = Loss::NONE;
         cursor.update(run, change, |pages, Change { was, is }| {
             let loss = was.loss(is);
             losses = losses.and(loss);
             if loss.is_some() {
-                lost.add(pages, self.node, flush);
+                lost.add(pages);
             }
         });
-        lost.note(self.node, flush);
+        drop(lost);
         if losses.of_execution() {
             unsync(mm, cursor, run);
         }

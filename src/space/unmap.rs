@@ -105,17 +105,16 @@ impl<M: Machine> Space<M> {
                 return;
             }
             let run = cursor.fit(part, Edge::Unfold, self.node, flush);
-            let mut lost = Lost::new();
+            let mut lost = Lost::new(self.node, flush);
             cursor.take(run, |pages, taken| match taken {
                 Taken::Leaves(leaf) => {
-                    lost.add(pages, self.node, flush);
+                    lost.add(pages);
                     if let Some(frame) = frames.frame(leaf.pfn::<M::Granule>()) {
-                        flush.own(frames.head(frame), pages.pages() as u32);
+                        lost.own(frames.head(frame), pages.pages() as u32);
                     }
                 }
-                Taken::Swapped(entry) => give_up(mm, self.node, (pages, entry), &mut unused, flush),
+                Taken::Swapped(entry) => give_up(mm, self.node, (pages, entry), &mut unused, lost.noted()),
             });
-            lost.note(self.node, flush);
         }
         for &entry in &unused {
             mm.drop_unused(entry);

@@ -319,7 +319,7 @@ impl<M: Machine> Cursor<'_, M> {
         let (machine, frames) = (self.mm.machine(), self.mm.frames());
         let (from, to) = (self.table.entry(run.pages().start()), into.table.entry(run.pages().start()));
         let (mut present, mut out, mut index) = (0, 0, 0);
-        let mut lost = Lost::new();
+        let mut lost = Lost::new(node, flush);
         // None becomes pinned meanwhile: that needs the space's lock.
         let some_are_pinned = self.mm.pins.load(Ordering::Relaxed) > 0;
         while index < run.pages().pages() {
@@ -334,7 +334,7 @@ impl<M: Machine> Cursor<'_, M> {
                     }
                     if some_are_pinned && self.is_pinned(leaf) {
                         let alike = Fitted::alike(run.pages().start().offset(index), pages);
-                        present += PRESENT * self.share_pinned(to, alike, node, flush, &mut copy);
+                        present += PRESENT * self.share_pinned(to, alike, node, lost.noted(), &mut copy);
                         index += pages;
                         continue;
                     }
@@ -362,7 +362,7 @@ impl<M: Machine> Cursor<'_, M> {
                         leaf
                     };
                     if was.is_writable() {
-                        lost.add(VpnRange::new(run.pages().start().offset(index), pages), node, flush);
+                        lost.add(VpnRange::new(run.pages().start().offset(index), pages));
                     }
                     present += PRESENT * pages;
                 }
@@ -378,7 +378,6 @@ impl<M: Machine> Cursor<'_, M> {
             }
             index += pages;
         }
-        lost.note(node, flush);
         into.count(present + out, 0);
     }
 
