@@ -9,15 +9,16 @@
 use arrayvec::ArrayVec;
 
 use super::BATCH;
-use super::evict::{Ageing, evict};
+use super::evict::{Ageing, Evicted, evict};
 use super::list::Batch;
 use crate::addr::{PfnRange, VirtAddr, Vpn, VpnRange};
-use crate::frame::Frame;
+use crate::frame::{Frame, FrameRecord, flag};
+use crate::granule::Granule;
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::node::{Home, NodeId};
 use crate::pte::{Decoded, Leaf, SwapEntry};
-use crate::rmap::{age, split, unback_all};
+use crate::rmap::{age, mapped_in, split, unback_all};
 use crate::space::{Access, MapError, Space, Unused, give_up, is_pinned};
 use crate::sync::Ordering;
 use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, LeafTable, chunks};
@@ -214,38 +215,73 @@ fn page_out<M: Machine>(mm: &Mm<M>, space: &Space<M>, range: VpnRange) {
         // One for all turns, which no turn moves.
         let mut batch = Batch::default();
         while !left.is_empty() {
-            let rest = isolate(mm, space.node(), table, left, Ageing::Ignored, &mut batch.folios);
-            // What had to be split comes again, page by page.
-            if evict(mm, &batch, Ageing::Ignored).split == 0 {
-                left = rest;
-            }
+            left = evict_first(mm, space.node(), (table, left), Ageing::Ignored, &mut batch).left;
         }
     });
 }
 
-/// Isolates the folios of the first pages of `part`, up to a batch; returns the pages after. Large ones that are not
-/// covered are split. Where use gives a second chance, single pages that were used stay behind with their access flags
-/// cleared, and no policy hears of them: what a space at its cap has is looked at so often that a use tells it little.
-pub(super) fn isolate<M: Machine>(
+/// What is to be done after [`evict_first`].
+pub(super) struct Rest {
+    /// The pages after those that it looked at; from those on, if some had to be split: they come again, page by page.
+    pub(super) left: VpnRange,
+    /// Pages that were freed.
+    pub(super) freed: u64,
+}
+
+/// Evicts the folios of the first pages of a part of a table, up to a batch. Under the space's lock.
+pub(super) fn evict_first<M: Machine>(
+    mm: &Mm<M>,
+    node: NodeId,
+    (table, part): (LeafTable, VpnRange),
+    ageing: Ageing,
+    batch: &mut Batch,
+) -> Rest {
+    let Rest { left, freed } = isolate(mm, node, table, part, ageing, &mut batch.folios);
+    if batch.folios.is_empty() {
+        return Rest { left, freed };
+    }
+    let Evicted { pages, split, .. } = evict(mm, batch, ageing);
+    Rest { left: if split == 0 { left } else { part }, freed: freed + pages }
+}
+
+/// Isolates the folios of the first pages of `part`, up to a batch. Large ones that are not covered are split. Where
+/// use does not count, what needs no slot goes at once, as if it were unmapped. Where use gives a second chance, single
+/// pages that were used stay behind with their access flags cleared, and no policy hears of them: what a space at its
+/// cap has is looked at so often that a use tells it little.
+fn isolate<M: Machine>(
     mm: &Mm<M>,
     node: NodeId,
     table: LeafTable,
     part: VpnRange,
     ageing: Ageing,
     batch: &mut ArrayVec<Frame, BATCH>,
-) -> VpnRange {
+) -> Rest {
     batch.clear();
     let mut page = part.start();
+    // Completes when the table's lock is free again, under the space's: until then nobody maps a new page where one
+    // went (law 4).
     let mut flush = Flush::new(mm);
-    let Some(mut cursor) = table.lock(mm) else { return VpnRange::new(part.end(), 0) };
-    let mut used = 0;
-    while page < part.end() && !batch.is_full() {
-        if ageing == Ageing::SecondChance && age_single(mm, &mut cursor, page, node, &mut flush) {
+    let Some(mut cursor) = table.lock(mm) else { return Rest { left: VpnRange::new(part.end(), 0), freed: 0 } };
+    let (mut used, mut freed) = (0, 0);
+    while page < part.end() && !batch.is_full() && freed < CHUNK as u64 {
+        let Decoded::Leaf(leaf) = cursor.read(page) else {
+            page = page.offset(1);
+            continue;
+        };
+        if ageing == Ageing::SecondChance && age_single(mm, &mut cursor, (page, leaf), node, &mut flush) {
             used += 1;
             page = page.offset(1);
             continue;
         }
-        let found = within(mm, &mut cursor, page, (part, &*batch), node, &mut flush);
+        if ageing == Ageing::Ignored && !leaf.is_dirty() {
+            let gone = take_given_up(mm, &mut cursor, VpnRange::between(page, part.end()), node, &mut flush);
+            if gone > 0 {
+                freed += gone;
+                page = page.offset(gone);
+                continue;
+            }
+        }
+        let found = within(mm, &mut cursor, (page, leaf), (part, &*batch), node, &mut flush);
         let next = found.map_or(page.offset(1), |(_, end)| end);
         batch.extend(found.map(|(frame, _)| frame));
         page = next;
@@ -253,7 +289,8 @@ pub(super) fn isolate<M: Machine>(
     mm.reclaim().isolate_all(mm.frames(), batch);
     mm.stats().scanned.add(used);
     mm.stats().referenced.add(used);
-    VpnRange::between(page, part.end())
+    mm.stats().clean_discards.add(freed);
+    Rest { left: VpnRange::between(page, part.end()), freed }
 }
 
 /// Clears the access flag of a folio of one page; whether it was set.
@@ -261,12 +298,11 @@ pub(super) fn isolate<M: Machine>(
 fn age_single<M: Machine>(
     mm: &Mm<M>,
     cursor: &mut Cursor<'_, M>,
-    page: Vpn,
+    (page, leaf): (Vpn, Leaf),
     node: NodeId,
     flush: &mut Flush<'_, M>,
 ) -> bool {
     let frames = mm.frames();
-    let Decoded::Leaf(leaf) = cursor.read(page) else { return false };
     let Some(frame) = frames.frame(leaf.pfn::<M::Granule>()).filter(|_| leaf.is_accessed()) else { return false };
     // A large one ages as one.
     if frames.head(frame) != frame || frames.record(frame).order() > 0 {
@@ -276,25 +312,24 @@ fn age_single<M: Machine>(
     true
 }
 
-/// The folio that `page` maps, if it is not in `batch` yet, and the page to go on with: a folio of `range` alone, split
-/// off if it was part of a larger one. `None` when nothing is mapped there, or somebody else looks at the larger folio.
+/// The folio that a leaf shows, if it is not in `batch` yet, and the page to go on with: a folio of `range` alone, split
+/// off if it was part of a larger one. `None` when somebody else looks at the larger folio.
+#[inline(always)]
 fn within<M: Machine>(
     mm: &Mm<M>,
     cursor: &mut Cursor<'_, M>,
-    page: Vpn,
+    (page, leaf): (Vpn, Leaf),
     (range, batch): (VpnRange, &[Frame]),
     node: NodeId,
     flush: &mut Flush<'_, M>,
 ) -> Option<(Frame, Vpn)> {
     let frames = mm.frames();
-    let Decoded::Leaf(leaf) = cursor.read(page) else { return None };
     let frame = frames.frame(leaf.pfn::<M::Granule>())?;
     let head = frames.head(frame);
     let record = frames.record(head);
     let pages = VpnRange::new(Home::load(&record.home).page(), 1 << record.order());
     if range.covers(pages) {
-        // Who has a page alone has all that anybody maps of its folio.
-        if pages.pages() == 1 || leaf.is_exclusive() && u64::from(record.count.maps()) == pages.pages() {
+        if pages.pages() == 1 || is_alone(record, leaf) {
             return Some((head, pages.end()));
         }
         // Others may stand in the places of its pages: copies, or what was touched after it had been given up.
@@ -307,4 +342,51 @@ fn within<M: Machine>(
         done?;
     }
     Some((frame, page.offset(1)))
+}
+
+/// Whether who has this leaf maps all that anybody maps of its folio: who has a page alone does.
+#[inline(always)]
+fn is_alone(folio: &FrameRecord, leaf: Leaf) -> bool {
+    leaf.is_exclusive() && folio.count.maps() == 1 << folio.order()
+}
+
+/// Takes the first folios of `run` out of the table that need no slot, as munmap would: all of each is clean, in no
+/// slot, mapped here alone, and may go. Returns how many pages they had.
+#[inline(never)]
+fn take_given_up<M: Machine>(
+    mm: &Mm<M>,
+    cursor: &mut Cursor<'_, M>,
+    run: VpnRange,
+    node: NodeId,
+    flush: &mut Flush<'_, M>,
+) -> u64 {
+    let frames = mm.frames();
+    let mut lost = Lost::new(node, flush);
+    let mut page = run.start();
+    while page < run.end()
+        && page.number() - run.start().number() < CHUNK as u64
+        && let Decoded::Leaf(leaf) = cursor.read(page)
+        && let Some(frame) = frames.frame(leaf.pfn::<M::Granule>())
+    {
+        let head = frames.head(frame);
+        let record = frames.record(head);
+        let pages = VpnRange::new(page, 1 << record.order());
+        let ours = PfnRange::new(frames.pfn(head), pages.pages());
+        // A group is there as a whole.
+        let is_all = pages.pages() == if leaf.is_contiguous() { M::Granule::GROUP_PAGES as u64 } else { 1 };
+        let may_go = head == frame
+            && run.covers(pages)
+            && is_alone(record, leaf)
+            && !leaf.is_locked()
+            && !record.count.is_pinned()
+            && !record.has(flag::CACHED)
+            && (is_all || mapped_in(cursor, pages, ours) == pages.pages());
+        if !may_go || cursor.take_clean(cursor.whole(pages)).is_err() {
+            break;
+        }
+        lost.add(pages);
+        lost.own(head, pages.pages() as u32);
+        page = pages.end();
+    }
+    page.number() - run.start().number()
 }

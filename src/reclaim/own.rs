@@ -3,8 +3,8 @@
 use core::ops::ControlFlow;
 
 use super::BATCH;
-use super::advise::isolate;
-use super::evict::{Ageing, Evicted, evict};
+use super::advise::{Rest, evict_first};
+use super::evict::Ageing;
 use super::list::Batch;
 use crate::addr::{Vpn, VpnRange};
 use crate::machine::Machine;
@@ -53,14 +53,10 @@ impl<M: Machine> Space<M> {
         for part in chunks(part) {
             let mut left = part;
             while !left.is_empty() {
-                let rest = isolate(mm, self.node(), table, left, ageing, &mut batch.folios);
-                let Evicted { pages, split, .. } = evict(mm, &batch, ageing);
-                *wanted = wanted.saturating_sub(pages);
-                // What had to be split comes again, page by page.
-                if split == 0 {
-                    left = rest;
-                    *hand = rest.start();
-                }
+                let Rest { left: rest, freed } = evict_first(mm, self.node(), (table, left), ageing, &mut batch);
+                *wanted = wanted.saturating_sub(freed);
+                left = rest;
+                *hand = rest.start();
                 if *wanted == 0 {
                     return ControlFlow::Break(());
                 }
