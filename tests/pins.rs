@@ -175,6 +175,22 @@ fn what_a_device_stores_is_not_given_up() {
     }
 }
 
+/// A page that was never stored to needs no slot, but while a device looks at it, it is the program's.
+#[test]
+fn what_a_device_looks_at_stays() {
+    for orders in [None, Some(FolioOrders::SINGLE)] {
+        let rig = rig(DeviceFlags::SYNCHRONOUS, orders);
+        let scene = Scene::new(&rig, RW);
+        (0..PAGES).for_each(|page| assert_eq!(scene.program().load(at(page)), Ok(0)));
+        let pin = scene.pin(5, Access::Read).unwrap();
+        scene.out(&scene.space);
+        scene.program().store(at(5) + OURS, 9).unwrap();
+        assert_eq!(scene.device_sees(&pin, OURS), 9, "{orders:?}");
+        rig.mm.unpin(pin);
+        rig.finish(scene.space);
+    }
+}
+
 /// What a program may not do, a pin on its behalf may not either.
 #[test]
 fn a_pin_asks_as_the_program_would() {
