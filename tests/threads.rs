@@ -511,3 +511,39 @@ fn a_group_on_its_way_out_is_closed_in_part() {
         });
     }
 }
+
+/// Reclaim takes pages out; before its flush, their program forks. From then on no CPU may store there: the child would
+/// read it from the slot.
+#[test]
+fn fork_takes_the_right_to_store_from_what_is_leaving() {
+    // What leaves was not used of late: some CPU's walker comes by between the look and the exchange.
+    for seed in 3..5 {
+        meanwhile(|raise| {
+            let setup = Setup { frames: 80, cpus: 2, seed, adversary: Adversary::Full, ..Setup::default() };
+            let rig = Rig::<K4>::new(setup);
+            let space = rig.space();
+            (0..2).for_each(|cpu| rig.activate(cpu, &space));
+            rig.map(&space, BASE, 16, RW);
+            (0..16).for_each(|page| rig.program(&space).store(BASE + page * PAGE, page).unwrap());
+            run_short(&rig, &space);
+            space.advise(&rig.mm, range(0), 16 * PAGE, Advice::Cold).unwrap();
+            let child = Mutex::new(None);
+            raise(&mut || rig.mm.balance(), &|| {
+                rig.emu().set_cpu(1);
+                let Ok(forked) = space.fork(&rig.mm) else { return };
+                *child.lock().unwrap() = Some(forked);
+                for (page, cpu) in (0..16).flat_map(|page| [(page, 0), (page, 1)]) {
+                    let stored = rig.emu().access(cpu, BASE + page * PAGE, Access::Store(99));
+                    assert!(stored.is_err(), "CPU {cpu} may store to page {page}, in a machine of seed {seed}");
+                }
+            });
+            if let Some(child) = child.into_inner().unwrap() {
+                rig.activate(0, &child);
+                (0..16).for_each(|page| assert_eq!(rig.program(&child).load(BASE + page * PAGE), Ok(page)));
+                rig.destroy(child);
+                rig.activate(0, &space);
+            }
+            rig.finish(space);
+        });
+    }
+}

@@ -552,6 +552,11 @@ pub fn yield_now() {
     switch(State::Ready, Rank::Last);
 }
 
+/// The timer was stopped, by an interrupt after which the program does not go on: the next that runs sets it again.
+pub fn timer_stopped() {
+    with(|scheduler| scheduler.here().alarm = None);
+}
+
 /// An interrupt, taken at EL0: the timer's, or another CPU's. The timer is off.
 pub fn tick() {
     watchdog::beat();

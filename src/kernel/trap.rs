@@ -243,6 +243,7 @@ extern "C" fn el0_interrupt() {
     panic::stop_if_asked();
     if cpu::wrong_tag_noted() {
         cpu::forget_wrong_tag();
+        sched::timer_stopped();
         late_tag_fault("an interrupt", ELR_EL1.get());
     }
     sched::tick();

@@ -47,6 +47,11 @@ pub fn range(pointer: u64, bytes: u64) -> Result<u64, Fault> {
     if is_user { Ok(start) } else { Err(Fault { copied: 0 }) }
 }
 
+/// Bytes from a pointer to the end of user addresses.
+pub fn room(pointer: u64) -> u64 {
+    USER_END.saturating_sub(pointer & !TOP_BYTE)
+}
+
 fn result(bytes: usize, left: usize) -> Result<(), Fault> {
     if left == 0 { Ok(()) } else { Err(Fault { copied: bytes - left }) }
 }

@@ -127,7 +127,8 @@ impl<M: Machine> Mm<M> {
     }
 
     /// Gives a dead node back whose space is gone, with those above it that were waiting for that, unless others came
-    /// from it.
+    /// from it. None is in a tree from then on: who still knows one, and waited for this tree's lock, must not take it
+    /// for that of the tree where the node is planted next.
     pub(crate) fn bury(&self, id: NodeId) {
         let mut last = None;
         {
@@ -139,6 +140,7 @@ impl<M: Machine> Mm<M> {
                     break;
                 }
                 // The lock that is held is the top's: that one goes last.
+                store(&node.kin.top, None);
                 let Some(parent) = load(&node.kin.parent) else {
                     last = Some(id);
                     break;

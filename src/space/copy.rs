@@ -37,7 +37,10 @@ impl<M: Machine> Space<M> {
             return None;
         }
         let folio = frames.try_lock(mm.machine(), head)?;
-        if u64::from(record.count.maps()) != maps || frames.is_pinned(head) || mm.is_wanted(&folio) {
+        // One that the device refused keeps its slots until whoever gave up their last use lets go of them: what those
+        // have of its tags, and of pages of one word, is for good.
+        let is_kept = record.has(flag::KEPT);
+        if u64::from(record.count.maps()) != maps || frames.is_pinned(head) || is_kept || mm.is_wanted(&folio) {
             return None;
         }
         Home::new(self.node, run.start()).store(&record.home);

@@ -80,6 +80,13 @@ impl<M: Machine> Space<M> {
                 return Err(FaultError::NotMapped.into());
             };
             let head = mm.frames().head(frame);
+            // Of a page that is not at its home, or mapped elsewhere as well until a flush is done, reclaim asks for pins
+            // before it locks the table in which it takes the page, but under the folio's lock.
+            let Some(_folio) = mm.frames().try_lock(mm.machine(), head) else {
+                drop(cursor);
+                mm.machine().relax();
+                continue;
+            };
             mm.frames().record(head).count.pin().ok_or(PinError::TooManyPins)?;
             if access == Access::Write {
                 let run = cursor.widen(page);

@@ -334,6 +334,9 @@ impl<M: Machine> Space<M> {
         each().for_each(|frame| frames.record(frame).clear(flag::CODE_SYNCED));
         record.count.add(MAP * pages);
         let leaf = missing.leaf::<M::Granule>(frames.pfn(head).offset(first), sharing);
+        if sharing == Sharing::Alone {
+            Home::new(self.node, missing.run.start()).store(&record.home);
+        }
         let is_backed = record.has(flag::BACKED);
         cursor.map_back(missing.run, if is_backed { leaf } else { leaf.with_dirty() });
         area.put(missing.first.slot(), pages, |_| {});

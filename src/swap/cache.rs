@@ -178,23 +178,31 @@ impl<M: Machine> Mm<M> {
     /// whoever gave back the last use of a slot that was cached. May sleep.
     #[cold]
     pub(crate) fn drop_unused(&self, entry: SwapEntry) {
+        while !self.is_dropped(entry) {}
+    }
+
+    /// One try of [`Mm::drop_unused`]: `false` when the page was in another folio by the time that its own was locked.
+    fn is_dropped(&self, entry: SwapEntry) -> bool {
         let frames = self.frames();
         // When the frame, or the area, has left meanwhile, who took it out found the slot without users and freed it.
         let cached = self.swap().enter(entry.area()).and_then(|area| area.get_cached(frames, entry.slot()));
-        let Some(head) = cached else { return };
+        let Some(head) = cached else { return true };
         // Nobody is inside an area while it sleeps: who turns it off only spins for them.
         let folio = frames.lock(self.machine(), head);
-        if let Some(area) = self.swap().enter(entry.area())
-            && let Some((_, 0)) = area.names(frames, entry.slot(), &folio)
-            && !frames.record(head).has(flag::BACKED)
-        {
-            if !area.is_wanted(slots_of(&folio)) {
-                area.leave_cache(frames, &folio);
-            } else if frames.record(head).count.maps() == 0 {
-                area.split_kept(self, &folio);
+        let mut is_there = true;
+        if let Some(area) = self.swap().enter(entry.area()) {
+            let named = area.names(frames, entry.slot(), &folio);
+            is_there = named.is_some();
+            if matches!(named, Some((_, 0))) && !frames.record(head).has(flag::BACKED) {
+                if !area.is_wanted(slots_of(&folio)) {
+                    area.leave_cache(frames, &folio);
+                } else if frames.record(head).count.maps() == 0 {
+                    area.split_kept(self, &folio);
+                }
             }
         }
         drop(folio);
         self.release_folio(head);
+        is_there
     }
 }

@@ -367,6 +367,11 @@ impl<M: Machine> Cursor<'_, M> {
                     present += PRESENT * pages;
                 }
                 Decoded::Swapped(entry) => {
+                    // Reclaim took a writable leaf away, and its flush may be still to come: what is stored from now on
+                    // is this space's alone.
+                    if entry.is_exclusive() && self.mm.is_cached(entry) {
+                        lost.add(VpnRange::new(run.pages().start().offset(index), 1));
+                    }
                     let shared = self.mm.share_slot(entry);
                     if shared != entry {
                         machine.exchange_entry(at, shared.raw());

@@ -6,7 +6,8 @@
  * something that enters the kernel; the program is to end there.
  *   MODE    async, both (the kernel chooses)
  *   ACCESS  load, store
- *   NEXT    write, exit, prctl, fault, undefined; full: a fault for which there is no memory, at a limit that the
+ *   NEXT    write, exit, prctl, fault, undefined; turn: a child does it, and then waits for the end of its turn,
+ *           after which its parent goes on; full: a fault for which there is no memory, at a limit that the
  *           program was started under, with nothing to swap to
  */
 #include "ebb.h"
@@ -154,6 +155,27 @@ static void access_and_die(volatile char *p, int load)
 		__asm__ volatile("strb wzr, [%0]\n\tudf #0" : : "r"(p) : "memory");
 }
 
+/* The child ends by an interrupt; the timer must wake the parent all the same. */
+static int turn(volatile char *p, int load)
+{
+	long pid = fork();
+
+	if (pid == 0) {
+		if (tag_mode(ASYNC) != 0)
+			leave(99);
+		if (load)
+			(void)*p;
+		else
+			*p = 1;
+		for (;;)
+			;
+	}
+	expect(ending(pid), SIGSEGV);
+	for (int i = 0; i < 3; i++)
+		sleep_us(20000);
+	return finish();
+}
+
 int main(int argc, char **argv, char **envp, u64 *auxv)
 {
 	volatile char *p, *fresh;
@@ -163,6 +185,8 @@ int main(int argc, char **argv, char **envp, u64 *auxv)
 	if (argc < 4)
 		return checks_of(argc > 1);
 	p = (volatile char *)tagged_pages();
+	if (equal(argv[3], "turn"))
+		return turn(p, equal(argv[2], "load"));
 	fresh = map(PAGE, RW);
 	/* Without such a limit all is had. */
 	if (equal(argv[3], "full") && call(SYS_madvise, map(16 * MIB, RW), 16 * MIB, MADV_POPULATE_WRITE) == 0)

@@ -56,9 +56,11 @@ pub fn doomed() -> bool {
     fatal().is_some()
 }
 
-/// The same, at the price of one load, for loops over a program's pages: they end when it is true.
+/// The same, at the price of a load or two, for loops over a program's memory: they end when it is true. A sign of life
+/// as well: such a call may take longer than the watchdog waits.
 #[inline]
 pub fn kill_pending() -> bool {
+    watchdog::beat();
     percpu::here().work.load(Ordering::Relaxed) & work::KILL != 0
 }
 

@@ -122,8 +122,10 @@ fn read_strings(array: u64, kind: Strings, into: &mut Arguments) -> Result<bool,
 fn read_string(mut at: u64, into: &mut Arguments) -> Result<(), Errno> {
     let mut piece = [0; 128];
     loop {
-        let (copied, bad) = match uaccess::read(at, &mut piece) {
-            Ok(()) => (piece.len(), false),
+        // The string may end with the last byte that a program can have.
+        let wanted = uaccess::room(at).clamp(1, piece.len() as u64) as usize;
+        let (copied, bad) = match uaccess::read(at, &mut piece[..wanted]) {
+            Ok(()) => (wanted, false),
             Err(fault) => (fault.copied, true),
         };
         let read = &piece[..copied];
