@@ -478,6 +478,20 @@ fn memory_in_other_hands_is_waited_for() {
     assert!(waited);
 }
 
+/// A machine of two CPUs with little memory, and a space that both run, whose group of pages is the first to leave. Each
+/// page knows its number.
+fn a_cold_group(seed: u64) -> (Rig, Space<Stage<K4>>) {
+    let rig = Rig::<K4>::new(Setup { frames: 80, cpus: 2, seed, adversary: Adversary::Full, ..Setup::default() });
+    let space = rig.space();
+    (0..2).for_each(|cpu| rig.activate(cpu, &space));
+    rig.map(&space, BASE, 16, RW);
+    (0..16).for_each(|page| rig.program(&space).store(BASE + page * PAGE, page).unwrap());
+    assert_eq!(rig.count("large_folios"), 1);
+    run_short(&rig, &space);
+    space.advise(&rig.mm, range(0), 16 * PAGE, Advice::Cold).unwrap();
+    (rig, space)
+}
+
 /// Reclaim takes a group out; before its flush, another CPU closes some of the group's pages. From then on no CPU may
 /// store there: also not by what its walker reads, later, from an entry of the group that was not closed.
 #[test]
@@ -485,15 +499,7 @@ fn a_group_on_its_way_out_is_closed_in_part() {
     let closed = 4..12;
     for seed in 0..3 {
         meanwhile(|raise| {
-            let setup = Setup { frames: 80, cpus: 2, seed, adversary: Adversary::Full, ..Setup::default() };
-            let rig = Rig::<K4>::new(setup);
-            let space = rig.space();
-            (0..2).for_each(|cpu| rig.activate(cpu, &space));
-            rig.map(&space, BASE, 16, RW);
-            (0..16).for_each(|page| rig.program(&space).store(BASE + page * PAGE, page).unwrap());
-            assert_eq!(rig.count("large_folios"), 1);
-            run_short(&rig, &space);
-            space.advise(&rig.mm, range(0), 16 * PAGE, Advice::Cold).unwrap();
+            let (rig, space) = a_cold_group(seed);
             raise(&mut || rig.mm.balance(), &|| {
                 rig.emu().set_cpu(1);
                 let bytes = (closed.end - closed.start) * PAGE;
@@ -519,14 +525,7 @@ fn fork_takes_the_right_to_store_from_what_is_leaving() {
     // What leaves was not used of late: some CPU's walker comes by between the look and the exchange.
     for seed in 3..5 {
         meanwhile(|raise| {
-            let setup = Setup { frames: 80, cpus: 2, seed, adversary: Adversary::Full, ..Setup::default() };
-            let rig = Rig::<K4>::new(setup);
-            let space = rig.space();
-            (0..2).for_each(|cpu| rig.activate(cpu, &space));
-            rig.map(&space, BASE, 16, RW);
-            (0..16).for_each(|page| rig.program(&space).store(BASE + page * PAGE, page).unwrap());
-            run_short(&rig, &space);
-            space.advise(&rig.mm, range(0), 16 * PAGE, Advice::Cold).unwrap();
+            let (rig, space) = a_cold_group(seed);
             let child = Mutex::new(None);
             raise(&mut || rig.mm.balance(), &|| {
                 rig.emu().set_cpu(1);

@@ -51,9 +51,9 @@ impl Progress {
 /// A store of page data, by slot. It sees data only: tags are the library's.
 ///
 /// The library calls from any CPU, with no spinning lock held. While it writes a slot it has no other request for it
-/// under way; reads of one slot may overlap. It finishes each pending request once, in any order, from any CPU, and until then leaves the frames alone. A device
-/// may sleep, and may end requests in any order. It reads and writes frames through `machine`, or by its own means with
-/// the same effect on ordering.
+/// under way; reads of one slot may overlap. It finishes each pending request once, in any order, from any CPU, and until
+/// then leaves the frames alone. A device may sleep, and may end requests in any order. It reads and writes frames
+/// through `machine`, or by its own means with the same effect on ordering.
 pub trait SwapDevice<M: Machine>: Sync {
     /// What the device is.
     fn flags(&self) -> DeviceFlags;
