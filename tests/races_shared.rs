@@ -19,7 +19,7 @@ use ebbtide::granule::K4;
 use ebbtide::machine::emu::{Access, Death};
 use ebbtide::reclaim::Advice;
 use ebbtide::space::{FaultError, Protection, SpaceError};
-use ebbtide::swap::SwapOffError;
+use ebbtide::swap::{DeviceFlags, SwapOffError};
 
 use support::explore::{Told, explore_some, meet};
 use support::meeting::{Word, any_machine, pick};
@@ -552,4 +552,23 @@ fn a_space_forks_beside_its_own_programs() {
     races(Crowd::Together, OF_A_PAIR, two);
     let three = [Reclaim, PageOut, Store].map(|other| vec![Fork, StoreAll, other]);
     races(Crowd::Together, 2 * OF_A_PAIR, three);
+}
+
+/// Who turns an area off waits for slots that are being left, and does not say that they are in use.
+#[test]
+fn an_area_goes_off_while_its_last_slot_is_left() {
+    explore_some("the last slot is left beside SwapOff", 5 * OF_A_PAIR, || {
+        let rig = Rig::<K4>::new(Setup { cpus: 2, device: DeviceFlags::STABLE_WRITES, ..Setup::default() });
+        let space = rig.space();
+        rig.activate(0, &space);
+        rig.map(&space, BASE, 1, RWT);
+        let advise = |advice| space.advise(&rig.mm, VirtAddr::new(BASE), PAGE, advice).unwrap();
+        rig.program(&space).store(BASE, 7).unwrap();
+        advise(Advice::PageOut);
+        assert_eq!(rig.program(&space).load(BASE), Ok(7));
+        assert_eq!(rig.mm.totals().slots_free, rig.mm.totals().slots - 1, "the page has not kept its slot");
+        let off = || _ = rig.mm.swap_off(rig.area.expect("there is one"), &[&space]).expect("nobody uses it");
+        meet(&[&|_| advise(Advice::Free), &|_| off()]);
+        rig.destroy(space);
+    });
 }

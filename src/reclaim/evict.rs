@@ -4,13 +4,14 @@ use arrayvec::ArrayVec;
 
 use super::BATCH;
 use super::list::{Batch, Kept};
+use super::outgoing::{Outgoing, release};
 use super::policy::Seen;
-use crate::frame::{FolioLock, Frame, Frames, Freeing, Left, REFERENCE, flag};
+use crate::frame::{FolioLock, Frame, REFERENCE, flag};
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::rmap::{Refusal, Unmapped, Unmapping, unback_dirty, unmap};
 use crate::stats::Stats;
-use crate::swap::{Demand, Dry, Late, Leaving, Saved, Supply, Written};
+use crate::swap::{Demand, Dry, Leaving, Supply};
 
 pub(super) use crate::rmap::Ageing;
 
@@ -34,9 +35,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
     let mut kept = Kept::new();
     let mut split: ArrayVec<Frame, BATCH> = ArrayVec::new();
     let mut clean: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
-    // Two arrays in step: entries that small are moved by registers.
-    let mut leaving: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
-    let mut ways: ArrayVec<Leaving<'_, M>, BATCH> = ArrayVec::new();
+    let mut outgoing = Outgoing::new();
     // Of those whose use counts, most may stay.
     let mut supply = Supply::new(mm, if ageing == Ageing::Ignored { Demand::Sure } else { Demand::Unsure });
     let mut unmapping = Unmapping::new(mm);
@@ -52,10 +51,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
         if record.count.maps() == 0 && record.has(flag::KEPT) {
             // Written once in vain; its swap entry is in place already.
             match Leaving::again(mm, &folio) {
-                Some(again) => {
-                    leaving.push(folio);
-                    ways.push(again);
-                }
+                Some(again) => outgoing.push(folio, again),
                 None => kept.push((frame, Seen::Nothing)),
             }
             continue;
@@ -77,10 +73,7 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
         };
         match outcome {
             Unmapped::Discarded | Unmapped::Returned => clean.push(folio),
-            Unmapped::Leaving(way) => {
-                leaving.push(folio);
-                ways.push(way);
-            }
+            Unmapped::Leaving(way) => outgoing.push(folio, way),
             Unmapped::Kept(Refusal::Split) => split.push(frame),
             Unmapped::Kept(refusal) => {
                 dry += u64::from(matches!(refusal, Refusal::Dry(_)));
@@ -94,7 +87,6 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
 
     let (mut freed, mut discarded) = (0, 0);
     let mut freeing = frames.freeing(cpu);
-    let mut saved = Saved::default();
     for folio in clean.drain(..) {
         let record = folio.record();
         let pages = 1 << record.order();
@@ -106,26 +98,8 @@ pub(super) fn evict<M: Machine>(mm: &Mm<M>, batch: &Batch, ageing: Ageing) -> Ev
         freed += release(frames, folio, pages, &mut freeing);
     }
     stats.clean_discards.add(discarded);
-    // What the device takes its time for: all of it is under way before the first is waited for.
-    let mut late: Late<'_, M, BATCH> = Late::new();
-    let mut waiting: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
-    for (folio, way) in leaving.drain(..).zip(ways.drain(..)) {
-        let pages = way.pages();
-        match way.write_out(mm, &folio, &mut saved, &mut late) {
-            Written::Gone => freed += release(frames, folio, pages, &mut freeing),
-            Written::Kept => keep(&folio, &mut kept),
-            Written::Late => waiting.push(folio),
-        }
-    }
-    for (folio, writing) in waiting.drain(..).zip(late.drain(..)) {
-        let pages = writing.pages();
-        match writing.finish(mm, &folio, &mut saved) {
-            Written::Gone => freed += release(frames, folio, pages, &mut freeing),
-            Written::Kept | Written::Late => keep(&folio, &mut kept),
-        }
-    }
+    freed += outgoing.write_out(mm, &mut freeing, &mut kept);
     drop(freeing);
-    saved.count(stats);
     mm.reclaim().put_back(frames, batch, &kept);
     if !kept.is_empty() {
         mm.release(kept.iter().map(|&(frame, _)| (frame, REFERENCE)));
@@ -158,31 +132,4 @@ fn count(stats: &Stats, refusal: Refusal) -> Seen {
         Refusal::Split => {}
     }
     Seen::Nothing
-}
-
-/// The cache keeps a reference of its own to a folio that the device refused; reclaim's goes back with the others of
-/// `kept`.
-#[cold]
-fn keep<M: Machine>(folio: &FolioLock<'_, M>, kept: &mut Kept) {
-    let record = folio.record();
-    if !record.has(flag::KEPT) {
-        record.set(flag::KEPT);
-        record.count.add(REFERENCE);
-    }
-    kept.push((folio.frame(), Seen::Nothing));
-}
-
-/// Gives back reclaim's reference to a folio of `pages` pages that nobody maps any more, and frees it unless somebody
-/// else looks at it. Returns the pages freed.
-#[inline(always)]
-fn release<M: Machine>(frames: &Frames, folio: FolioLock<'_, M>, pages: u64, freeing: &mut Freeing<'_>) -> u64 {
-    let frame = folio.frame();
-    drop(folio);
-    match frames.put(frame, REFERENCE) {
-        Left::Nobody => {
-            freeing.push(frame);
-            pages
-        }
-        Left::Shared => 0,
-    }
 }

@@ -36,6 +36,7 @@ mod advise;
 mod background;
 mod evict;
 mod list;
+mod outgoing;
 mod own;
 mod policy;
 mod queues;

@@ -34,10 +34,11 @@ use crate::sync::{Inside, Ordering};
 const LOOKS: u64 = 1024;
 
 impl<M: Machine> Swap<M> {
-    /// Whether any folio is backed. Those of a space stay as they are while its lock is held.
+    /// Whether any folio is backed, or is leaving its slots. Those of a space stay as they are while its lock is held.
+    /// If not, the slots of those that were are nobody's.
     #[inline]
     pub(crate) fn some_are_backed(&self) -> bool {
-        self.backed.load(Ordering::Relaxed) > 0
+        self.backed.load(Ordering::Acquire) > 0
     }
 
     /// The area, where a page that comes in from there for its only user is to keep its slot. It is not turned off
@@ -82,10 +83,12 @@ impl<M: Machine> Mm<M> {
         Some(())
     }
 
-    /// Takes the mark off a backed folio: it is leaving, or about to lose its slots.
-    fn end_backing(&self, frame: Frame) {
+    /// Takes the mark off a backed folio, and has `leave` give its slots up. Counted until that is done: who turns the
+    /// area off waits for whoever does it only as long as some are backed.
+    fn end_backing(&self, frame: Frame, leave: impl FnOnce()) {
         self.frames().record(frame).clear(flag::BACKED);
-        self.swap().backed.fetch_sub(1, Ordering::Relaxed);
+        leave();
+        self.swap().backed.fetch_sub(1, Ordering::Release);
     }
 
     /// The swap entry of the first page of a cached folio that is to leave to its own slots. `None` when its area is
@@ -103,7 +106,7 @@ impl<M: Machine> Mm<M> {
 
     /// Every leaf of a backed folio is gone: it is cached, on its way out.
     pub(crate) fn leaves_as_it_came(&self, folio: &FolioLock<'_, M>) {
-        self.end_backing(folio.frame());
+        self.end_backing(folio.frame(), || {});
     }
 
     /// A folio that went back to its slots leaves the cache. After the flush.
@@ -118,8 +121,7 @@ impl<M: Machine> Mm<M> {
     /// Frees the slots of a backed folio whose leaves are dirty. Under the lock of their table.
     pub(crate) fn leave_slots(&self, folio: &FolioLock<'_, M>) {
         let Some(area) = self.swap().area(folio.record().area()) else { return };
-        self.end_backing(folio.frame());
-        area.leave_cache(self.frames(), folio);
+        self.end_backing(folio.frame(), || area.leave_cache(self.frames(), folio));
     }
 
     /// A backed folio whose leaves are dirty leaves its slots: those that swap entries name are out, the others free.
@@ -144,7 +146,6 @@ impl<M: Machine> Mm<M> {
     fn leave_slots_to_others(&self, folio: &FolioLock<'_, M>) {
         let (frames, head) = (self.frames(), folio.frame());
         let Some(area) = self.swap().area(frames.record(head).area()) else { return };
-        self.end_backing(head);
-        area.wrote(frames, folio, slots_of(folio), self.evicted(head, 0));
+        self.end_backing(head, || area.wrote(frames, folio, slots_of(folio), self.evicted(head, 0)));
     }
 }
