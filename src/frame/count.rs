@@ -109,6 +109,19 @@ impl<W: Word<Bits = u64>> Count<W> {
         self.0.load(Ordering::Acquire) as u32
     }
 
+    /// Whether there is one leaf entry, and no pin.
+    #[inline]
+    pub(crate) fn is_mapped_once(&self) -> bool {
+        let seen = self.0.load(Ordering::Acquire);
+        seen as u32 as u64 == MAP && seen < PIN
+    }
+
+    /// The caller's leaf entry, which is taken out, becomes a reference.
+    #[inline]
+    pub(crate) fn keep(&self) {
+        self.0.fetch_add(REFERENCE - MAP, Ordering::Relaxed);
+    }
+
     /// Takes a pin. The caller has a count. `None` when there are as many as can be counted.
     pub(crate) fn pin(&self) -> Option<()> {
         if self.0.load(Ordering::Relaxed) >= MOST_PINS {

@@ -171,6 +171,13 @@ impl FrameRecord {
         self.flags.load(Ordering::Relaxed) & mask == mask
     }
 
+    /// Whether it is a folio of one page in reclaim's list, and not in the swap cache.
+    #[inline]
+    pub(crate) fn is_listed_single(&self) -> bool {
+        let looked_at = KIND_MASK | ORDER_MASK | flag::LISTED | flag::CACHED;
+        self.flags.load(Ordering::Relaxed) & looked_at == Kind::Folio as u32 | flag::LISTED
+    }
+
     #[inline]
     pub(crate) fn set(&self, mask: u32) {
         self.flags.fetch_or(mask, Ordering::Relaxed);

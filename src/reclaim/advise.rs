@@ -9,16 +9,17 @@
 use arrayvec::ArrayVec;
 
 use super::BATCH;
+use super::at_once::{is_alone, take_given_up, take_out};
 use super::evict::{Ageing, Evicted, evict};
 use super::list::Batch;
+use super::outgoing::Outgoing;
 use crate::addr::{PfnRange, VirtAddr, Vpn, VpnRange};
-use crate::frame::{Frame, FrameRecord, flag};
-use crate::granule::Granule;
+use crate::frame::Frame;
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::node::{Home, NodeId};
 use crate::pte::{Decoded, Leaf, SwapEntry};
-use crate::rmap::{age, mapped_in, split, unback_all};
+use crate::rmap::{age, split, unback_all};
 use crate::space::{Access, MapError, Space, Unused, give_up, is_pinned};
 use crate::sync::Ordering;
 use crate::table::{CHUNK, Change, Cursor, Edge, Fitted, LeafTable, chunks};
@@ -236,7 +237,11 @@ pub(super) fn evict_first<M: Machine>(
     ageing: Ageing,
     batch: &mut Batch,
 ) -> Rest {
-    let Rest { left, freed } = isolate(mm, node, table, part, ageing, &mut batch.folios);
+    let mut outgoing = Outgoing::new();
+    let Rest { left, mut freed } = isolate(mm, node, (table, part), ageing, &mut batch.folios, &mut outgoing);
+    if !outgoing.is_empty() {
+        freed += outgoing.send(mm);
+    }
     if batch.folios.is_empty() {
         return Rest { left, freed };
     }
@@ -248,13 +253,13 @@ pub(super) fn evict_first<M: Machine>(
 /// use does not count, what needs no slot goes at once, as if it were unmapped. Where use gives a second chance, single
 /// pages that were used stay behind with their access flags cleared, and no policy hears of them: what a space at its
 /// cap has is looked at so often that a use tells it little.
-fn isolate<M: Machine>(
-    mm: &Mm<M>,
+fn isolate<'a, M: Machine>(
+    mm: &'a Mm<M>,
     node: NodeId,
-    table: LeafTable,
-    part: VpnRange,
+    (table, part): (LeafTable, VpnRange),
     ageing: Ageing,
     batch: &mut ArrayVec<Frame, BATCH>,
+    outgoing: &mut Outgoing<'a, M>,
 ) -> Rest {
     batch.clear();
     let mut page = part.start();
@@ -263,7 +268,7 @@ fn isolate<M: Machine>(
     let mut flush = Flush::new(mm);
     let Some(mut cursor) = table.lock(mm) else { return Rest { left: VpnRange::new(part.end(), 0), freed: 0 } };
     let (mut used, mut freed) = (0, 0);
-    while page < part.end() && !batch.is_full() && freed < CHUNK as u64 {
+    while page < part.end() && !batch.is_full() && outgoing.room() > 0 && freed < CHUNK as u64 {
         let Decoded::Leaf(leaf) = cursor.read(page) else {
             page = page.offset(1);
             continue;
@@ -280,6 +285,11 @@ fn isolate<M: Machine>(
                 page = page.offset(gone);
                 continue;
             }
+        }
+        let gone = take_out(mm, &mut cursor, VpnRange::between(page, part.end()), (node, ageing), outgoing, &mut flush);
+        if gone > 0 {
+            page = page.offset(gone);
+            continue;
         }
         let found = within(mm, &mut cursor, (page, leaf), (part, &*batch), node, &mut flush);
         let next = found.map_or(page.offset(1), |(_, end)| end);
@@ -342,51 +352,4 @@ fn within<M: Machine>(
         done?;
     }
     Some((frame, page.offset(1)))
-}
-
-/// Whether who has this leaf maps all that anybody maps of its folio: who has a page alone does.
-#[inline(always)]
-fn is_alone(folio: &FrameRecord, leaf: Leaf) -> bool {
-    leaf.is_exclusive() && folio.count.maps() == 1 << folio.order()
-}
-
-/// Takes the first folios of `run` out of the table that need no slot, as munmap would: all of each is clean, in no
-/// slot, mapped here alone, and may go. Returns how many pages they had.
-#[inline(never)]
-fn take_given_up<M: Machine>(
-    mm: &Mm<M>,
-    cursor: &mut Cursor<'_, M>,
-    run: VpnRange,
-    node: NodeId,
-    flush: &mut Flush<'_, M>,
-) -> u64 {
-    let frames = mm.frames();
-    let mut lost = Lost::new(node, flush);
-    let mut page = run.start();
-    while page < run.end()
-        && page.number() - run.start().number() < CHUNK as u64
-        && let Decoded::Leaf(leaf) = cursor.read(page)
-        && let Some(frame) = frames.frame(leaf.pfn::<M::Granule>())
-    {
-        let head = frames.head(frame);
-        let record = frames.record(head);
-        let pages = VpnRange::new(page, 1 << record.order());
-        let ours = PfnRange::new(frames.pfn(head), pages.pages());
-        // A group is there as a whole.
-        let is_all = pages.pages() == if leaf.is_contiguous() { M::Granule::GROUP_PAGES as u64 } else { 1 };
-        let may_go = head == frame
-            && run.covers(pages)
-            && is_alone(record, leaf)
-            && !leaf.is_locked()
-            && !record.count.is_pinned()
-            && !record.has(flag::CACHED)
-            && (is_all || mapped_in(cursor, pages, ours) == pages.pages());
-        if !may_go || cursor.take_clean(cursor.whole(pages)).is_err() {
-            break;
-        }
-        lost.add(pages);
-        lost.own(head, pages.pages() as u32);
-        page = pages.end();
-    }
-    page.number() - run.start().number()
 }

@@ -1,5 +1,7 @@
 //! Reclaim's state: the list of folios, and what leaves it.
 
+use core::mem;
+
 use arrayvec::ArrayVec;
 
 use super::background::Background;
@@ -10,7 +12,7 @@ use super::watermarks::Watermarks;
 use super::{BATCH, Progress};
 use crate::frame::{Class, Frame, Frames, Left, Standing, flag};
 use crate::machine::Machine;
-use crate::sync::{AtomicU32, Ordering, Spin};
+use crate::sync::{AtomicU32, Ordering, Spin, SpinGuard};
 use crate::tlb;
 
 /// The folios that reclaim may take, in the policy's queues.
@@ -244,19 +246,22 @@ impl Reclaim {
         machine.wake(&self.isolated);
     }
 
+    /// Begins to take certain folios out, one by one.
+    #[inline(always)]
+    pub(super) fn isolating<'a>(&'a self, frames: &'a Frames) -> Isolating<'a> {
+        Isolating { reclaim: self, frames, list: self.list.lock(), taken: Taken::default(), count: 0 }
+    }
+
     /// Takes certain folios out, with a reference each. Those that are not in the list leave the batch.
     pub(super) fn isolate_all(&self, frames: &Frames, batch: &mut ArrayVec<Frame, BATCH>) {
-        let mut taken = Taken::default();
-        let mut list = self.list.lock();
+        let mut list = self.isolating(frames);
         batch.retain(|&mut frame| {
-            if !frames.record(frame).has(flag::LISTED) || !frames.get(frame) {
-                return false;
+            let is_ours = frames.record(frame).has(flag::LISTED) && frames.get(frame);
+            if is_ours {
+                list.take(frame);
             }
-            list.queues.gather(frames, &mut taken, frame);
-            true
+            is_ours
         });
-        list.queues.finish(frames, taken);
-        self.isolated.fetch_add(batch.len() as u32, Ordering::Relaxed);
     }
 
     /// Puts isolated folios back that stay, and tells the policy how those of `batch` were found. Their references are
@@ -306,6 +311,32 @@ impl Reclaim {
             }
         }
         list.queues.finish(frames, taken);
+    }
+}
+
+/// The list, locked, while folios are taken out of it.
+pub(super) struct Isolating<'a> {
+    reclaim: &'a Reclaim,
+    frames: &'a Frames,
+    list: SpinGuard<'a, List>,
+    taken: Taken,
+    count: u32,
+}
+
+impl Isolating<'_> {
+    /// Takes a folio out that is in the list, and to which the caller has a reference, or is about to have one.
+    #[inline(always)]
+    pub(super) fn take(&mut self, frame: Frame) {
+        self.list.queues.gather(self.frames, &mut self.taken, frame);
+        self.count += 1;
+    }
+}
+
+impl Drop for Isolating<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.list.queues.finish(self.frames, mem::take(&mut self.taken));
+        self.reclaim.isolated.fetch_add(self.count, Ordering::Relaxed);
     }
 }
 

@@ -33,6 +33,7 @@
 #![forbid(unsafe_code)]
 
 mod advise;
+mod at_once;
 mod background;
 mod evict;
 mod list;

@@ -14,23 +14,33 @@ use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::swap::{Late, Leaving, Saved, Written};
 
-/// See the module's head. Two arrays in step: entries that small are moved by registers.
+/// See the module's head.
 pub(super) struct Outgoing<'a, M: Machine> {
-    folios: ArrayVec<FolioLock<'a, M>, BATCH>,
-    ways: ArrayVec<Leaving<'a, M>, BATCH>,
+    folios: ArrayVec<(FolioLock<'a, M>, Leaving<'a, M>), BATCH>,
 }
 
 impl<'a, M: Machine> Outgoing<'a, M> {
     /// None.
     #[inline]
     pub(super) const fn new() -> Self {
-        Self { folios: ArrayVec::new_const(), ways: ArrayVec::new_const() }
+        Self { folios: ArrayVec::new_const() }
     }
 
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.folios.is_empty()
+    }
+
+    /// As many more as there is room for.
+    #[inline(always)]
+    pub(super) fn room(&self) -> usize {
+        self.folios.remaining_capacity()
+    }
+
+    /// Adds a folio.
     #[inline(always)]
     pub(super) fn push(&mut self, folio: FolioLock<'a, M>, way: Leaving<'a, M>) {
-        self.folios.push(folio);
-        self.ways.push(way);
+        self.folios.push((folio, way));
     }
 
     /// Writes them out, and frees their frames: those that stay join `kept`, and the references to them are the
@@ -43,7 +53,7 @@ impl<'a, M: Machine> Outgoing<'a, M> {
         // What the device takes its time for: all of it is under way before the first is waited for.
         let mut late: Late<'_, M, BATCH> = Late::new();
         let mut waiting: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
-        for (folio, way) in self.folios.drain(..).zip(self.ways.drain(..)) {
+        for (folio, way) in self.folios.drain(..) {
             let pages = way.pages();
             match way.write_out(mm, &folio, &mut saved, &mut late) {
                 Written::Gone => freed += release(frames, folio, pages, freeing),
@@ -66,6 +76,7 @@ impl<'a, M: Machine> Outgoing<'a, M> {
     #[inline(never)]
     pub(super) fn send(&mut self, mm: &Mm<M>) -> u64 {
         let folios = self.folios.len();
+        mm.stats().scanned.add(folios as u64);
         let mut kept = Kept::new();
         let freed = self.write_out(mm, &mut mm.frames().freeing(mm.machine().cpu()), &mut kept);
         mm.reclaim().put_back(mm.frames(), &Batch::default(), &kept);

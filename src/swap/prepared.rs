@@ -107,7 +107,7 @@ impl<'a, M: Machine> Prepared<'a, M> {
 
     /// Whether this serves a folio of 2^`order` pages with tags in `tagged` of them; it gets what rooms it lacks.
     #[inline]
-    fn fit(&mut self, order: u32, tagged: u32) -> bool {
+    pub(crate) fn fit(&mut self, order: u32, tagged: u32) -> bool {
         if order != self.stretch.order() || self.stretch.slots() == 0 {
             return false;
         }

@@ -532,6 +532,26 @@ impl<M: Machine> Cursor<'_, M> {
         }
         self.count(OUT * run.pages().pages(), PRESENT * run.pages().pages());
     }
+
+    /// Takes the live leaves of the first pages of `run` out, each in no group and this space's alone, and leaves the
+    /// entries that `out` makes of them in their places, as long as it does. Returns how many.
+    #[inline(always)]
+    pub(crate) fn swap_out_first(&mut self, run: VpnRange, mut out: impl FnMut(Leaf) -> Option<SwapEntry>) -> u64 {
+        let machine = self.mm.machine();
+        let start = self.table.entry(run.start());
+        let mut pages = 0;
+        while pages < run.pages()
+            && let at = start.offset(pages as usize)
+            && let Decoded::Leaf(leaf) = decode::<M::Granule>(machine.load_entry(at), Level::LEAF)
+            && let Some(entry) = out(leaf)
+        {
+            debug_assert!(leaf.is_exclusive() && !leaf.is_contiguous() && entry.is_exclusive());
+            machine.exchange_entry(at, entry.raw());
+            pages += 1;
+        }
+        self.count(OUT * pages, PRESENT * pages);
+        pages
+    }
 }
 
 impl<M: Machine> Drop for Cursor<'_, M> {

@@ -245,21 +245,19 @@ function ebbtide_zero_tags
     b.hi    1b
     ret
 
-// Whether x1 bytes at x0 repeat the word at x0. Most pages differ in the first 128 bytes, for which the general
+// Whether x1 bytes at x0 repeat the word at x0. Most pages differ in the first 64 bytes, for which the general
 // registers do; the rest is gathered in v4, a bit of which is set where a word differs, 2 KiB a turn.
 function ebbtide_repeats
     ldr     x2, [x0]
-    .irp    half, 0, 64
-    ldp     x3, x4, [x0, #\half]
-    ldp     x5, x6, [x0, #\half + 16]
-    ldp     x7, x8, [x0, #\half + 32]
-    ldp     x9, x10, [x0, #\half + 48]
+    ldp     x3, x4, [x0]
+    ldp     x5, x6, [x0, #16]
+    ldp     x7, x8, [x0, #32]
+    ldp     x9, x10, [x0, #48]
     cmp     x3, x2
     .irp    word, x4, x5, x6, x7, x8, x9, x10
     ccmp    \word, x2, #0, eq
     .endr
     b.ne    4f
-    .endr
     stp     q0, q1, [sp, #-96]!
     stp     q2, q3, [sp, #32]
     stp     q4, q5, [sp, #64]
