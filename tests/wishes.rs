@@ -413,17 +413,23 @@ fn a_space_at_its_cap_without_slots() {
 /// What was never stored to needs no slot, but what is locked stays, also in the last round, which no use stops.
 #[test]
 fn what_is_locked_stays_at_the_cap() {
-    for orders in [None, SINGLE] {
-        let rig = Rig::<K4>::new(Setup { frames: 2048, slots: 0, ..setup::<K4>(orders) });
+    // Without slots, and pages that were never stored to; and the other way round.
+    for (orders, slots) in [(None, 0), (SINGLE, 0), (None, 2048), (SINGLE, 2048)] {
+        let rig = Rig::<K4>::new(Setup { frames: 2048, slots, ..setup::<K4>(orders) });
         let space = rig.space();
         rig.activate(0, &space);
         rig.map(&space, BASE, 256, RW | Protection::LOCKED);
         rig.map(&space, at::<K4>(256), 1024, RW);
         space.set_cap(&rig.mm, MemoryCap::Pages(400));
         let program = rig.program(&space);
-        (0..256).for_each(|page| assert_eq!(program.load(at::<K4>(page)), Ok(0)));
+        for page in 0..256 {
+            match slots {
+                0 => assert_eq!(program.load(at::<K4>(page)), Ok(0)),
+                _ => program.store(at::<K4>(page), page).unwrap(),
+            }
+        }
         let stored = (256..1024).take_while(|&page| program.store(at::<K4>(page), page).is_ok()).count();
-        assert!((100..=144).contains(&stored), "{stored}");
+        assert!(if slots == 0 { (100..=144).contains(&stored) } else { stored == 768 }, "{stored}");
         assert_eq!(resident(&rig, &space, 256), 256);
         rig.finish(space);
     }
@@ -432,22 +438,25 @@ fn what_is_locked_stays_at_the_cap() {
 /// A page that a CPU uses without end stays below the cap: its translation is asked for again after each look.
 #[test]
 fn a_page_in_use_stays_below_the_cap() {
-    let rig = Rig::<K4>::new(Setup { cpus: 2, slots: 1024, adversary: Adversary::Quiet, ..setup::<K4>(SINGLE) });
-    let space = rig.space();
-    rig.map(&space, BASE, 900, RW);
-    space.set_cap(&rig.mm, MemoryCap::Pages(LEAST_CAP_PAGES));
-    let mut returns = 0;
-    for page in 1..900 {
-        rig.program(&space).store(at::<K4>(page), page).unwrap();
-        let before = rig.count("swap_in");
-        // CPU 1 does nothing else.
-        rig.program_on(1, &space).store(BASE, page).unwrap();
-        // When the cap is met for the first time, all below it is in use: then any page may go.
-        if page > 2 * LEAST_CAP_PAGES {
-            returns += rig.count("swap_in") - before;
+    // The first that the hand comes to, and one among others.
+    for used in [0, 7] {
+        let rig = Rig::<K4>::new(Setup { cpus: 2, slots: 1024, adversary: Adversary::Quiet, ..setup::<K4>(SINGLE) });
+        let space = rig.space();
+        rig.map(&space, BASE, 900, RW);
+        space.set_cap(&rig.mm, MemoryCap::Pages(LEAST_CAP_PAGES));
+        let mut returns = 0;
+        for page in (0..900).filter(|&page| page != used) {
+            rig.program(&space).store(at::<K4>(page), page).unwrap();
+            let before = rig.count("swap_in");
+            // CPU 1 does nothing else.
+            rig.program_on(1, &space).store(at::<K4>(used), page).unwrap();
+            // When the cap is met for the first time, all below it is in use: then any page may go.
+            if page > 2 * LEAST_CAP_PAGES {
+                returns += rig.count("swap_in") - before;
+            }
         }
+        assert!(rig.count("swap_out") > 200);
+        assert_eq!(returns, 0, "page {used} left and came back");
+        rig.finish(space);
     }
-    assert!(rig.count("swap_out") > 200);
-    assert_eq!(returns, 0, "it left and came back");
-    rig.finish(space);
 }

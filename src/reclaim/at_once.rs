@@ -107,7 +107,9 @@ pub(super) fn take_out<'a, M: Machine>(
         outgoing.push(folio, prepared.commit());
         Some(entry)
     });
-    flush.note(node, VpnRange::new(run.start(), taken));
+    if taken > 0 {
+        flush.note(node, VpnRange::new(run.start(), taken));
+    }
     taken
 }
 

@@ -21,7 +21,8 @@
 //! the head of `background`: it waits a little, then reclaims for itself, and gives up with a clear error.
 //!
 //! **Batches.** Reclaim isolates folios of some [`BATCH`] pages with one hold of the list's lock, unmaps them,
-//! completes one flush, then writes them out. It takes folios by try-lock only and never a space's lock.
+//! completes one flush, then writes them out. It takes folios by try-lock only and never a space's lock. Who takes out
+//! pages of its own space, as a program asked or at its cap, needs no reverse map for what it has alone (`at_once`).
 //!
 //! **Refaults.** The eviction clock counts pages that left. A slot keeps the clock of its page's leaving, modulo 2^31,
 //! and whether the page was protected then; when the page comes back after no more evictions than there are frames, a
