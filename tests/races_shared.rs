@@ -553,3 +553,33 @@ fn a_space_forks_beside_its_own_programs() {
     let three = [Reclaim, PageOut, Store].map(|other| vec![Fork, StoreAll, other]);
     races(Crowd::Together, 2 * OF_A_PAIR, three);
 }
+
+/// Two spaces have a half each of a folio that the device refused. Both give theirs up, and nothing of it stays.
+#[test]
+fn a_refused_folio_goes_by_halves() {
+    explore_some("a refused folio goes by halves", 400, || {
+        let rig = Rig::new(Setup { slots: 32, tag_rooms: 32, cpus: 2, va_bits: 32, ..Setup::default() });
+        let parent = rig.space();
+        rig.map(&parent, BASE, PAGES as u64, RWT);
+        ALL.for_each(|page| rig.program(&parent).store(word_at(page, 0), 1).unwrap());
+        let child = parent.fork(&rig.mm).unwrap();
+        let advise = |space: &Space<Stage<K4>>, pages: Range<usize>, advice| {
+            let (start, bytes) = (VirtAddr::new(at(pages.start)), pages.len() as u64 * PAGE);
+            space.advise(&rig.mm, start, bytes, advice).unwrap();
+        };
+        rig.device.fail_after(0);
+        advise(&parent, ALL, Advice::PageOut);
+        assert_eq!((rig.count("write_errors"), rig.mm.totals().slots_free), (1, 16));
+        let halves = [0..PAGES / 2, PAGES / 2..PAGES];
+        advise(&parent, halves[1].clone(), Advice::DontNeed);
+        advise(&child, halves[0].clone(), Advice::DontNeed);
+        let give_up = |cpu: usize| {
+            rig.emu().set_cpu(cpu);
+            advise([&parent, &child][cpu], halves[cpu].clone(), Advice::DontNeed);
+        };
+        meet(&[&give_up, &give_up]);
+        assert_eq!(rig.mm.totals().slots_free, 32);
+        rig.destroy(child);
+        rig.finish(parent);
+    });
+}
