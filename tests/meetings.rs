@@ -19,7 +19,7 @@ use ebbtide::swap::{DeviceFlags, SwapOffError};
 
 use support::entries::{VALID, check_sharing, entries};
 use support::stage::meanwhile;
-use support::{RWT, Rig, Setup, Stage};
+use support::{RWT, Rig, Setup, Stage, tagged};
 
 const BASE: u64 = 0x4000_0000;
 const PAGE: u64 = 4096;
@@ -347,4 +347,38 @@ fn swapoff_is_interrupted() {
 #[test]
 fn what_has_met_can_leave() {
     meetings(Look::WhenTheyHaveLeft, &EACH, &[Load, Store], &[Load, Drop, End]);
+}
+
+/// A page that the device refused has its tags with the slot already, for whoever names that: who has it last stores to
+/// it, and what leaves then is what was stored.
+#[test]
+fn what_was_refused_leaves_as_it_was_stored_to_last() {
+    let tag = |round: u64, granule: u64| (granule * granule / 3 + round) as u8 & 0xf;
+    let place = |granule: u64| BASE + granule * 16;
+    meanwhile(|raise| {
+        let setup = Setup { cpus: 2, orders: Some(FolioOrders::SINGLE), ..Setup::default() };
+        let rig = Rig::new(setup);
+        let parent = rig.space();
+        let store = |round: u64| {
+            (0..256).for_each(|granule| rig.program(&parent).stg(place(granule), tag(round, granule)).unwrap());
+            rig.program(&parent).store(tagged(BASE, tag(round, 0)), round).unwrap();
+        };
+        rig.map(&parent, BASE, 2, RWT);
+        store(1);
+        let child = parent.fork(&rig.mm).unwrap();
+        rig.device.fail_after(0);
+        advise(&rig, &parent, 0..1, Advice::PageOut);
+        assert_eq!((rig.count("write_errors"), rig.count("tags_raw")), (1, 1));
+        assert_eq!(rig.program(&parent).load(tagged(BASE, tag(1, 0))), Ok(1));
+        raise(&mut || rig.emu().on_cpu(1, || advise(&rig, &child, 0..2, Advice::DontNeed)), &|| {
+            store(2);
+            advise(&rig, &parent, 0..1, Advice::PageOut);
+        });
+        for granule in 0..256 {
+            assert_eq!(rig.program(&parent).ldg(place(granule)), Ok(tag(2, granule)), "granule {granule}");
+        }
+        assert_eq!(rig.program(&parent).load(tagged(BASE, tag(2, 0))), Ok(2));
+        rig.destroy(child);
+        rig.finish(parent);
+    });
 }

@@ -37,8 +37,9 @@ use ebbtide::machine::Machine;
 use ebbtide::machine::emu::{Access, Death, Law, Mode};
 use ebbtide::reclaim::Advice;
 use ebbtide::space::{FaultError, Protection};
+use ebbtide::swap::DeviceFlags;
 
-use support::explore::{Told, explore, is_whole, meet};
+use support::explore::{Told, explore, explore_some, is_whole, meet};
 use support::meeting::{Phase, any_machine, pick};
 use support::walker::{Group, Walker};
 use support::{RW, RWT, Rig, Setup, Stage, tagged};
@@ -462,6 +463,25 @@ fn programs_beside_reclaimers() {
     for calls in [&[Store, Reclaim][..], &[Load, Reclaim], &[Reclaim, Reclaim], &[Store, Reclaim, Reclaim]] {
         race(calls);
     }
+}
+
+/// Who turns an area off waits for slots that are being left, and does not say that they are in use.
+#[test]
+fn an_area_goes_off_while_its_last_slot_is_left() {
+    explore_some("the last slot is left", 400, || {
+        let rig = Rig::<K4>::new(Setup { cpus: 2, device: DeviceFlags::STABLE_WRITES, ..Setup::default() });
+        let space = rig.space();
+        rig.activate(0, &space);
+        rig.map(&space, BASE, 1, RWT);
+        let advise = |advice| space.advise(&rig.mm, VirtAddr::new(BASE), PAGE, advice).unwrap();
+        rig.program(&space).store(BASE, 7).unwrap();
+        advise(Advice::PageOut);
+        assert_eq!(rig.program(&space).load(BASE), Ok(7));
+        assert_eq!(rig.mm.totals().slots_free, rig.mm.totals().slots - 1, "the page has not kept its slot");
+        let off = || _ = rig.mm.swap_off(rig.area.expect("there is one"), &[&space]).expect("nobody uses it");
+        meet(&[&|_| advise(Advice::Free), &|_| off()]);
+        rig.destroy(space);
+    });
 }
 
 /// A space ends while reclaim has its pages in hand, and the program of another space stores.

@@ -19,7 +19,7 @@ use ebbtide::granule::K4;
 use ebbtide::machine::emu::{Access, Death};
 use ebbtide::reclaim::Advice;
 use ebbtide::space::{FaultError, Protection, SpaceError};
-use ebbtide::swap::{DeviceFlags, SwapOffError};
+use ebbtide::swap::SwapOffError;
 
 use support::explore::{Told, explore_some, meet};
 use support::meeting::{Word, any_machine, pick};
@@ -554,21 +554,32 @@ fn a_space_forks_beside_its_own_programs() {
     races(Crowd::Together, 2 * OF_A_PAIR, three);
 }
 
-/// Who turns an area off waits for slots that are being left, and does not say that they are in use.
+/// Two spaces have a half each of a folio that the device refused. Both give theirs up, and nothing of it stays.
 #[test]
-fn an_area_goes_off_while_its_last_slot_is_left() {
-    explore_some("the last slot is left beside SwapOff", 5 * OF_A_PAIR, || {
-        let rig = Rig::<K4>::new(Setup { cpus: 2, device: DeviceFlags::STABLE_WRITES, ..Setup::default() });
-        let space = rig.space();
-        rig.activate(0, &space);
-        rig.map(&space, BASE, 1, RWT);
-        let advise = |advice| space.advise(&rig.mm, VirtAddr::new(BASE), PAGE, advice).unwrap();
-        rig.program(&space).store(BASE, 7).unwrap();
-        advise(Advice::PageOut);
-        assert_eq!(rig.program(&space).load(BASE), Ok(7));
-        assert_eq!(rig.mm.totals().slots_free, rig.mm.totals().slots - 1, "the page has not kept its slot");
-        let off = || _ = rig.mm.swap_off(rig.area.expect("there is one"), &[&space]).expect("nobody uses it");
-        meet(&[&|_| advise(Advice::Free), &|_| off()]);
-        rig.destroy(space);
+fn a_refused_folio_goes_by_halves() {
+    explore_some("a refused folio goes by halves", 400, || {
+        let rig = Rig::new(Setup { slots: 32, tag_rooms: 32, cpus: 2, va_bits: 32, ..Setup::default() });
+        let parent = rig.space();
+        rig.map(&parent, BASE, PAGES as u64, RWT);
+        ALL.for_each(|page| rig.program(&parent).store(word_at(page, 0), 1).unwrap());
+        let child = parent.fork(&rig.mm).unwrap();
+        let advise = |space: &Space<Stage<K4>>, pages: Range<usize>, advice| {
+            let (start, bytes) = (VirtAddr::new(at(pages.start)), pages.len() as u64 * PAGE);
+            space.advise(&rig.mm, start, bytes, advice).unwrap();
+        };
+        rig.device.fail_after(0);
+        advise(&parent, ALL, Advice::PageOut);
+        assert_eq!((rig.count("write_errors"), rig.mm.totals().slots_free), (1, 16));
+        let halves = [0..PAGES / 2, PAGES / 2..PAGES];
+        advise(&parent, halves[1].clone(), Advice::DontNeed);
+        advise(&child, halves[0].clone(), Advice::DontNeed);
+        let give_up = |cpu: usize| {
+            rig.emu().set_cpu(cpu);
+            advise([&parent, &child][cpu], halves[cpu].clone(), Advice::DontNeed);
+        };
+        meet(&[&give_up, &give_up]);
+        assert_eq!(rig.mm.totals().slots_free, 32);
+        rig.destroy(child);
+        rig.finish(parent);
     });
 }

@@ -524,3 +524,44 @@ fn a_space_at_its_cap_beside_each_call() {
         assert!(reclaims > 0 || !is_whole(), "the cap was never reached");
     }
 }
+
+/// While a part of a folio that was given up waits for its flush, reclaim may look for pins of the rest under one hold of
+/// the table's lock and take it out under another. Who pins a page of it comes before both, or after.
+#[test]
+fn a_pin_beside_reclaim_of_what_is_left() {
+    explore_some("a pin of what is left", 400, || {
+        let setup = Setup { frames: 80, slots: 128, tag_rooms: 64, cpus: 2, va_bits: 32, ..Setup::default() };
+        let rig = Rig::<K4>::new(setup);
+        let space = rig.space();
+        // There may be others that have its pages.
+        let child = space.fork(&rig.mm).unwrap();
+        rig.map(&space, BASE, 16, RWT);
+        ALL.for_each(|page| rig.program(&space).store(at(page).bytes() + own(0), 1).unwrap());
+        assert_eq!(rig.count("large_folios"), 1);
+        rig.map(&space, 2 * BASE, 128, RWT);
+        let is_short = |page: u64| {
+            rig.program(&space).store(2 * BASE + page * PAGE, 1).unwrap();
+            rig.count("background_wakes") > 0
+        };
+        assert!((0..128).any(is_short));
+        space.advise(&rig.mm, at(0), 16 * PAGE, Advice::Cold).unwrap();
+        let pins = Mutex::new(Vec::new());
+        let give_up_and_pin = |cpu: usize| {
+            rig.emu().set_cpu(cpu);
+            space.advise(&rig.mm, at(8), 8 * PAGE, Advice::DontNeed).unwrap();
+            pins.lock().unwrap().push(space.pin(&rig.mm, at(5), space::Access::Write).unwrap());
+        };
+        let reclaim = |cpu: usize| {
+            rig.emu().set_cpu(cpu);
+            rig.mm.balance();
+        };
+        meet(&[&give_up_and_pin, &reclaim]);
+        for pin in pins.into_inner().unwrap() {
+            rig.emu().device_store(rig.mm.pinned(&pin), own(1) as usize / 8, 9);
+            assert_eq!(rig.program(&space).load(at(5).bytes() + own(1)), Ok(9));
+            rig.mm.unpin(pin);
+        }
+        rig.destroy(child);
+        rig.finish(space);
+    });
+}

@@ -171,7 +171,13 @@ impl<M: Machine> Mm<M> {
 
 #[cfg(test)]
 mod tests {
+    use std::vec;
+
     use super::*;
+    use crate::frame::FrameRecord;
+    use crate::granule::K4;
+    use crate::machine::emu::{Emu, EmuConfig};
+    use crate::{Memory, Space};
 
     #[test]
     fn links_name_every_node_and_none() {
@@ -183,5 +189,23 @@ mod tests {
         }
         store(&link, None);
         assert_eq!(load(&link), None);
+    }
+
+    /// Who waited for a tree's lock finds out that the node is in that tree no more. A parent's stays as long as a child's.
+    #[test]
+    fn a_node_that_is_given_back_is_in_no_tree() {
+        let emu = Emu::<K4>::new(EmuConfig { frames: 128, ..EmuConfig::default() });
+        let span = emu.frames();
+        let records = vec![0u64; 128 * size_of::<FrameRecord>() / 8].leak();
+        let memory = Memory { span, records: core::ptr::NonNull::from(records).cast(), free: &[span] };
+        // SAFETY: the records are zeroed and stay; all of the emulator's frames are the library's.
+        let mm = unsafe { Mm::new(emu, memory) }.unwrap();
+        let parent = Space::new(&mm).unwrap();
+        let child = parent.fork(&mm).unwrap();
+        let nodes = [parent.node(), child.node()];
+        assert!(parent.destroy(&mm).is_ok());
+        assert!(nodes.iter().all(|&node| mm.family(node).is_some()));
+        assert!(child.destroy(&mm).is_ok());
+        assert!(nodes.iter().all(|&node| mm.family(node).is_none()));
     }
 }

@@ -306,6 +306,28 @@ static void many_arguments(void)
 	expect(ending(pid), 46 << 8);
 }
 
+/* An argument may end with the last byte that a program can have. */
+static void argument_at_the_end(void)
+{
+	long pid = fork();
+
+	if (pid == 0) {
+		char *end = (char *)(1UL << 52);
+
+		/* However many bits addresses have; and it may be the stack, whose last word nobody needs. */
+		for (; end > (char *)(1UL << 38); end = (char *)((u64)end / 2)) {
+			void *last = map_at(end - PAGE, PAGE, RW, ANON | MAP_FIXED_NOREPLACE);
+
+			if (last == end - PAGE || (long)last == -EEXIST)
+				break;
+		}
+		memcpy(end - 6, "there", 6);
+		exec(end - 6, 0);
+		leave(98);
+	}
+	expect(ending(pid), 48 << 8);
+}
+
 int main(int argc, char **argv, char **envp, u64 *auxv)
 {
 	self = argv[0];
@@ -334,6 +356,7 @@ int main(int argc, char **argv, char **envp, u64 *auxv)
 	in_child("again", "9", 45);
 	in_child("number", 0, 0);
 	many_arguments();
+	argument_at_the_end();
 	long pid = fork();
 	if (pid == 0) {
 		char *const environment[] = { "NAME=value", 0 };
