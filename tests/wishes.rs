@@ -438,25 +438,52 @@ fn what_is_locked_stays_at_the_cap() {
 /// A page that a CPU uses without end stays below the cap: its translation is asked for again after each look.
 #[test]
 fn a_page_in_use_stays_below_the_cap() {
-    // The first that the hand comes to, and one among others.
-    for used in [0, 7] {
-        let rig = Rig::<K4>::new(Setup { cpus: 2, slots: 1024, adversary: Adversary::Quiet, ..setup::<K4>(SINGLE) });
-        let space = rig.space();
-        rig.map(&space, BASE, 900, RW);
-        space.set_cap(&rig.mm, MemoryCap::Pages(LEAST_CAP_PAGES));
-        let mut returns = 0;
-        for page in (0..900).filter(|&page| page != used) {
-            rig.program(&space).store(at::<K4>(page), page).unwrap();
-            let before = rig.count("swap_in");
-            // CPU 1 does nothing else.
-            rig.program_on(1, &space).store(at::<K4>(used), page).unwrap();
-            // When the cap is met for the first time, all below it is in use: then any page may go.
-            if page > 2 * LEAST_CAP_PAGES {
-                returns += rig.count("swap_in") - before;
-            }
+    let rig = Rig::<K4>::new(Setup { cpus: 2, slots: 1024, adversary: Adversary::Quiet, ..setup::<K4>(SINGLE) });
+    let space = rig.space();
+    rig.map(&space, BASE, 900, RW);
+    space.set_cap(&rig.mm, MemoryCap::Pages(LEAST_CAP_PAGES));
+    let mut returns = 0;
+    for page in 1..900 {
+        rig.program(&space).store(at::<K4>(page), page).unwrap();
+        let before = rig.count("swap_in");
+        // CPU 1 does nothing else.
+        rig.program_on(1, &space).store(BASE, page).unwrap();
+        // When the cap is met for the first time, all below it is in use: then any page may go.
+        if page > 2 * LEAST_CAP_PAGES {
+            returns += rig.count("swap_in") - before;
         }
-        assert!(rig.count("swap_out") > 200);
-        assert_eq!(returns, 0, "page {used} left and came back");
-        rig.finish(space);
     }
+    assert!(rig.count("swap_out") > 200);
+    assert_eq!(returns, 0, "it left and came back");
+    rig.finish(space);
+}
+
+/// Of pages that lie side by side those leave for the cap that were not used since the last look.
+#[test]
+fn what_is_used_stays_beside_what_is_not() {
+    let (cap, some) = (2 * LEAST_CAP_PAGES, 300..400);
+    let frames = 2 * cap;
+    let rig = Rig::<K4>::new(Setup { frames, slots: 4096, adversary: Adversary::Quiet, ..setup::<K4>(SINGLE) });
+    let space = rig.space();
+    rig.activate(0, &space);
+    rig.map(&space, BASE, 4 * cap, RW);
+    space.set_cap(&rig.mm, MemoryCap::Pages(cap));
+    let is_there = |page: u64| {
+        let mut seen = Vec::new();
+        space.residency(&rig.mm, va::<K4>(page), 1 << 12, |residency| seen.push(residency)).unwrap();
+        seen == [Residency::Resident]
+    };
+    let program = rig.program(&space);
+    let mut stores = (0..4 * cap).map(|page| program.store(at::<K4>(page), page).unwrap());
+    // The cap is met: all pages have been looked at, and the first have left.
+    while rig.count("swap_out") == 0 {
+        stores.next().expect("the cap is never met");
+    }
+    assert!(some.clone().all(is_there));
+    some.clone().step_by(2).for_each(|page| assert_eq!(program.load(at::<K4>(page)), Ok(page)));
+    while some.clone().skip(1).step_by(2).any(is_there) {
+        stores.next().expect("they never leave");
+    }
+    assert!(some.step_by(2).all(is_there), "a page that was used has left");
+    rig.finish(space);
 }
