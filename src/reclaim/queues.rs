@@ -198,7 +198,7 @@ impl Queues {
 
     /// Takes a listed folio out, with its neighbours: those that come one after the other are cut as one. The last of
     /// `taken` are [`Queues::finish`]ed.
-    #[inline]
+    #[inline(always)]
     pub(super) fn gather(&mut self, frames: &Frames, taken: &mut Taken, frame: Frame) {
         taken.protected += u64::from(frames.record(frame).unlist().class == Class::Protected);
         match &mut taken.chain {
@@ -212,7 +212,7 @@ impl Queues {
     }
 
     /// Ends what was begun by [`Queues::gather`].
-    #[inline]
+    #[inline(always)]
     pub(super) fn finish(&mut self, frames: &Frames, taken: Taken) {
         if let Some(chain) = &taken.chain {
             self.cut(frames, chain);
