@@ -4,7 +4,7 @@
 //! is alone with the folio, sees all that others did to it while they had counts, and frees it. Who frees by another
 //! way than others leave by asks first whether it is the last ([`Count::put_unless_last`]). Who has none may
 //! [`Count::get`] a reference, but not of a folio that is nobody's. Who has all counts there are changes what the
-//! folio is ([`Count::trade`]).
+//! folio is ([`Count::trade`]); who takes a leaf entry out may keep its count as a reference ([`Count::keep`]).
 //!
 //! Generic over the word, so that the models below run these very steps on loom's.
 
@@ -119,7 +119,8 @@ impl<W: Word<Bits = u64>> Count<W> {
     /// The caller's leaf entry, which is taken out, becomes a reference.
     #[inline]
     pub(crate) fn keep(&self) {
-        self.0.fetch_add(REFERENCE - MAP, Ordering::Relaxed);
+        let before = self.0.fetch_add(REFERENCE - MAP, Ordering::Relaxed);
+        debug_assert!(before as u32 > 0, "a leaf entry is kept that was not counted");
     }
 
     /// Takes a pin. The caller has a count. `None` when there are as many as can be counted.

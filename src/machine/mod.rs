@@ -68,7 +68,8 @@ pub unsafe trait Board: Send + Sync + 'static {
     /// Called with no spinning lock held.
     fn wait(&self, word: &AtomicU32, seen: u32);
 
-    /// Wakes every sleeper on `word`. The caller has changed the word before.
+    /// Wakes every sleeper on `word`. The caller has changed the word before, and may hold spinning locks of the
+    /// library's, which is not called from here.
     fn wake(&self, word: &AtomicU32);
 }
 

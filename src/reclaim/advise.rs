@@ -229,7 +229,8 @@ pub(super) struct Rest {
     pub(super) freed: u64,
 }
 
-/// Evicts the folios of the first pages of a part of a table, up to a batch. Under the space's lock.
+/// Evicts the folios of the first pages of a part of a table, up to a batch, and as many single pages again that leave
+/// where they are found. Under the space's lock.
 pub(super) fn evict_first<M: Machine>(
     mm: &Mm<M>,
     node: NodeId,
@@ -249,8 +250,9 @@ pub(super) fn evict_first<M: Machine>(
     Rest { left: if split == 0 { left } else { part }, freed: freed + pages }
 }
 
-/// Isolates the folios of the first pages of `part`, up to a batch. Large ones that are not covered are split. Where
-/// use does not count, what needs no slot goes at once, as if it were unmapped. Where use gives a second chance, single
+/// Isolates the folios of the first pages of `part`, up to a batch. Large ones that are not covered are split. Single
+/// pages that this space has alone leave the table at once, for `outgoing`; and where use does not count, what needs no
+/// slot goes as if it were unmapped. Where use gives a second chance, single
 /// pages that were used stay behind with their access flags cleared, and no policy hears of them: what a space at its
 /// cap has is looked at so often that a use tells it little.
 fn isolate<'a, M: Machine>(

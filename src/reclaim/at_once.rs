@@ -1,7 +1,7 @@
 //! What leaves where it is found, for who takes out pages of its own space: no reverse map is asked.
 //!
 //! **Protocol.** The caller holds the space's lock and the table's, and its flush completes when the table is free
-//! again, before anything is written or freed (law 4). A folio is taken if this space has it alone, nobody has pinned
+//! again, before anything is written or freed (laws 2 and 4). A folio is taken if this space has it alone, nobody has pinned
 //! or locked it, and it is in no slot yet; all others are left to [`evict`](super::evict), which knows every case.
 
 use super::evict::Ageing;
@@ -78,24 +78,25 @@ pub(super) fn take_out<'a, M: Machine>(
     flush: &mut Flush<'_, M>,
 ) -> u64 {
     let frames = mm.frames();
+    // Others may lack what is taken here for pages that stay.
+    let run = VpnRange::new(run.start(), lead(cursor, run, outgoing.room() as u64, ageing));
     let Decoded::Leaf(first) = cursor.read(run.start()) else { return 0 };
-    let Some(frame) = frames.frame(first.pfn::<M::Granule>()).filter(|_| may_go(first, ageing)) else { return 0 };
+    let Some(frame) = frames.frame(first.pfn::<M::Granule>()).filter(|_| !run.is_empty()) else { return 0 };
     if !frames.record(frame).is_listed_single() {
         return 0;
     }
-    let run = VpnRange::new(run.start(), run.pages().min(outgoing.room() as u64));
     let tagged = frames.tagged_pages(frame, 0);
     let prepared = mm.swap().prepare(mm.machine().cpu(), 0, tagged, run.pages() as u32);
     let Ok(mut prepared) = prepared else { return 0 };
     let mut list = mm.reclaim().isolating(frames);
     let taken = cursor.swap_out_first(run, |leaf| {
-        let frame = frames.frame(leaf.pfn::<M::Granule>()).filter(|_| may_go(leaf, ageing))?;
+        let frame = frames.frame(leaf.pfn::<M::Granule>())?;
         let record = frames.record(frame);
         if !record.is_listed_single() || !prepared.fit(0, frames.tagged_pages(frame, 0)) {
             return None;
         }
         let folio = frames.try_lock(mm.machine(), frame)?;
-        // Both can change only under the lock that is held now.
+        // No slot and no pin is added but under the lock that is held now.
         if record.has(flag::CACHED) || !record.count.is_mapped_once() {
             return None;
         }
@@ -111,6 +112,16 @@ pub(super) fn take_out<'a, M: Machine>(
         flush.note(node, VpnRange::new(run.start(), taken));
     }
     taken
+}
+
+/// The first pages of `run` that may go, if they are folios of their own; `most` of them at most.
+#[inline(always)]
+fn lead<M: Machine>(cursor: &Cursor<'_, M>, run: VpnRange, most: u64, ageing: Ageing) -> u64 {
+    let goes = |&page: &u64| match cursor.read(run.start().offset(page)) {
+        Decoded::Leaf(leaf) => may_go(leaf, ageing),
+        _ => false,
+    };
+    (0..run.pages().min(most)).take_while(goes).count() as u64
 }
 
 /// Whether a page of its own folio goes: this space has it alone, and it has to be written.

@@ -16,7 +16,8 @@ use crate::swap::{Late, Leaving, Saved, Written};
 
 /// See the module's head.
 pub(super) struct Outgoing<'a, M: Machine> {
-    folios: ArrayVec<(FolioLock<'a, M>, Leaving<'a, M>), BATCH>,
+    // In the order in which they are let go of: the rooms before the lock.
+    folios: ArrayVec<(Leaving<'a, M>, FolioLock<'a, M>), BATCH>,
 }
 
 impl<'a, M: Machine> Outgoing<'a, M> {
@@ -40,7 +41,7 @@ impl<'a, M: Machine> Outgoing<'a, M> {
     /// Adds a folio.
     #[inline(always)]
     pub(super) fn push(&mut self, folio: FolioLock<'a, M>, way: Leaving<'a, M>) {
-        self.folios.push((folio, way));
+        self.folios.push((way, folio));
     }
 
     /// Writes them out, and frees their frames: those that stay join `kept`, and the references to them are the
@@ -53,7 +54,7 @@ impl<'a, M: Machine> Outgoing<'a, M> {
         // What the device takes its time for: all of it is under way before the first is waited for.
         let mut late: Late<'_, M, BATCH> = Late::new();
         let mut waiting: ArrayVec<FolioLock<'_, M>, BATCH> = ArrayVec::new();
-        for (folio, way) in self.folios.drain(..) {
+        for (way, folio) in self.folios.drain(..) {
             let pages = way.pages();
             match way.write_out(mm, &folio, &mut saved, &mut late) {
                 Written::Gone => freed += release(frames, folio, pages, freeing),
@@ -80,7 +81,9 @@ impl<'a, M: Machine> Outgoing<'a, M> {
         let mut kept = Kept::new();
         let freed = self.write_out(mm, &mut mm.frames().freeing(mm.machine().cpu()), &mut kept);
         mm.reclaim().put_back(mm.frames(), &Batch::default(), &kept);
-        mm.release(kept.iter().map(|&(frame, _)| (frame, REFERENCE)));
+        if !kept.is_empty() {
+            mm.release(kept.iter().map(|&(frame, _)| (frame, REFERENCE)));
+        }
         mm.reclaim().settled(mm.machine(), folios);
         freed
     }

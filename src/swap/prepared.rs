@@ -1,8 +1,9 @@
 //! What folios need to leave: slots, and room for their tags.
 //!
 //! Taken for several folios of one size at once, and used up one by one: [`Supply::take`] finds what serves a folio that
-//! is about to leave, [`Prepared::cache`] and [`Prepared::commit`] use it up. Nothing is taken for folios that stay, or
-//! that nobody will want again.
+//! is about to leave, and who knows that several are asks the areas ([`Swap::prepare`](super::Swap::prepare));
+//! [`Prepared::cache`] and [`Prepared::commit`] use it up. Nothing is taken for folios that are seen to stay, or that
+//! nobody will want again.
 
 use super::Dry;
 use super::area::Area;
